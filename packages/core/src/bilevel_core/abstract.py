@@ -1,0 +1,124 @@
+"""The contracts of the framework, on one page; no maths lives here.
+
+A bilevel problem asks for the λ that minimises
+
+    f_T(λ) = E(w_T(λ), λ),   w_0 = Φ_0(λ),   w_t = Φ_t(w_{t-1}, λ),   t = 1 … T.
+
+Each part of that sentence is one object:
+
+    Problem   (problem.py)   Φ_0, the inner objective L_λ(w) and the outer objective E(w, λ)
+    Dynamics  (dynamics/)    Φ_t: one step of an optimiser on L_λ
+    Engine    (engines/)     how ∇f_T(λ) is computed: reverse, forward, implicit, …
+    Backend   (backends/)    the array framework: all that an engine may ask of it
+
+`hypergradient` (hypergradient.py) checks its input once, finds the backend from the arrays it is
+given, joins problem and dynamics into a `Flow` (flow.py: three pure maps, all that an engine sees)
+and calls the engine. `minimize` (outer.py) repeats that under an optimiser for λ.
+
+Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi,
+Frasconi, Salzo, Grazzi, Pontil, 2018), Eqs. 1, 2, 5 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from bilevel_core.flow import Flow
+    from bilevel_core.results import Hypergradient
+
+__all__ = ["Array", "Backend", "Dynamics", "Engine", "OuterOptimizer", "Tree"]
+
+Array: TypeAlias = Any
+"""An array of the framework in use, such as a `torch.Tensor`."""
+
+Tree: TypeAlias = Any
+"""An array, or a dict, list or tuple of trees."""
+
+
+class Dynamics(Protocol):
+    """Φ: an optimiser of the inner objective, as pure functions of its state.
+
+    Whatever else than w the optimiser keeps (a velocity, moments) lives in the state, so that an
+    engine can differentiate through it.
+    """
+
+    def init(self, w: Tree, lam: Tree) -> Tree:
+        """Return the state s_0 that starts at the parameters w = Φ_0(λ)."""
+        ...
+
+    def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
+        """Return s_t from s_{t-1}; `gradient(w)` is ∇_w L_λ(w), and t counts from 1."""
+        ...
+
+    def params(self, state: Tree) -> Tree:
+        """Return the parameters w that a state holds."""
+        ...
+
+
+class Engine(Protocol):
+    """A way to compute f_T(λ) and ∇f_T(λ)."""
+
+    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
+        """Run T = `steps` inner steps from λ; failure is a value (`Hypergradient.result`)."""
+        ...
+
+
+class OuterOptimizer(Protocol):
+    """An optimiser of λ with its own memory (moments, schedules)."""
+
+    def update(self, grad: Tree) -> Tree:
+        """Take one step along the hypergradient and return the new λ."""
+        ...
+
+
+class Backend(Protocol):
+    """What an engine may ask of an array framework. Trees are mapped by `tree.py`, not here."""
+
+    @property
+    def name(self) -> str:
+        """The framework's name, as its extra is called."""
+        ...
+
+    def owns(self, leaf: object) -> bool:
+        """Say whether a leaf is an array of this framework."""
+        ...
+
+    def signature(self, leaf: Array) -> tuple[tuple[int, ...], str]:
+        """Return (shape, dtype) of an array, for checks and messages."""
+        ...
+
+    def is_floating(self, leaf: Array) -> bool:
+        """Say whether an array holds real floating-point numbers."""
+        ...
+
+    def epsilon(self, tree: Tree) -> float:
+        """Return the largest machine epsilon among a tree's arrays."""
+        ...
+
+    def norm(self, tree: Tree) -> float:
+        """Return the Euclidean norm over all of a tree's entries (NaN or inf if any is)."""
+        ...
+
+    def ones_like(self, leaf: Array) -> Array:
+        """Return an array of ones of the same shape, dtype and device."""
+        ...
+
+    def detach(self, tree: Tree) -> Tree:
+        """Return the same numbers with no derivative attached."""
+        ...
+
+    def gradient(self, function: Callable[[Tree], Array]) -> Callable[[Tree], Tree]:
+        """Return the gradient of a scalar function of one tree; it can be differentiated again."""
+        ...
+
+    def vjp(
+        self, function: Callable[..., Tree], *primals: Tree
+    ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
+        """Return function(*primals) and the map from a cotangent to the products with Jᵀ."""
+        ...
+
+    def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:
+        """Make the framework's own kind of optimiser for λ from its factory."""
+        ...

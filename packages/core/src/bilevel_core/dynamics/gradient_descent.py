@@ -1,0 +1,47 @@
+"""Gradient descent as inner dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from bilevel_core.abstract import Tree
+from bilevel_core.tree import map_leaves
+
+__all__ = ["GradientDescent"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent:
+    """w_t = w_{t-1} - η ∇_w L_λ(w_{t-1}), the full-batch steps of Eq. 10.
+
+    Attributes:
+        step_size: η, in units of w over gradient: a number, or a function `(lam, t)` that returns
+            a scalar array (a learned step size, a schedule) or one array that broadcasts against
+            every leaf of w, or a tree like w (one step size a parameter).
+
+    The state is w itself. Cost: one gradient of the inner objective a step.
+
+    Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
+    al., 2018), section 2.3 and Eq. 10.
+    """
+
+    step_size: float | Callable[[Tree, int], Tree]
+
+    def init(self, w: Tree, lam: Tree) -> Tree:
+        """Return w: gradient descent keeps nothing else."""
+        del lam
+        return w
+
+    def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
+        """Return w - η ∇L(w)."""
+        eta = self.step_size(lam, t) if callable(self.step_size) else self.step_size
+        if isinstance(eta, dict | list | tuple):
+            return map_leaves(lambda w, g, e: w - e * g, state, gradient(state), eta)
+        return map_leaves(lambda w, g: w - eta * g, state, gradient(state))
+
+    def params(self, state: Tree) -> Tree:
+        """Return w."""
+        return state

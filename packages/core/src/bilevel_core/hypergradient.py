@@ -1,0 +1,158 @@
+"""The entry point: check the input once, choose the backend, call the engine, report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
+from bilevel_core.backend import backend_of
+from bilevel_core.engines.reverse import Reverse
+from bilevel_core.flow import Flow, trajectory
+from bilevel_core.problem import Problem
+from bilevel_core.results import Code, DivergenceError, Hypergradient, Result, diagnose
+from bilevel_core.tree import named_leaves
+
+__all__ = ["checked_flow", "hypergradient", "run_engine", "solve_inner"]
+
+REVERSE = Reverse()
+
+
+def hypergradient(
+    problem: Problem,
+    dynamics: Dynamics,
+    lam: Tree,
+    *,
+    steps: int,
+    engine: Engine = REVERSE,
+) -> Hypergradient:
+    """Return f_T(λ) = E(w_T(λ), λ) and ∇f_T(λ).
+
+    Args:
+        problem: Φ_0, the inner and the outer objective.
+        dynamics: one step of the inner optimiser.
+        lam: λ, a floating-point array or a tree of them, all of one framework.
+        steps: T ≥ 0, inner steps; 0 gives the derivative through Φ_0 alone.
+        engine: how the gradient is computed.
+
+    Raises:
+        TypeError: λ, w_0 or the objectives are not floating-point arrays of one framework.
+        ValueError: T < 0, an objective is not a scalar, or the dynamics change w's shape.
+        DivergenceError: the inner run, f_T or its gradient is not finite or grows without bound.
+
+    Cost: the engine's, plus one inner step and one outer objective for the checks.
+
+    Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
+    al., 2018), Eqs. 5 and 6.
+
+    Example:
+        >>> import torch
+        >>> problem = Problem(
+        ...     inner=lambda w, lam: 0.5 * (w - lam) ** 2,
+        ...     outer=lambda w, lam: 0.5 * w**2,
+        ...     init=torch.zeros_like,
+        ... )
+        >>> lam = torch.tensor(2.0, dtype=torch.float64)
+        >>> hypergradient(problem, GradientDescent(step_size=0.5), lam, steps=1).grad
+        tensor(0.5000, dtype=torch.float64)
+    """
+    flow, lam = checked_flow(problem, dynamics, lam, steps)
+    return run_engine(engine, flow, lam, steps)
+
+
+def run_engine(engine: Engine, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
+    """Call an engine on checked input and raise `DivergenceError` where it failed."""
+    computed = engine(flow, lam, steps)
+    _raise_if_diverged(computed.result, steps)
+    for what, tree in (("f_T", computed.value), ("the hypergradient", computed.grad)):
+        for path, leaf in named_leaves(tree, what):
+            if not _is_finite(flow.backend, leaf):
+                raise DivergenceError(
+                    f"{path} is not finite after {steps} inner steps, although the inner run is: "
+                    "look for a division by zero or a logarithm of zero in the objectives"
+                )
+    return computed
+
+
+def solve_inner(problem: Problem, dynamics: Dynamics, lam: Tree, *, steps: int) -> Tree:
+    """Return w_T(λ), the parameters after T inner steps, with no derivatives.
+
+    Arguments and errors are those of `hypergradient`. Cost: T steps; memory of T + 1 states.
+    """
+    flow, lam = checked_flow(problem, dynamics, lam, steps)
+    states = trajectory(flow, lam, steps)
+    _raise_if_diverged(diagnose(flow.backend, states), steps)
+    return dynamics.params(states[-1])
+
+
+def checked_flow(problem: Problem, dynamics: Dynamics, lam: Tree, steps: int) -> tuple[Flow, Tree]:
+    """Return the three maps and a detached λ, or raise what `hypergradient` says it raises."""
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an int, found {steps!r}")
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, found {steps}")
+    backend = backend_of(lam, "λ")
+    _require_floating(backend, lam, "λ")
+    flow = Flow(problem=problem, dynamics=dynamics, backend=backend)
+    lam = backend.detach(lam)
+    _check_maps(flow, lam, steps)
+    return flow, lam
+
+
+def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
+    """Run one step and the objectives once, so that a mistake is named before the long run."""
+    backend = flow.backend
+    w = flow.problem.init(lam)
+    _require_floating(backend, w, "w_0 = init(λ)")
+    start = flow.dynamics.init(w, lam)
+    _require_scalar(backend, flow.objective(start, lam), "the outer objective")
+    if steps == 0:
+        return
+    _require_scalar(backend, flow.problem.inner(w, lam), "the inner objective")
+    before, after = (
+        {path: backend.signature(leaf) for path, leaf in named_leaves(state, "state")}
+        for state in (start, flow.step(start, lam, 1))
+    )
+    for path in before.keys() | after.keys():
+        if before.get(path) != after.get(path):
+            raise ValueError(
+                f"the dynamics change {path} from {_show(before.get(path))} to "
+                f"{_show(after.get(path))} in a step: shape and dtype must stay as init made them"
+            )
+
+
+def _require_floating(backend: Backend, tree: Tree, name: str) -> None:
+    for path, leaf in named_leaves(tree, name):
+        if not backend.owns(leaf):
+            raise TypeError(
+                f"{path} is a {type(leaf).__name__}, but λ is made of {backend.name} arrays: "
+                "use one framework"
+            )
+        if not backend.is_floating(leaf):
+            raise TypeError(
+                f"{path} is {_show(backend.signature(leaf))}: expected floating-point numbers, "
+                "because a derivative is taken"
+            )
+
+
+def _require_scalar(backend: Backend, value: Any, name: str) -> None:
+    _require_floating(backend, value, name)
+    shape, _ = backend.signature(value)
+    if shape != ():
+        raise ValueError(f"{name} must return a scalar array, found shape {shape}: sum or average")
+
+
+def _show(signature: tuple[tuple[int, ...], str] | None) -> str:
+    return "nothing" if signature is None else f"{signature[1]} of shape {signature[0]}"
+
+
+def _is_finite(backend: Backend, leaf: Tree) -> bool:
+    return backend.norm(leaf) < float("inf")
+
+
+def _raise_if_diverged(result: Result, steps: int) -> None:
+    if result.code is Code.SUCCESS:
+        return
+    what = "is not finite" if result.code is Code.NOT_FINITE else "grows without bound"
+    raise DivergenceError(
+        f"the inner run {what} at step {result.step} of T = {steps}: {result.code.value}"
+    )

@@ -1,0 +1,52 @@
+"""Trees of arrays (dict, list, tuple), without a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bilevel_core.abstract import Tree
+
+__all__ = ["add", "leaves", "map_leaves", "named_leaves", "rebuild"]
+
+
+def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) in a fixed order; the path reads as one would index: `λ['a'][0]`."""
+    if isinstance(tree, dict):
+        for key, child in tree.items():
+            yield from named_leaves(child, f"{name}[{key!r}]")
+    elif isinstance(tree, list | tuple):
+        for index, child in enumerate(tree):
+            yield from named_leaves(child, f"{name}[{index}]")
+    else:
+        yield name, tree
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """Return the leaves in a fixed order."""
+    return [leaf for _, leaf in named_leaves(tree)]
+
+
+def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """Apply a function to the leaves that stand at the same place in every tree."""
+    if isinstance(tree, dict):
+        return {
+            key: map_leaves(function, child, *(other[key] for other in others))
+            for key, child in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        children = [map_leaves(function, *together) for together in zip(tree, *others, strict=True)]
+        # A named tuple takes its fields one by one.
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+    return function(tree, *others)
+
+
+def rebuild(tree: Tree, flat: list[Any]) -> Tree:
+    """Return a tree of the same shape with its leaves replaced, in order."""
+    remaining = iter(flat)
+    return map_leaves(lambda _: next(remaining), tree)
+
+
+def add(x: Tree, y: Tree) -> Tree:
+    """Return x + y, leaf by leaf."""
+    return map_leaves(lambda a, b: a + b, x, y)

@@ -1,0 +1,153 @@
+"""Every engine against closed forms, finite differences and plain autograd, in float64."""
+
+import pytest
+import torch
+from bilevel_core import GradientDescent, Problem, Reverse, hypergradient, solve_inner
+from problems import ALL, Known, linear_map, ridge, shift
+
+ENGINES = [Reverse()]
+each_engine = pytest.mark.parametrize("engine", ENGINES, ids=lambda e: type(e).__name__)
+each_problem = pytest.mark.parametrize("known", ALL, ids=lambda k: f"{k.name}-{k.lam.numel()}")
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-10) -> None:
+    scale = torch.linalg.vector_norm(expected).item()
+    assert torch.linalg.vector_norm(actual - expected).item() <= relative * scale + 1e-14
+
+
+@each_engine
+@each_problem
+@pytest.mark.parametrize("steps", [0, 1, 2, 8, 50])
+def test_value_and_gradient_are_those_of_the_closed_form(engine, known: Known, steps: int):
+    computed = hypergradient(
+        known.problem, GradientDescent(step_size=known.eta), known.lam, steps=steps, engine=engine
+    )
+    lam = known.lam.clone().requires_grad_()
+    value = known.value(lam, known.eta, steps)
+    (grad,) = torch.autograd.grad(value, lam)
+    close(computed.value, value.detach())
+    close(computed.grad, grad)
+
+
+@each_engine
+def test_hand_derived_gradient_of_the_scalar_problem(engine):
+    known, eta, steps = shift(), 0.25, 7
+    computed = hypergradient(
+        known.problem, GradientDescent(step_size=eta), known.lam, steps=steps, engine=engine
+    )
+    close(computed.grad, known.lam * (1 - (1 - eta) ** steps) ** 2)
+
+
+@each_engine
+@pytest.mark.parametrize("known", [ridge(), linear_map()], ids=lambda k: k.name)
+def test_long_runs_reach_the_exact_bilevel_problem(engine, known: Known):
+    """Theorem 3.2 at work: f_T and its gradient tend to those of the exact inner solution."""
+    lam = known.lam.clone().requires_grad_()
+    exact = known.limit(lam)
+    (exact_grad,) = torch.autograd.grad(exact, lam)
+    errors = []
+    for steps in (50, 200, 1000):
+        computed = hypergradient(
+            known.problem,
+            GradientDescent(step_size=known.eta),
+            known.lam,
+            steps=steps,
+            engine=engine,
+        )
+        errors.append(torch.linalg.vector_norm(computed.grad - exact_grad).item())
+    assert errors == sorted(errors, reverse=True)
+    close(computed.grad, exact_grad, 1e-8)
+    close(computed.value, exact.detach(), 1e-8)
+
+
+class ValueWithHypergradient(torch.autograd.Function):
+    """f_T with an engine's gradient as its derivative, for gradcheck."""
+
+    @staticmethod
+    def forward(ctx, lam, run):
+        computed = run(lam)
+        ctx.save_for_backward(computed.grad)
+        return computed.value
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return upstream * grad, None
+
+
+@each_engine
+@each_problem
+def test_gradcheck(engine, known: Known):
+    def run(lam: torch.Tensor):
+        return hypergradient(
+            known.problem, GradientDescent(step_size=known.eta), lam, steps=5, engine=engine
+        )
+
+    lam = known.lam.clone().requires_grad_()
+    assert torch.autograd.gradcheck(ValueWithHypergradient.apply, (lam, run))
+
+
+@each_engine
+def test_learned_step_sizes_and_initial_weights_in_a_tree(engine):
+    """λ = {w_0, one step size a step, one a parameter}; reference: autograd through the loop."""
+    known, steps = ridge(), 6
+    inner, outer = known.problem.inner, known.problem.outer
+    lam = {
+        "start": known.lam,
+        "schedule": torch.linspace(0.05, 0.1, steps, dtype=torch.float64),
+        "each": [torch.linspace(0.5, 1.0, len(known.lam), dtype=torch.float64)],
+    }
+    problem = Problem(
+        inner=lambda w, lam: inner(w, lam["start"]),
+        outer=lambda w, lam: outer(w, lam["start"]),
+        init=lambda lam: 1.0 * lam["start"],
+    )
+    dynamics = GradientDescent(step_size=lambda lam, t: lam["schedule"][t - 1] * lam["each"][0])
+    computed = hypergradient(problem, dynamics, lam, steps=steps, engine=engine)
+
+    start, schedule, each = (
+        leaf.clone().requires_grad_() for leaf in (lam["start"], lam["schedule"], lam["each"][0])
+    )
+    w = 1.0 * start
+    for t in range(steps):
+        (g,) = torch.autograd.grad(inner(w, start), w, create_graph=True)
+        w = w - schedule[t] * each * g
+    expected = torch.autograd.grad(outer(w, start), (start, schedule, each))
+    found = (computed.grad["start"], computed.grad["schedule"], computed.grad["each"][0])
+    for actual, reference in zip(found, expected, strict=True):
+        close(actual, reference)
+
+
+@each_engine
+def test_one_step_size_a_leaf(engine):
+    problem = Problem(
+        inner=lambda w, lam: ((w["a"] - lam) ** 2).sum() + ((w["b"] + lam) ** 2).sum(),
+        outer=lambda w, lam: (w["a"] * w["b"]).sum(),
+        init=lambda lam: {"a": torch.zeros_like(lam), "b": torch.zeros_like(lam)},
+    )
+    lam = torch.tensor([0.3, -2.0], dtype=torch.float64)
+    dynamics = GradientDescent(step_size=lambda lam, t: {"a": 0.1, "b": 0.2})
+    computed = hypergradient(problem, dynamics, lam, steps=1, engine=engine)
+    close(computed.grad, -2 * 0.2 * 0.4 * lam)
+
+
+@each_engine
+def test_captured_and_leaf_tensors_that_require_grad_stay_untouched(engine):
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    lam = torch.nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
+    problem = Problem(
+        inner=lambda w, lam: ((w - lam * weight) ** 2).sum(),
+        outer=lambda w, lam: (w**2).sum(),
+        init=torch.zeros_like,
+    )
+    computed = hypergradient(problem, GradientDescent(step_size=0.1), lam, steps=3, engine=engine)
+    assert weight.grad is None
+    assert lam.grad is None
+    for tensor in (computed.value, computed.grad, computed.state):
+        assert not tensor.requires_grad
+
+
+def test_solve_inner_is_the_last_state_of_the_engine():
+    known, dynamics = ridge(), GradientDescent(step_size=0.1)
+    w = solve_inner(known.problem, dynamics, known.lam, steps=9)
+    assert torch.equal(w, hypergradient(known.problem, dynamics, known.lam, steps=9).state)

@@ -1,0 +1,134 @@
+"""The entry point refuses what it cannot differentiate, in words that say what to do."""
+
+import doctest
+import importlib
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from bilevel_core import (
+    Code,
+    DivergenceError,
+    GradientDescent,
+    Problem,
+    hypergradient,
+    solve_inner,
+)
+from problems import ridge, shift
+
+DESCENT = GradientDescent(step_size=0.1)
+
+
+def problem(**changed) -> Problem:
+    known = shift().problem
+    parts = {"inner": known.inner, "outer": known.outer, "init": known.init}
+    return Problem(**(parts | changed))
+
+
+@pytest.mark.parametrize(
+    ("lam", "words"),
+    [
+        (0.5, r"λ is a builtins.float: expected torch arrays.*torch.as_tensor"),
+        ({"a": [1.0]}, r"λ\['a'\]\[0\] is a builtins.float"),
+        ({}, "λ holds no array"),
+        (torch.tensor(3), r"λ is int64 of shape \(\): expected floating-point"),
+        (torch.tensor(1j), "λ is complex64"),
+    ],
+)
+def test_lam_must_be_floating_arrays_of_a_framework(lam, words: str):
+    with pytest.raises(TypeError, match=words):
+        hypergradient(problem(), DESCENT, lam, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps", "error", "words"),
+    [
+        ({}, -1, ValueError, "steps must be at least 0, found -1"),
+        ({}, 1.0, TypeError, "steps must be an int, found 1.0"),
+        ({}, True, TypeError, "steps must be an int"),
+        (
+            {"outer": lambda w, lam: torch.stack([w, w])},
+            1,
+            ValueError,
+            r"the outer objective must return a scalar array, found shape \(2,\)",
+        ),
+        ({"outer": lambda w, lam: 1.0}, 1, TypeError, "the outer objective is a float"),
+        (
+            {"inner": lambda w, lam: (w - lam).repeat(3)},
+            1,
+            ValueError,
+            "the inner objective must return a scalar array",
+        ),
+        ({"init": lambda lam: 0.0}, 1, TypeError, r"w_0 = init\(λ\) is a float"),
+        ({"init": lambda lam: torch.tensor(0)}, 1, TypeError, "w_0 = init.* is int64"),
+    ],
+)
+def test_bad_problems_are_refused(changed, steps, error, words: str):
+    lam = torch.tensor(0.5, dtype=torch.float64)
+    with pytest.raises(error, match=words):
+        hypergradient(problem(**changed), DESCENT, lam, steps=steps)
+
+
+def test_dynamics_that_change_the_shape_are_refused():
+    widening = GradientDescent(step_size=lambda lam, t: torch.ones(2, dtype=torch.float64))
+    lam = torch.tensor(0.5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"change state from float64 of shape \(\) to .*\(2,\)"):
+        hypergradient(problem(), widening, lam, steps=1)
+
+
+def test_overflow_is_reported_with_the_step():
+    quartic = problem(inner=lambda w, lam: (w - lam) ** 4)
+    lam = torch.tensor(9.0, dtype=torch.float64)
+    with pytest.raises(DivergenceError, match=r"step \d+ of T = 60: lower the inner step size"):
+        hypergradient(quartic, GradientDescent(step_size=1.0), lam, steps=60)
+
+
+def test_growth_is_noticed_before_it_overflows():
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    fast = GradientDescent(step_size=3.0)  # |1 - η| = 2: the error doubles at each step
+    assert math.isfinite(solve_inner(problem(), fast, lam, steps=50))
+    with pytest.raises(DivergenceError, match=r"grows without bound at step 5[0-9] of T = 100"):
+        solve_inner(problem(), fast, lam, steps=100)
+    with pytest.raises(DivergenceError, match=Code.GROWING.value[:20]):
+        hypergradient(problem(), fast, lam, steps=100)
+
+
+def test_a_singular_objective_is_told_from_a_diverging_run():
+    singular = problem(outer=lambda w, lam: torch.sqrt(w - w))
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    with pytest.raises(DivergenceError, match="the hypergradient is not finite after 2 inner"):
+        hypergradient(singular, DESCENT, lam, steps=2)
+
+
+def test_a_run_that_starts_at_the_optimum_is_fine():
+    still = problem(init=lambda lam: 1.0 * lam)
+    lam = torch.tensor(2.0, dtype=torch.float64)
+    assert hypergradient(still, DESCENT, lam, steps=5).grad == lam
+
+
+def test_import_loads_no_framework():
+    code = (
+        "import sys, bilevel_core;print([m for m in ('torch', 'jax', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_docstring_examples():
+    # The package exports a function of the same name as the module.
+    module = importlib.import_module("bilevel_core.hypergradient")
+    failed, tried = doctest.testmod(module, extraglobs={"GradientDescent": GradientDescent})
+    assert (failed, tried) == (0, 4)
+
+
+def test_float32_is_accepted():
+    known = ridge()
+    single = torch.as_tensor(known.lam, dtype=torch.float32)
+    plain = Problem(
+        inner=lambda w, lam: ((w - lam) ** 2).sum(),
+        outer=lambda w, lam: (w**2).sum(),
+        init=torch.zeros_like,
+    )
+    assert hypergradient(plain, DESCENT, single, steps=3).grad.dtype == torch.float32
