@@ -1,0 +1,26 @@
+"""Few-shot backbones, linear heads, explicit normalisation and the encode-once bridge."""
+
+from bilevel_models import heads
+from bilevel_models.convnet import ConvNet, c4l, omniglot_net
+from bilevel_models.features import Encoder, Features, as_images
+from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
+from bilevel_models.registry import Backbone, create_model, list_models, register_model
+
+__all__ = [
+    "EACH_SET",
+    "RUNNING",
+    "Backbone",
+    "ConvNet",
+    "Encoder",
+    "Features",
+    "Normalization",
+    "OffsetNorm2d",
+    "Statistics",
+    "as_images",
+    "c4l",
+    "create_model",
+    "heads",
+    "list_models",
+    "omniglot_net",
+    "register_model",
+]

@@ -1,0 +1,85 @@
+"""Four-layer convolutional networks: the Omniglot net and C4L."""
+
+from __future__ import annotations
+
+import itertools
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bilevel_models.normalization import EACH_SET, OffsetNorm2d, Statistics
+
+__all__ = ["ConvNet", "c4l", "omniglot_net"]
+
+
+@final
+class ConvNet(nn.Module):
+    """`depth` blocks of [3×3 convolution without bias, normalisation, ReLU, max-pool], flattened.
+
+    Args:
+        channels: channels of the images.
+        image_size: height and width of the images, in pixels.
+        filters: filters of each convolution.
+        stride: of the convolutions; with stride 1, each block ends in a 2×2 max-pool.
+        depth: number of blocks.
+
+    Images (n, channels, image_size, image_size) in [0, 1] become features (n, dim).
+
+    Raises:
+        ValueError: the images are too small for that many halvings.
+
+    Source: Matching Networks for One Shot Learning (Vinyals et al., 2016), section 4.1;
+    Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et al.,
+    2018), section 5.2. Glorot-uniform initial weights, as in the released code.
+    """
+
+    def __init__(
+        self, *, channels: int, image_size: int, filters: int, stride: int, depth: int = 4
+    ) -> None:
+        super().__init__()
+        self.pool = stride == 1
+        # Pooling drops the last odd row and column; a strided convolution with padding keeps it.
+        final_size = image_size
+        for _ in range(depth):
+            final_size = final_size // 2 if self.pool else (final_size + 1) // 2
+        if final_size < 1:
+            raise ValueError(
+                f"image_size={image_size} is too small for {depth} halvings: "
+                f"use at least {2**depth}"
+            )
+        self.dim = filters * final_size**2
+        sizes = [channels] + [filters] * depth
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(i, o, kernel_size=3, stride=stride, padding=1, bias=False)
+            for i, o in itertools.pairwise(sizes)
+        )
+        self.norms = nn.ModuleList(OffsetNorm2d(filters) for _ in range(depth))
+        for weight in self.convolutions.parameters():
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, images: Tensor, statistics: Statistics = EACH_SET) -> Tensor:
+        """Return features (n, dim) of images (n, channels, size, size)."""
+        x = images
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = functional.relu(norm(convolution(x), statistics))
+            if self.pool:
+                x = functional.max_pool2d(x, 2)
+        return torch.flatten(x, 1)
+
+
+def omniglot_net(*, channels: int = 1, image_size: int = 28, filters: int = 64) -> ConvNet:
+    """Return the strided network of the paper's Omniglot experiments.
+
+    With its defaults: features of 2·2·64 = 256, and 111,424 parameters.
+    """
+    return ConvNet(channels=channels, image_size=image_size, filters=filters, stride=2)
+
+
+def c4l(*, channels: int = 3, image_size: int = 84, filters: int = 32) -> ConvNet:
+    """Return C4L, the max-pooled network of the paper's mini-ImageNet experiments.
+
+    With its defaults: features of 5·5·32 = 800, and 28,640 parameters.
+    """
+    return ConvNet(channels=channels, image_size=image_size, filters=filters, stride=1)

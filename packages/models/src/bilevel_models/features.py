@@ -1,0 +1,133 @@
+"""Encode once, pull back once: the bridge between a backbone and the inner loop.
+
+In a hyper-representation the inner variable never enters the backbone. So what the inner loop sees
+of λ is the features of the episode's images, not the network: each image goes through the backbone
+once forward, the inner loop runs on the features for as many steps as it likes, and its
+hypergradient in the features goes through the backbone once backward. The result is Algorithm 1's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, Statistics
+
+__all__ = ["Encoder", "Features", "as_images"]
+
+
+def as_images(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Return pixels (…, height, width, channels) as images (…, channels, height, width) in [0, 1].
+
+    The result keeps the pixels' order in memory (channels last), which convolutions prefer.
+    """
+    on_device = torch.from_numpy(pixels).to(device, non_blocking=True)
+    return on_device.to(torch.float32).div_(255).movedim(-1, -3)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of a meta-batch, cut off from the backbone, and the way back.
+
+    Attributes:
+        support: (batch, way*shot, dim), float32 or wider, no graph.
+        query: (batch, way*query, dim), likewise.
+        pull_back: adds the product of the backbone's Jacobian with (∂E/∂support, ∂E/∂query) to
+            the `grad` of the backbone's parameters. Call it at most once: it frees the graph.
+    """
+
+    support: Tensor
+    query: Tensor
+    pull_back: Callable[[Tensor, Tensor], None]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A backbone with the choices that decide its features.
+
+    Attributes:
+        backbone: images (n, channels, height, width) to features (n, dim), a `Backbone`.
+        normalization: whose statistics normalise an episode's images.
+        unit_length: divide each feature vector by its Euclidean norm. Keeps the inner problem's
+            curvature bounded while the representation learns, so that a fixed step size stays safe.
+        bfloat16: run convolutions in bfloat16 autocast (weights and features stay float32).
+    """
+
+    backbone: nn.Module
+    normalization: Normalization
+    unit_length: bool = False
+    bfloat16: bool = False
+
+    def encode(self, support: Tensor, query: Tensor, *, training: bool) -> Features:
+        """Return the features of a meta-batch.
+
+        Args:
+            support: images (batch, way*shot, channels, height, width).
+            query: images (batch, way*query, channels, height, width).
+            training: use and track the statistics of training, and keep the graph for `pull_back`.
+
+        Cost: one forward pass over the images; in training, memory for their activations.
+        """
+        with torch.set_grad_enabled(training):
+            h_s, h_q = self._forward(support, query, training=training)
+
+        def pull_back(grad_support: Tensor, grad_query: Tensor) -> None:
+            torch.autograd.backward((h_s, h_q), (grad_support, grad_query))
+
+        return Features(support=h_s.detach(), query=h_q.detach(), pull_back=pull_back)
+
+    def _forward(self, support: Tensor, query: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """Pass sets of images that share their statistics through the backbone, set by set.
+
+        One episode a pass also keeps the activations in the processor's cache.
+        """
+        mode = self.normalization
+        whole_batch = mode is Normalization.BATCH or not (
+            training or mode in (Normalization.EPISODE, Normalization.SUPPORT)
+        )
+        groups = 1 if whole_batch else len(support)
+        parts = [
+            self._encode_group(s, q, training=training)
+            for s, q in zip(support.chunk(groups), query.chunk(groups), strict=True)
+        ]
+        h_s, h_q = (torch.cat(part) for part in zip(*parts, strict=True))
+        return h_s, h_q
+
+    def _encode_group(
+        self, support: Tensor, query: Tensor, *, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Encode whole episodes (b, n, …) and (b, m, …) that may share statistics."""
+        b, n, m = len(support), support.shape[1], query.shape[1]
+        s, q = support.flatten(0, 1), query.flatten(0, 1)
+        if self.normalization is Normalization.EPISODE:
+            h_s, h_q = self._features(s, EACH_SET), self._features(q, EACH_SET)
+        else:
+            h = self._features(torch.cat((s, q)), self._statistics(n, training))
+            h_s, h_q = h[: b * n], h[b * n :]
+        return h_s.view(b, n, -1), h_q.view(b, m, -1)
+
+    def _statistics(self, support_size: int, training: bool) -> Statistics:
+        if self.normalization is Normalization.SUPPORT:
+            return Statistics(first=support_size)
+        return Statistics(track=True) if training else RUNNING
+
+    def _features(self, images: Tensor, statistics: Statistics) -> Tensor:
+        """Return features (n, dim), of the weights' precision."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with self._autocast(images.device.type):
+            h = self.backbone(images, statistics)
+        h = h if h.dtype == torch.float64 else h.float()
+        return functional.normalize(h, dim=-1) if self.unit_length else h
+
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
+        return torch.autocast(device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()

@@ -1,0 +1,110 @@
+"""Batch normalisation that says whose statistics it uses.
+
+In an episode the choice decides what is measured: with the statistics of the query set, the label
+of one query image depends on the others (a transductive score).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["EACH_SET", "RUNNING", "Normalization", "OffsetNorm2d", "Statistics"]
+
+
+class Normalization(StrEnum):
+    """Whose statistics normalise an episode's images.
+
+    EPISODE: the support set its own, the query set its own, in training and in test; transductive
+        (the paper's released code).
+    BATCH: those of the whole meta-batch in training, running averages in test; inductive.
+    GHOST: those of each episode's images (support and query together) in training, running
+        averages in test; inductive.
+    SUPPORT: those of the support set for both sets, in training and in test; inductive.
+    """
+
+    EPISODE = "episode"
+    BATCH = "batch"
+    GHOST = "ghost"
+    SUPPORT = "support"
+
+    @property
+    def inductive(self) -> bool:
+        """Whether a query image's features are the same alone as among others."""
+        return self is not Normalization.EPISODE
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Where one forward pass takes its means and variances from.
+
+    Attributes:
+        running: use the running averages, and change nothing.
+        first: use those of the first so many images of the pass; None means all of them.
+        track: let the running averages follow.
+    """
+
+    running: bool = False
+    first: int | None = None
+    track: bool = False
+
+
+RUNNING = Statistics(running=True)
+EACH_SET = Statistics()
+
+
+@final
+class OffsetNorm2d(nn.Module):
+    """y = (x - mean) / √(variance + ε) + β, one mean, variance and β a channel.
+
+    There is no scale γ: a rectifier and a convolution that follow absorb it (the released code of
+    the paper). Shapes: (images, channels, height, width) in and out.
+
+    Source: Batch Normalization (Ioffe, Szegedy, 2015), Algorithm 1, without γ.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-3, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, statistics: Statistics) -> Tensor:
+        """Normalise x with the statistics asked for."""
+        if statistics.running:
+            return self._batch_norm(x, training=False, mean=self.running_mean, var=self.running_var)
+        if statistics.first is not None and statistics.first < len(x):
+            return self._by_first(x, statistics.first)
+        mean, var = (self.running_mean, self.running_var) if statistics.track else (None, None)
+        return self._batch_norm(x, training=True, mean=mean, var=var)
+
+    def _batch_norm(
+        self, x: Tensor, *, training: bool, mean: Tensor | None, var: Tensor | None
+    ) -> Tensor:
+        return functional.batch_norm(
+            x,
+            mean,
+            var,
+            bias=self.bias,
+            training=training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+    def _by_first(self, x: Tensor, first: int) -> Tensor:
+        # In bfloat16, sums over the images need float32.
+        reference = x[:first].to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(reference, dim=(0, 2, 3), correction=0, keepdim=True)
+        scale = torch.rsqrt(var + self.eps)
+        offset = self.bias.view(1, -1, 1, 1) - mean * scale
+        return x * scale.to(x.dtype) + offset.to(x.dtype)

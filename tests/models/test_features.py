@@ -1,0 +1,82 @@
+"""Encode once, pull back once: the same numbers as autograd through everything."""
+
+import numpy as np
+import pytest
+import torch
+from bilevel_models import EACH_SET, Encoder, Normalization, as_images, create_model
+from torch.nn import functional
+
+
+def setup(mode=Normalization.SUPPORT, **options):
+    torch.manual_seed(0)
+    backbone = create_model("c4l", channels=1, image_size=16, filters=4).double()
+    support = torch.rand(3, 4, 1, 16, 16, dtype=torch.float64)
+    query = torch.rand(3, 6, 1, 16, 16, dtype=torch.float64)
+    return Encoder(backbone=backbone, normalization=mode, **options), support, query
+
+
+def outer(h_s, h_q):
+    """Any scalar of both feature tensors."""
+    return torch.tanh(h_s @ h_s.mT).sum() + (h_q @ h_s.mT).square().mean()
+
+
+@pytest.mark.parametrize("mode", list(Normalization))
+@pytest.mark.parametrize("unit_length", [False, True])
+def test_pull_back_is_the_chain_rule(mode: Normalization, unit_length: bool):
+    encoder, support, query = setup(mode, unit_length=unit_length)
+    features = encoder.encode(support, query, training=True)
+    h_s, h_q = features.support.requires_grad_(), features.query.requires_grad_()
+    grads = torch.autograd.grad(outer(h_s, h_q), (h_s, h_q))
+    features.pull_back(*grads)
+    found = [p.grad.clone() for p in encoder.backbone.parameters()]
+
+    encoder, support, query = setup(mode, unit_length=unit_length)
+    h_s, h_q = encoder._forward(support, query, training=True)
+    expected = torch.autograd.grad(outer(h_s, h_q), list(encoder.backbone.parameters()))
+    for actual, reference in zip(found, expected, strict=True):
+        assert torch.allclose(actual, reference, rtol=1e-10, atol=1e-13)
+
+
+def test_features_are_the_backbones_in_the_episodes_order():
+    encoder, support, query = setup(Normalization.EPISODE)
+    features = encoder.encode(support, query, training=False)
+    for b in range(3):
+        assert torch.allclose(features.support[b], encoder.backbone(support[b], EACH_SET))
+        assert torch.allclose(features.query[b], encoder.backbone(query[b], EACH_SET))
+
+
+def test_unit_length():
+    encoder, support, query = setup(unit_length=True)
+    plain, *_ = setup(unit_length=False)
+    features = encoder.encode(support, query, training=False)
+    raw = plain.encode(support, query, training=False)
+    assert torch.allclose(features.query, functional.normalize(raw.query, dim=-1))
+    assert torch.allclose(features.support.norm(dim=-1), torch.ones(3, 4, dtype=torch.float64))
+
+
+def test_no_graph_is_kept_outside_training():
+    encoder, support, query = setup()
+    features = encoder.encode(support, query, training=False)
+    assert not features.support.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        features.pull_back(features.support, features.query)
+
+
+def test_bfloat16_is_close_and_features_stay_float32():
+    encoder, support, query = setup(Normalization.GHOST)
+    wide = encoder.encode(support, query, training=True)
+    backbone = encoder.backbone.float()
+    narrow = Encoder(backbone=backbone, normalization=Normalization.GHOST, bfloat16=True)
+    features = narrow.encode(support.float(), query.float(), training=True)
+    assert features.query.dtype == torch.float32
+    difference = torch.linalg.vector_norm(features.query - wide.query)
+    assert 0 < difference < 0.05 * torch.linalg.vector_norm(wide.query)
+
+
+def test_as_images():
+    pixels = np.arange(2 * 3 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 3, 4, 5, 3)
+    images = as_images(pixels)
+    assert images.shape == (2, 3, 3, 4, 5)
+    assert images.dtype == torch.float32
+    assert images[1, 2, 1, 3, 4].item() == pytest.approx(pixels[1, 2, 3, 4, 1] / 255)
+    assert images[0].is_contiguous(memory_format=torch.channels_last)
