@@ -1,0 +1,95 @@
+"""Where pictures come from: one file a source, and the table of all of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import final
+
+from bilevel_data.contracts import SourceData
+from bilevel_data.errors import DataError
+from bilevel_data.sources.folder import folder
+from bilevel_data.sources.glyphs import glyphs
+from bilevel_data.sources.omniglot import omniglot
+
+__all__ = ["SOURCES", "Source", "load_source"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An entry of the table of sources.
+
+    Attributes:
+        summary: What it is, in a line.
+        load: Called with ``path`` and ``download`` where it takes them, and with its options.
+        takes_path: Whether it reads files of the user.
+        takes_download: Whether it can fetch its files.
+        options: Its options by name, each with a line that explains it.
+    """
+
+    summary: str
+    load: Callable[..., SourceData]
+    takes_path: bool = False
+    takes_download: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "glyphs": Source(
+            summary="characters of many scripts drawn from matplotlib's fonts; needs no files",
+            load=glyphs,
+        ),
+        "omniglot": Source(
+            summary="1,623 handwritten characters of 50 alphabets, from the two original zips",
+            load=omniglot,
+            takes_path=True,
+            takes_download=True,
+            options={"split": "santoro (default), vinyals or official"},
+        ),
+        "folder": Source(
+            summary="your own pictures, a directory a class",
+            load=folder,
+            takes_path=True,
+            options={
+                "size": "height and width in pixels (default 84)",
+                "channels": "1 for grey, 3 for colour (default)",
+                "seed": "deals the classes out otherwise, where no split is given (default 0)",
+            },
+        ),
+    }
+)
+
+
+def load_source(
+    name: str, path: str | Path | None = None, *, download: bool = False, **options: object
+) -> SourceData:
+    """Open a source by name.
+
+    Args:
+        name: A key of `SOURCES`.
+        path: The user's files, or the folder to download to.
+        download: Fetch the files that are missing.
+        options: What ``SOURCES[name].options`` lists.
+
+    Raises:
+        DataError: An unknown name or option, or the source refuses its files.
+    """
+    source = SOURCES.get(name)
+    if source is None:
+        raise DataError(f"source: expected one of {', '.join(SOURCES)}, found {name!r}")
+    unknown = sorted(set(options) - set(source.options))
+    if unknown:
+        have = ", ".join(source.options) or "none"
+        raise DataError(f"source {name}: unknown option {unknown[0]!r}; its options: {have}")
+    arguments: dict[str, object] = dict(options)
+    if source.takes_path:
+        arguments["path"] = None if path is None else Path(path)
+    elif path is not None:
+        raise DataError(f"source {name}: it reads no files: leave out the path {str(path)!r}")
+    if source.takes_download:
+        arguments["download"] = download
+    elif download:
+        raise DataError(f"source {name}: it has nothing to download: leave download out")
+    return source.load(**arguments)

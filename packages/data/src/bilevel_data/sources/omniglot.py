@@ -1,0 +1,188 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people.
+
+Reference:
+    Human-level concept learning through probabilistic program induction (Lake, Salakhutdinov &
+    Tenenbaum, 2015). The pictures are under the MIT licence.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from PIL import Image
+
+from bilevel_data.contracts import Images, Lazy, SourceData, SourceSplit
+from bilevel_data.errors import DataError
+from bilevel_data.sources.archive import read_zip
+from bilevel_data.sources.download import fetch
+from bilevel_data.sources.images import read_picture
+from bilevel_data.splits import OMNIGLOT_SPLITS
+
+__all__ = ["OFFICIAL", "Half", "omniglot", "read_half"]
+
+_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+_SIDE, _RAW_SIDE, _MAX_FILE_BYTES = 28, 105, 1 << 16
+
+Drawings = Mapping[str, tuple[bytes, ...]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Half:
+    """One of the two original archives.
+
+    Attributes:
+        name: Its name, without ``.zip``, and that of the directory in it.
+        classes: Number of characters in it.
+        drawings: Number of drawings of each character.
+        md5: Published checksum of the zip.
+    """
+
+    name: str
+    classes: int
+    drawings: int
+    md5: str
+
+
+OFFICIAL = (
+    Half(
+        name="images_background",
+        classes=964,
+        drawings=20,
+        md5="68d2efa1b9178cc56df9314c21c6e718",
+    ),
+    Half(
+        name="images_evaluation",
+        classes=659,
+        drawings=20,
+        md5="6b91aef0f799c5bb55b94e3f2daec811",
+    ),
+)
+
+
+def omniglot(*, path: Path | None, download: bool = False, split: str = "santoro") -> SourceData:
+    """Omniglot as 28×28 grey images, ink 255, paper 0.
+
+    Args:
+        path: A folder with ``images_background.zip`` and ``images_evaluation.zip``, or with both
+            unpacked. With ``download`` it may be left out: the user's cache is taken.
+        download: Fetch the zips that the folder lacks, and check them against their published
+            checksums. Zips that are already there are checked by what they hold.
+        split: A key of `OMNIGLOT_SPLITS`.
+
+    Raises:
+        DataError: An unknown split, a missing, damaged or incomplete archive, or a failed
+            download.
+    """
+    divide = OMNIGLOT_SPLITS.get(split)
+    if divide is None:
+        have = ", ".join(OMNIGLOT_SPLITS)
+        raise DataError(f"omniglot: split: expected one of {have}, found {split!r}")
+    if path is None:
+        if not download:
+            msg = "omniglot: expected the folder of its two zips: give a path or ask to download"
+            raise DataError(msg)
+        path = _cache()
+    drawings: dict[str, tuple[bytes, ...]] = {}
+    for half in OFFICIAL:
+        archive = path / f"{half.name}.zip"
+        if download and not archive.exists() and not (path / half.name).is_dir():
+            fetch(f"{_URL}{half.name}.zip", archive, md5=half.md5)
+        drawings |= read_half(path, half)
+    return SourceData(
+        name="omniglot",
+        licence="MIT",
+        source="Omniglot (Lake, Salakhutdinov & Tenenbaum, 2015), images_background and "
+        "images_evaluation",
+        preprocessing=f"28×28 Lanczos, inverted (ink 255), split {split}",
+        rotations_are_classes=True,
+        splits=tuple(
+            _split(name, {c: drawings[c] for c in classes})
+            for name, classes in divide(tuple(drawings)).items()
+        ),
+    )
+
+
+def read_half(path: Path, half: Half) -> Drawings:
+    """The PNG files of one archive, or of its unpacked directory, by class and sorted by name.
+
+    Raises:
+        DataError: Missing, or not the classes and drawings that ``half`` states.
+    """
+    archive, directory = path / f"{half.name}.zip", path / half.name
+    files: Mapping[str, bytes]
+    if archive.is_file():
+        where, count = archive, 2 * half.classes * half.drawings
+        caps = {"max_members": count, "max_bytes": count * _MAX_FILE_BYTES}
+        files = read_zip(archive, suffix=".png", max_member_bytes=_MAX_FILE_BYTES, **caps)
+    elif directory.is_dir():
+        where, files = directory, _read_directory(directory)
+    else:
+        raise DataError(f"{path}: expected {archive.name}, or it unpacked as {half.name}/")
+    classes: dict[str, list[bytes]] = {}
+    for name in sorted(files):
+        parts = name.split("/")
+        if len(parts) < 3:
+            raise DataError(f"{where}: expected Alphabet/character/drawing.png, found {name!r}")
+        classes.setdefault("/".join(parts[-3:-1]), []).append(files[name])
+    _check_counts(where, half, {name: len(found) for name, found in classes.items()})
+    return {name: tuple(found) for name, found in classes.items()}
+
+
+def _check_counts(where: Path, half: Half, found: Mapping[str, int]) -> None:
+    if len(found) != half.classes:
+        msg = f"{where}: expected {half.classes} characters, found {len(found)}"
+        raise DataError(f"{msg}: incomplete, fetch it again")
+    for name, count in found.items():
+        if count != half.drawings:
+            msg = f"{where}: expected {half.drawings} drawings of {name!r}, found {count}"
+            raise DataError(f"{msg}: incomplete, fetch it again")
+
+
+def _read_directory(directory: Path) -> Mapping[str, bytes]:
+    contents: dict[str, bytes] = {}
+    for file in sorted(directory.glob("*/*/*.png")):
+        try:
+            if file.stat().st_size > _MAX_FILE_BYTES:
+                raise DataError(
+                    f"{file}: expected a drawing, found more than {_MAX_FILE_BYTES} bytes"
+                )
+            contents[file.relative_to(directory.parent).as_posix()] = file.read_bytes()
+        except OSError as err:
+            raise DataError(f"{file}: cannot read this drawing ({err.strerror})") from None
+    return contents
+
+
+def _cache() -> Path:
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel-data/omniglot"
+    )
+
+
+def _split(name: str, drawings: Drawings) -> SourceSplit:
+    return SourceSplit(
+        name=name,
+        class_names=tuple(drawings),
+        class_sizes=tuple(len(found) for found in drawings.values()),
+        image_shape=(_SIDE, _SIDE, 1),
+        images=Lazy(make=partial(_images, drawings)),
+    )
+
+
+def _images(drawings: Drawings) -> Iterator[Images]:
+    for name, found in drawings.items():
+        yield np.stack(
+            [_image(content, f"{name}, drawing {k + 1}") for k, content in enumerate(found)]
+        )
+
+
+def _image(content: bytes, name: str) -> Images:
+    picture = read_picture(content, name, channels=1)
+    if picture.size != (_RAW_SIDE, _RAW_SIDE):
+        raise DataError(f"{name}: expected {_RAW_SIDE}×{_RAW_SIDE} pixels, found {picture.size}")
+    small = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return 255 - np.asarray(small, dtype=np.uint8)[..., None]

@@ -1,0 +1,146 @@
+"""Which class goes to which split: pure functions of the class names.
+
+References:
+    Meta-learning with memory-augmented neural networks (Santoro et al., 2016), section 4: 1200
+        training characters of Omniglot, 423 for test.
+    Matching networks for one shot learning (Vinyals et al., 2016): the 1028/172/423 characters
+        of the public lists.
+    Human-level concept learning through probabilistic program induction (Lake et al., 2015):
+        30 background and 20 evaluation alphabets.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
+
+from bilevel_data.contracts import SPLIT_NAMES
+from bilevel_data.errors import DataError
+from bilevel_data.randomness import permutation
+
+__all__ = [
+    "EVALUATION_ALPHABETS",
+    "OMNIGLOT_SPLITS",
+    "ClassSplits",
+    "by_fraction",
+    "official",
+    "santoro",
+    "vinyals",
+]
+
+ClassSplits: TypeAlias = dict[str, tuple[str, ...]]
+
+EVALUATION_ALPHABETS = (
+    "Angelic",
+    "Atemayar_Qelisayer",
+    "Atlantean",
+    "Aurek-Besh",
+    "Avesta",
+    "Ge_ez",
+    "Glagolitic",
+    "Gurmukhi",
+    "Kannada",
+    "Keble",
+    "Malayalam",
+    "Manipuri",
+    "Mongolian",
+    "Old_Church_Slavonic_(Cyrillic)",
+    "Oriya",
+    "Sylheti",
+    "Syriac_(Serto)",
+    "Tengwar",
+    "Tibetan",
+    "ULOG",
+)
+_VINYALS_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
+_VINYALS_FIRST_TEST = "Gurmukhi/character42"
+
+
+def santoro(names: Sequence[str], *, train: int = 1200, val: int = 100) -> ClassSplits:
+    """Omniglot as in the paper: 1200 training characters drawn once, 423 for test.
+
+    The last ``val`` of the training characters are for meta-validation: 1100/100/423. The draw
+    depends on the sorted names alone.
+    """
+    names = _sorted(names, minimum=train + 1)
+    order = [names[i] for i in permutation(len(names), "bilevel-data omniglot santoro 1")]
+    return _tidy(order[: train - val], order[train - val : train], order[train:])
+
+
+def vinyals(names: Sequence[str]) -> ClassSplits:
+    """Omniglot's 1028/172/423 characters of the public lists.
+
+    They follow the sorted list of classes: five whole background alphabets are for validation,
+    and the evaluation alphabets are cut before the 42nd character of Gurmukhi.
+    """
+    names = _sorted(names)
+    val = [name for name in names if _alphabet(name) in _VINYALS_VAL]
+    test = [
+        name
+        for name in names
+        if _alphabet(name) in EVALUATION_ALPHABETS and name >= _VINYALS_FIRST_TEST
+    ]
+    return _tidy([name for name in names if name not in {*val, *test}], val, test)
+
+
+def official(names: Sequence[str]) -> ClassSplits:
+    """Omniglot by alphabet: 30 background alphabets to learn from, 20 evaluation ones to test.
+
+    The last five background alphabets in sorted order are for validation.
+    """
+    names = _sorted(names)
+    background = sorted({_alphabet(name) for name in names} - set(EVALUATION_ALPHABETS))
+    groups = (background[:-5], background[-5:], EVALUATION_ALPHABETS)
+    return _tidy(*([name for name in names if _alphabet(name) in group] for group in groups))
+
+
+OMNIGLOT_SPLITS: Mapping[str, Callable[[Sequence[str]], ClassSplits]] = MappingProxyType(
+    {"santoro": santoro, "vinyals": vinyals, "official": official}
+)
+
+
+def by_fraction(
+    names: Sequence[str],
+    fractions: tuple[float, float, float] = (0.64, 0.16, 0.20),
+    *,
+    seed: int = 0,
+) -> ClassSplits:
+    """Deal any classes out at random: every split gets its share, and at least one class.
+
+    Args:
+        names: The classes, in any order.
+        fractions: Positive shares of train, val and test, with sum 1.
+        seed: Another seed deals otherwise.
+
+    Raises:
+        DataError: Fewer than three classes, a name twice, or shares that are not shares.
+    """
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(f"fractions: expected three positive shares with sum 1, found {fractions}")
+    names = _sorted(names, minimum=3)
+    order = [names[i] for i in permutation(len(names), f"bilevel-data by_fraction 1 {seed}")]
+    test = min(max(1, round(fractions[2] * len(names))), len(names) - 2)
+    val = min(max(1, round(fractions[1] * len(names))), len(names) - test - 1)
+    train = len(names) - val - test
+    return _tidy(order[:train], order[train : train + val], order[train + val :])
+
+
+def _sorted(names: Sequence[str], *, minimum: int = 1) -> list[str]:
+    if len(set(names)) < len(names) or len(names) < minimum:
+        msg = (
+            f"classes: expected at least {minimum} different names, "
+            f"found {len(names)} of which {len(set(names))} different"
+        )
+        raise DataError(msg)
+    return sorted(names)
+
+
+def _alphabet(name: str) -> str:
+    return name.split("/")[0]
+
+
+def _tidy(*groups: Sequence[str]) -> ClassSplits:
+    splits = {name: tuple(sorted(group)) for name, group in zip(SPLIT_NAMES, groups, strict=True)}
+    empty = [name for name, group in splits.items() if not group]
+    if empty:
+        raise DataError(f"classes: none is left for {', '.join(empty)}: this split does not fit")
+    return splits
