@@ -1,0 +1,1 @@
+"""Command lines that meta-train, evaluate and draw hyper-representations."""

@@ -1,0 +1,90 @@
+"""A checkpoint: one safetensors file that holds tensors, a JSON record and their SHA-256.
+
+One file and not two, so that no kill can leave weights beside the record of other weights. The
+digest covers the record and every tensor's name, type, shape and bytes: a flipped bit is noticed.
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bilevel_apps.errors import InputError, RunError
+from bilevel_data import DataError
+from bilevel_data.atomic import file_sha256, publish, temporary
+
+__all__ = ["FORMAT", "Checkpoint", "file_sha256", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = "bilevel-checkpoint-1"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Tensors by name, and a record that JSON can hold."""
+
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint under a temporary name, flush it to the disk, rename it.
+
+    Raises:
+        RunError: it cannot be written; a checkpoint that stood there before is untouched.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
+    }
+    record = json.dumps(checkpoint.record, sort_keys=True)
+    metadata = {"format": FORMAT, "record": record, "sha256": _digest(tensors, record)}
+    try:
+        with temporary(path) as scratch:
+            scratch.write_bytes(safetensors.torch.save(tensors, metadata))
+            publish(scratch, path)
+    except (OSError, DataError) as error:
+        raise RunError(f"{path}: cannot write the checkpoint ({error})") from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and check its digest.
+
+    Raises:
+        InputError: it is missing, damaged, or not a checkpoint of this program.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: damaged or not a checkpoint ({error})") from None
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "none")
+        raise InputError(
+            f"{path}: not a checkpoint of bilevel: expected format {FORMAT}, found {found}"
+        )
+    record = metadata.get("record", "")
+    if _digest(tensors, record) != metadata.get("sha256"):
+        raise InputError(f"{path}: damaged: its contents do not match its SHA-256; restore a copy")
+    return Checkpoint(tensors=tensors, record=json.loads(record))
+
+
+def _digest(tensors: Mapping[str, Tensor], record: str) -> str:
+    digest = hashlib.sha256(record.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""What all commands share: one line for a mistake, an exit status, and `--debug`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from bilevel_apps.errors import InputError, RunError
+
+__all__ = ["Debug", "make_app", "run_app"]
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """Return an app whose own errors are plain lines."""
+    return typer.Typer(
+        help=help_text, rich_markup_mode=None, add_completion=False, no_args_is_help=True
+    )
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command and leave the process with its status.
+
+    0: done. 1: the work failed. 2: the input cannot be used. 130: interrupted. An error is one
+    line on stderr that begins with `error:`.
+    """
+    try:
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(2, getattr(error, "format_message", error.__str__)())
+    except InputError as error:
+        _fail(2, str(error))
+    except RunError as error:
+        _fail(1, str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:  # a library's error, or ours: still one line
+        from bilevel_data import DataError
+
+        if isinstance(error, DataError):
+            _fail(2, str(error))
+        _fail(1, f"{type(error).__name__}: {error} (--debug shows the traceback)")
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _fail(status: int, message: str) -> None:
+    if "--debug" in sys.argv:
+        raise
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,132 @@
+"""`bilevel-data`: make, describe and verify stores of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.errors import InputError
+
+HELP = """Few-shot data sets as verified HDF5 files.
+
+A store is one file that holds the classes of a data set, split into train, val and test, with the
+SHA-256 of its pixels inside and of the whole file beside it.
+"""
+
+app = make_app(HELP)
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="glyphs, omniglot or folder.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.h5", help="The store to write.")],
+    source: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the raw files are.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch the raw files (omniglot), hash-checked.")
+    ] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="KEY=VALUE", help="An option of the source, such as split=vinyals."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a store that is there.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Build a store.
+
+    glyphs needs no files: characters of many scripts, drawn from the fonts of matplotlib.
+
+    omniglot reads images_background.zip and images_evaluation.zip, or their extracted folders.
+
+    folder reads your own pictures, a directory a class.
+    """
+    del debug
+    from bilevel_apps.report import progress_bar
+    from bilevel_data import load_source, write_store
+
+    given = _options(options or [])
+    loaded = load_source(name, source, download=download, **given)
+    total = sum(sum(split.class_sizes) for split in loaded.splits)
+    with progress_bar(f"writing {out.name}", total) as show:
+        manifest = write_store(
+            out, loaded, overwrite=overwrite, progress=lambda done, _total: show(done)
+        )
+    _print_summary(out, manifest)
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="A store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a store holds."""
+    del debug
+    from bilevel_data import read_manifest
+
+    manifest = read_manifest(file)
+    if as_json:
+        print(json.dumps(json.loads(manifest.to_json())))
+    else:
+        _print_summary(file, manifest)
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="A store.")],
+    debug: Debug = False,
+) -> None:
+    """Read a whole store and check every hash."""
+    del debug
+    from bilevel_data import verify_store
+
+    manifest = verify_store(file)
+    images = sum(split.images for split in manifest.splits.values())
+    print(f"{file}: good ({images:,} images, every hash matches)")
+
+
+def _options(assignments: list[str]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--option {assignment}: expected KEY=VALUE, such as split=vinyals")
+        options[key] = yaml.safe_load(text)
+    return options
+
+
+def _print_summary(path: Path, manifest: Any) -> None:
+    height, width, channels = next(iter(manifest.splits.values())).image_shape
+    kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+    print(f"{path}: {manifest.name}, {height}×{width} {kind}; licence: {manifest.licence}")
+    classes = images = 0
+    for name, split in manifest.splits.items():
+        print(f"  {name:5} {len(split.class_names):6,} classes {split.images:8,} images")
+        classes += len(split.class_names)
+        images += split.images
+    print(f"  total {classes:6,} classes {images:8,} images")
+    absent = [name for name in ("train", "val", "test") if name not in manifest.splits]
+    if absent:
+        print(f"  absent: {', '.join(absent)}")
+    print(f"  from: {manifest.source}")
+    print(f"  preprocessing: {manifest.preprocessing}")
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

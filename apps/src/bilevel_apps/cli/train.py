@@ -1,0 +1,133 @@
+"""`bilevel-train`: meta-train a representation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.config import (
+    Config,
+    describe_keys,
+    list_presets,
+    load_config,
+    load_preset,
+    parse_config,
+    with_settings,
+)
+from bilevel_apps.errors import InputError
+
+
+def _keys() -> str:
+    return "\n".join(f"{key:26} {line}" for key, line in describe_keys().items())
+
+
+HELP = f"""Meta-train a representation on few-shot episodes (Algorithm 1 of the paper).
+
+Settings come from a YAML file or a preset, then from --set. Everything that decides the result is
+saved as DIR/config.yaml; DIR/best.safetensors is the checkpoint that validated best,
+DIR/last.safetensors the one that --resume continues from. The run is logged to MLflow, by default
+in mlflow.db beside DIR.
+
+Example:
+
+  bilevel-data prepare glyphs --out glyphs.h5
+
+  bilevel-train --preset glyphs-5way-1shot --data glyphs.h5 --out runs/glyphs
+
+  bilevel-eval runs/glyphs
+
+Presets (paper/… has the paper's own settings): {", ".join(list_presets())}.
+
+Keys for --set, with their defaults:
+
+\b
+{_keys()}
+"""
+
+app = make_app(HELP)
+
+
+@app.command(help=HELP, no_args_is_help=True)
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings as YAML.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Start from these settings instead.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE.h5", help="A store of bilevel-data.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue DIR from its last checkpoint.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Collect the settings and train."""
+    del debug
+    if out is None:
+        raise InputError("--out DIR is missing: name a folder for the run")
+    given = _collect(config, preset, data, device, assignments or [])
+    chosen = _chosen(given, out, resume=resume, named=config is not None or preset is not None)
+    from bilevel_apps.train import train as run_training
+
+    best = run_training(chosen, out, resume=resume)
+    if best is not None:
+        print(f"best validation accuracy {best}")
+    print(f"evaluate with: bilevel-eval {out}")
+
+
+def _collect(
+    config: Path | None,
+    preset: str | None,
+    data: Path | None,
+    device: str | None,
+    assignments: list[str],
+) -> Config:
+    if config is not None and preset is not None:
+        raise InputError(f"{config} and --preset {preset}: give one of them; change it with --set")
+    settings: dict[str, Any] = {}
+    if preset is not None:
+        settings = load_preset(preset)
+    elif config is not None:
+        settings = load_config(config)
+    # Each source is checked by itself, so that a message names the one that is wrong.
+    parse_config(settings, str(config) if config else f"preset {preset}")
+    settings = with_settings(settings, assignments)
+    if data is not None:
+        settings["data"] = str(data.resolve())
+    if device is not None:
+        settings["device"] = device
+    return parse_config(settings, "--set" if assignments else "--device")
+
+
+def _chosen(given: Config, out: Path, *, resume: bool, named: bool) -> Config:
+    from bilevel_apps.run_folder import RunFolder
+
+    folder = RunFolder(out)
+    if resume and folder.config.exists():
+        return folder.continued(given)
+    if not named and not given.model_fields_set:
+        what = f"{out} holds no run to resume" if resume else "nothing to train"
+        raise InputError(f"{what}: give --preset NAME or a CONFIG.yaml")
+    return given
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

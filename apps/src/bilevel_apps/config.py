@@ -1,0 +1,250 @@
+"""What a run is: one frozen object, from a preset or a YAML file and `--set key=value`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bilevel_apps.errors import InputError
+
+__all__ = [
+    "Config",
+    "describe_keys",
+    "dump_config",
+    "flatten",
+    "list_presets",
+    "load_config",
+    "load_preset",
+    "parse_config",
+    "with_settings",
+]
+
+# YAML gives a bool where 1 was meant and "1e-3" where a number was: the first is refused, the
+# second accepted.
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Switch = Annotated[bool, Field(strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EpisodeSection(Section):
+    """The task to solve, in validation and test, and in training unless `train` says otherwise."""
+
+    way: Count = Field(default=5, description="classes an episode")
+    shot: Count = Field(default=1, description="support images a class")
+    query: Count = Field(default=15, description="query images a class")
+    rotations: Switch | None = Field(
+        default=None,
+        description="copies turned by 90° are classes; null: the store's",
+    )
+
+
+class ModelSection(Section):
+    """The representation."""
+
+    name: str = Field(default="omniglot-net", description="omniglot-net or c4l")
+    norm: Literal["episode", "batch", "ghost", "support"] = Field(
+        default="ghost", description="episode, batch, ghost or support statistics"
+    )
+    unit_length: Switch = Field(default=True, description="divide each feature by its length")
+    filters: Count | None = Field(default=None, description="a layer; null: the model's own")
+
+
+class InnerSection(Section):
+    """The inner problem: gradient descent on each episode's head (Eq. 10)."""
+
+    steps: CountOrZero = Field(default=5, description="T, inner steps")
+    lr: Positive = Field(default=0.1, description="η, the inner step size, where it starts")
+    learn_lr: Switch = Field(default=True, description="learn η by its hypergradient")
+    scale: Positive = Field(default=10.0, description="factor on the features, where it starts")
+    learn_scale: Switch = Field(default=True, description="learn the factor by its hypergradient")
+
+
+class TrainSection(Section):
+    """The outer problem."""
+
+    steps: Count = Field(default=1500, description="hyper-iterations")
+    meta_batch: Count = Field(default=8, description="episodes a hyper-iteration")
+    way: Count | None = Field(default=None, description="in training; null: episode.way")
+    shot: Count | None = Field(default=None, description="in training; null: episode.shot")
+    query: Count | None = Field(default=None, description="in training; null: episode.query")
+    lr: Positive = Field(default=3e-3, description="outer learning rate (the peak, for onecycle)")
+    schedule: Literal["constant", "paper", "onecycle"] = Field(
+        default="onecycle", description="constant, paper (lr / (1 + 1e-5 k)) or onecycle"
+    )
+    weight_decay: NonNegative = Field(default=1e-3, description="decoupled; on the backbone alone")
+    validate_every: Count = Field(default=250, description="hyper-iterations between validations")
+    validate_episodes: Count = Field(default=200, description="episodes a validation")
+    checkpoint_every: Count = Field(default=100, description="hyper-iterations between checkpoints")
+
+
+class TrackingSection(Section):
+    """MLflow."""
+
+    enabled: Switch = Field(default=True, description="log to MLflow")
+    uri: str | None = Field(
+        default=None, description="null: MLFLOW_TRACKING_URI, or mlflow.db beside DIR"
+    )
+    experiment: str | None = Field(default=None, description="null: the data set's name")
+    every: Count = Field(default=20, description="hyper-iterations averaged into one logged value")
+
+
+class Config(Section):
+    """All that decides a run's result, and where its record goes."""
+
+    seed: CountOrZero = Field(default=0, description="of initial weights and episodes")
+    threads: Count | None = Field(default=None, description="null: every core this process may use")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="float32 or bfloat16, of the convolutions"
+    )
+    data: str | None = Field(default=None, description="the store, an .h5 file of bilevel-data")
+    episode: EpisodeSection = EpisodeSection()
+    model: ModelSection = ModelSection()
+    inner: InnerSection = InnerSection()
+    train: TrainSection = TrainSection()
+    tracking: TrackingSection = TrackingSection()
+
+    def flat(self) -> dict[str, Any]:
+        """Return every value by its dotted key, such as `train.steps`."""
+        return flatten(self.model_dump(mode="json"))
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of all sections by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{sub}": v for sub, v in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def list_presets() -> tuple[str, ...]:
+    """Return the presets' names, such as `omniglot-5way-1shot` and `paper/omniglot-5way-1shot`."""
+    root = resources.files("bilevel_apps") / "presets"
+    own = [entry.name for entry in root.iterdir()]
+    paper = [f"paper/{entry.name}" for entry in (root / "paper").iterdir()]
+    return tuple(sorted(name[:-5] for name in own + paper if name.endswith(".yaml")))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Return a preset's settings.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name not in list_presets():
+        raise InputError(
+            f"--preset {name}: no such preset; choose one of {', '.join(list_presets())}"
+        )
+    text = (resources.files("bilevel_apps") / "presets" / f"{name}.yaml").read_text("utf-8")
+    return _mapping(text, f"preset {name}")
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Return the settings of a YAML file.
+
+    Raises:
+        InputError: the file cannot be read or is not a mapping.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a text file ({error})") from error
+    return _mapping(text, str(path))
+
+
+def with_settings(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Return settings with `key.sub=value` assignments applied; values are read as YAML.
+
+    Raises:
+        InputError: an assignment without `=`, or into something that is not a section.
+    """
+    result = {key: dict(v) if isinstance(v, dict) else v for key, v in settings.items()}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment}: expected KEY=VALUE, such as train.steps=100")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment}: the value is not YAML") from error
+        *sections, last = key.split(".")
+        target: Any = result
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise InputError(f"--set {assignment}: {section} is a value, not a section")
+        target[last] = value
+    return result
+
+
+def parse_config(settings: Mapping[str, Any], source: str) -> Config:
+    """Validate settings; `source` stands in the message.
+
+    Raises:
+        InputError: an unknown key, or a value of the wrong type or range.
+    """
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: unknown key {key}; {_suggestion(key)}") from None
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{source}: {key}: {expected}, found {first['input']!r}") from None
+
+
+def dump_config(config: Config) -> str:
+    """Return a configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise InputError(f"{source}: not valid YAML{line}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise InputError(f"{source}: expected keys and values, found {type(loaded).__name__}")
+    return loaded
+
+
+def describe_keys() -> dict[str, str]:
+    """Return the default and the meaning of every key, as a line."""
+    lines = {}
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            parts = {f"{name}.{sub}": inner for sub, inner in section.model_fields.items()}
+        else:
+            parts = {name: field}
+        for key, part in parts.items():
+            default = "null" if part.default is None else str(part.default).lower()
+            lines[key] = f"{default:13} {part.description}"
+    return lines
+
+
+def _suggestion(key: str) -> str:
+    close = difflib.get_close_matches(key, describe_keys(), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(describe_keys())}"

@@ -1,0 +1,175 @@
+"""Score a run, and baselines, on the same episodes of a split."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from bilevel_apps.build import (
+    TrainedRun,
+    episode_sampler,
+    load_run,
+    load_split,
+    make_task,
+    set_threads,
+    store_of,
+)
+from bilevel_apps.checkpoint import file_sha256
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.meta_task import MetaTask, to_device
+from bilevel_apps.report import progress_bar, warn
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.scoring import Score, nearest_pixel, score_episodes
+from bilevel_apps.tracking import Target, open_tracker
+from bilevel_core import DivergenceError
+from bilevel_data import EpisodeSampler, Store
+
+__all__ = ["Request", "evaluate_run"]
+
+CALIBRATION_EPISODES = 64
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to score; None stands for what the run was trained for."""
+
+    data: Path | None = None
+    split: str = "test"
+    episodes: int = 600
+    way: int | None = None
+    shot: int | None = None
+    query: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    baselines: bool = False
+    track: bool = False
+    device: str = "auto"
+
+
+def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
+    """Return what `bilevel-eval --json` prints.
+
+    Raises:
+        InputError: the run, the store or the numbers do not fit together.
+        RunError: the inner runs diverge.
+        bilevel_data.DataError: the store cannot be used, or has too few classes or images.
+    """
+    run = load_run(folder, request.device)
+    set_threads(run.config.threads)
+    store = store_of(str(request.data) if request.data else run.config.data)
+    sampler = _sampler(run, store, request)
+    steps = run.config.inner.steps if request.steps is None else request.steps
+    task = dataclasses.replace(run.task, steps=steps)
+    spec = sampler.spec
+    report: dict[str, Any] = {
+        **_entry(_scored("evaluating", task, sampler, run, request)),
+        "episodes": request.episodes,
+        "way": spec.way,
+        "shot": spec.shot,
+        "query": spec.query,
+        "steps": steps,
+        "norm": run.config.model.norm,
+        "split": request.split,
+        "split_sha256": store.manifest.splits[request.split].sha256,
+        "seed": request.seed,
+        "rotations": sampler.rotations,
+        "checkpoint": str(run.path),
+        "checkpoint_sha256": file_sha256(run.path),
+    }
+    if sampler.rotations and spec.way <= sampler.split.num_classes:
+        upright = dataclasses.replace(sampler, rotations=False)
+        report["upright"] = _entry(_scored("upright", task, upright, run, request))
+    if request.baselines:
+        report["baselines"] = _baselines(sampler, store, run, request)
+    if request.track:
+        _track(folder, report)
+    return report
+
+
+def _sampler(run: TrainedRun, store: Store, request: Request) -> EpisodeSampler:
+    split = load_split(store, request.split)
+    found = split.images.shape[1:]
+    if found != run.image_shape:
+        raise InputError(
+            f"{store.path}: images of (height, width, channels) {found}, but the run was trained "
+            f"on {run.image_shape}: give a store made the same way"
+        )
+    episode = run.config.episode
+    return episode_sampler(
+        split,
+        way=request.way or episode.way,
+        shot=request.shot or episode.shot,
+        query=request.query or episode.query,
+        seed=request.seed,
+        rotations=bool(episode.rotations),
+    )
+
+
+def _scored(
+    what: str, task: MetaTask, sampler: EpisodeSampler, run: TrainedRun, request: Request
+) -> Score:
+    try:
+        with progress_bar(what, request.episodes) as show:
+            return score_episodes(
+                task.accuracies,
+                sampler,
+                episodes=request.episodes,
+                device=run.device,
+                progress=show,
+            )
+    except DivergenceError as error:
+        raise RunError(f"{what}: {error}; or evaluate with fewer --steps") from error
+
+
+def _baselines(
+    sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+) -> dict[str, Any]:
+    """Return the scores, on the same episodes, of what needs no training."""
+    untrained = make_task(run.config, run.image_shape, run.device)
+    _calibrate(untrained, store, run)
+    pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
+    return {
+        "raw-pixel nearest neighbour": _entry(pixels),
+        "untrained network": _entry(_scored("untrained", untrained, sampler, run, request)),
+    }
+
+
+def _calibrate(untrained: MetaTask, store: Store, run: TrainedRun) -> None:
+    """Let the running averages of fresh weights settle, so that the baseline is a fair one."""
+    if "train" not in store.splits:
+        return
+    episode = run.config.episode
+    sampler = episode_sampler(
+        load_split(store, "train"),
+        way=episode.way,
+        shot=episode.shot,
+        query=episode.query,
+        seed=run.config.seed,
+        rotations=bool(episode.rotations),
+    )
+    for index in range(CALIBRATION_EPISODES):
+        batch = to_device(sampler.batch(index, 1), episode.way, run.device)
+        untrained.encoder.encode(batch.support, batch.query, training=True)
+
+
+def _entry(found: Score) -> dict[str, float]:
+    return {"accuracy": found.accuracy, "ci95": found.ci95}
+
+
+def _track(folder: Path, report: dict[str, Any]) -> None:
+    """Log the scores to the run in MLflow, under the split and the kind of episode."""
+    known = RunFolder(folder).load_tracking()
+    if not known:
+        warn(f"{folder}: the run was not tracked, so the result is not logged")
+        return
+    target = Target(uri=known["uri"], experiment="", run_name="")
+    tracker = open_tracker(target, run_id=known["run_id"], warn=warn)
+    task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
+    values = {f"{task}/accuracy": report["accuracy"], f"{task}/ci95": report["ci95"]}
+    if "upright" in report:
+        values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
+    tracker.metrics(0, values)
+    tracker.finish("FINISHED")

@@ -1,0 +1,127 @@
+"""The folder of a run: what is in it, and who may write to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from filelock import FileLock, Timeout
+
+from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
+from bilevel_apps.errors import InputError, RunError
+from bilevel_data import DataError
+from bilevel_data.atomic import publish, temporary
+
+__all__ = ["RunFolder"]
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """config.yaml, last and best checkpoint, and where MLflow has the run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that validated best."""
+        return self.path / "best.safetensors"
+
+    @property
+    def tracking(self) -> Path:
+        """The address of the run in MLflow."""
+        return self.path / "tracking.json"
+
+    def load_config(self) -> Config:
+        """Return the run's configuration.
+
+        Raises:
+            InputError: the folder holds no run, or its configuration is damaged.
+        """
+        if not self.config.is_file():
+            raise InputError(
+                f"{self.path}: no run here (no config.yaml): expected the --out folder of "
+                "bilevel-train"
+            )
+        return parse_config(load_config(self.config), str(self.config))
+
+    def continued(self, given: Config) -> Config:
+        """Return the run's configuration, if what was given explicitly agrees with it.
+
+        The device alone may change.
+
+        Raises:
+            InputError: a setting differs, or the folder holds no usable run.
+        """
+        saved = self.load_config()
+        kept = saved.flat()
+        for key, value in flatten(given.model_dump(mode="json", exclude_unset=True)).items():
+            if key != "device" and value is not None and value != kept[key]:
+                raise InputError(
+                    f"{self.path}: the run has {key}={kept[key]}, but {key}={value} was given: "
+                    "resume with the same settings, or choose another --out"
+                )
+        return saved.model_copy(update={"device": given.device})
+
+    def save_config(self, config: Config) -> None:
+        """Write the configuration, whole or not at all."""
+        self._write(self.config, dump_config(config))
+
+    def load_tracking(self) -> dict[str, Any]:
+        """Return {"uri": …, "run_id": …}, or nothing where the run was not tracked."""
+        try:
+            loaded = json.loads(self.tracking.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return loaded if isinstance(loaded, dict) else {}
+
+    def save_tracking(self, uri: str, run_id: str) -> None:
+        """Remember where MLflow has the run, so that a resume continues it there."""
+        self._write(self.tracking, json.dumps({"uri": uri, "run_id": run_id}))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Make the folder and keep other processes from training in it.
+
+        Raises:
+            InputError: the folder cannot be written, or another process trains there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.path}: another process is training in this folder") from None
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot write to this folder ({error.strerror}): choose another --out"
+            ) from None
+        try:
+            # A killed process may have left a half-written file under a temporary name.
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink()
+            yield
+        finally:
+            lock.release()
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            with temporary(path) as scratch:
+                scratch.write_text(text, "utf-8")
+                publish(scratch, path)
+        except (OSError, DataError) as error:
+            raise RunError(f"{path}: cannot write ({error})") from error

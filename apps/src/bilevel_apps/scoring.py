@@ -1,0 +1,78 @@
+"""Accuracy over fixed episodes, with its interval: the one way in which anything is scored."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bilevel_apps.meta_task import Episodes, to_device
+from bilevel_data import EpisodeSampler
+
+__all__ = ["Score", "nearest_pixel", "score", "score_episodes"]
+
+BATCH_PIXELS = 2_000_000  # of images encoded at once: the activations of more do not fit a cache
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Mean accuracy in [0, 1], half its 95 % interval, and the number of episodes."""
+
+    accuracy: float
+    ci95: float
+    episodes: int
+
+    def __str__(self) -> str:
+        """Return it in per cent, as papers print it."""
+        return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f} %"
+
+
+def score(accuracies: NDArray[np.float64]) -> Score:
+    """Return the mean over episodes and 1.96·std/√n, with std the sample's (n-1)."""
+    n = len(accuracies)
+    spread = statistics.stdev(accuracies.tolist()) if n > 1 else 0.0
+    return Score(accuracy=float(accuracies.mean()), ci95=1.96 * spread / n**0.5, episodes=n)
+
+
+def score_episodes(
+    classify: Callable[[Episodes], torch.Tensor],
+    sampler: EpisodeSampler,
+    *,
+    episodes: int,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> Score:
+    """Return the score over the first `episodes` episodes of a sampler.
+
+    Args:
+        classify: accuracies (batch,) of a meta-batch, such as `MetaTask.accuracies`.
+        sampler: fixes the episodes: the same ones for everything that is compared on them.
+        episodes: how many.
+        device: where to put the images.
+        progress: called with the number done after each batch.
+    """
+    spec = sampler.spec
+    pixels = spec.way * (spec.shot + spec.query) * math.prod(sampler.split.images.shape[1:])
+    size = max(1, BATCH_PIXELS // pixels)
+    results = []
+    for first in range(0, episodes, size):
+        count = min(size, episodes - first)
+        batch = to_device(sampler.batch(first, count), spec.way, device)
+        results.append(classify(batch).cpu().numpy())
+        progress(first + count)
+    return score(np.concatenate(results))
+
+
+def nearest_pixel(episodes: Episodes) -> torch.Tensor:
+    """Return the accuracies (batch,) of the nearest support image in raw pixels, as a baseline."""
+    support, query = episodes.support.flatten(2), episodes.query.flatten(2)
+    nearest = torch.cdist(query, support).argmin(dim=-1)
+    predicted = episodes.support_labels.gather(1, nearest)
+    return (predicted == episodes.query_labels).double().mean(dim=1)

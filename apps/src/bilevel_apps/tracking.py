@@ -1,0 +1,170 @@
+"""MLflow, kept at arm's length: buffered, and never able to stop a run.
+
+Whatever goes wrong with the tracker costs one warning; training goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["Target", "Tracker", "default_uri", "open_tracker"]
+
+FLUSH_SECONDS = 10.0
+CALL_LIMIT = 1000  # metrics that MLflow takes in one call
+SQLITE = "sqlite:///"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a run is recorded: the address of the tracker, the experiment, the run's name."""
+
+    uri: str
+    experiment: str
+    run_name: str
+
+
+def default_uri(run_folder: Path) -> str:
+    """Return MLFLOW_TRACKING_URI, or an SQLite database beside the run's folder."""
+    beside = run_folder.resolve().parent / "mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{beside}"
+
+
+@final
+@dataclass(kw_only=True)
+class Tracker:
+    """One run of an MLflow experiment; without a client, everything it does is nothing.
+
+    Attributes:
+        warn: told once, in one line, when tracking fails.
+        client: MLflow's client, or None when tracking is off or has failed.
+        run_id: the run's identifier in MLflow.
+    """
+
+    warn: Callable[[str], None]
+    client: MlflowClient | None = None
+    run_id: str = ""
+    _buffer: list[tuple[str, float, int, int]] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Log parameters and tags; a parameter that the run has already keeps its value."""
+
+        def send(client: MlflowClient) -> None:
+            from mlflow.entities import Param, RunTag
+
+            known = client.get_run(self.run_id).data.params
+            new = [Param(k, str(v)) for k, v in params.items() if k not in known]
+            client.log_batch(self.run_id, params=new, tags=[RunTag(k, v) for k, v in tags.items()])
+
+        self._attempt(send)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Buffer metrics; the buffer is sent every ten seconds, because a call costs 25 ms."""
+        now = int(time.time() * 1000)
+        self._buffer += [(key, float(value), now, step) for key, value in values.items()]
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the buffered metrics."""
+        entries, self._buffer = self._buffer, []
+        self._flushed = time.monotonic()
+
+        def send(client: MlflowClient) -> None:
+            from mlflow.entities import Metric
+
+            for first in range(0, len(entries), CALL_LIMIT):
+                batch = [Metric(*entry) for entry in entries[first : first + CALL_LIMIT]]
+                client.log_batch(self.run_id, metrics=batch)
+
+        self._attempt(send)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file to the run's artifacts."""
+        self._attempt(lambda client: client.log_artifact(self.run_id, str(path), folder))
+
+    def finish(self, status: str) -> None:
+        """Send what is left and end the run as FINISHED, FAILED or KILLED."""
+        self.flush()
+        self._attempt(lambda client: client.set_terminated(self.run_id, status=status))
+
+    def _attempt(self, action: Callable[[MlflowClient], object]) -> None:
+        if self.client is None:
+            return
+        try:
+            action(self.client)
+        except Exception as error:  # a tracker's failure, of any kind, must not end the training
+            self.client = None
+            self.warn(_one_line("tracking stopped, training goes on", error))
+
+
+def open_tracker(
+    target: Target | None, *, run_id: str | None, warn: Callable[[str], None]
+) -> Tracker:
+    """Start a run, or continue the run `run_id`; None as target means no tracking."""
+    if target is None:
+        return Tracker(warn=warn)
+    try:
+        client, run_id = _connect(target, run_id)
+    except Exception as error:  # a tracker's failure, of any kind, must not end the training
+        warn(_one_line(f"no tracking at {target.uri}, training goes on without it", error))
+        return Tracker(warn=warn)
+    return Tracker(warn=warn, client=client, run_id=run_id)
+
+
+def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Processes that meet on a new database would each try to create its tables.
+    with _database_lock(target.uri):
+        client = MlflowClient(target.uri)
+        if run_id is not None:
+            try:
+                client.update_run(run_id, status="RUNNING")
+            except MlflowException:
+                run_id = None  # the database is another one now: begin a new run in it
+        if run_id is None:
+            run = client.create_run(_experiment(client, target), run_name=target.run_name)
+            run_id = run.info.run_id
+    return client, run_id
+
+
+def _experiment(client: MlflowClient, target: Target) -> str:
+    found = client.get_experiment_by_name(target.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    artifacts = None  # a server chooses its own place
+    if target.uri.startswith(SQLITE):
+        database = Path(target.uri.removeprefix(SQLITE))
+        artifacts = (database.parent / "mlartifacts" / target.experiment).resolve().as_uri()
+    return str(client.create_experiment(target.experiment, artifact_location=artifacts))
+
+
+def _database_lock(uri: str) -> AbstractContextManager[object]:
+    if not uri.startswith(SQLITE):
+        return nullcontext()
+    from filelock import FileLock
+
+    database = Path(uri.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{database}.lock", timeout=120)
+
+
+def _one_line(what: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{what} ({reason[0][:200]})"
