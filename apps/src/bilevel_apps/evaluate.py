@@ -19,10 +19,9 @@ from bilevel_apps.build import (
 from bilevel_apps.checkpoint import file_sha256
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.meta_task import MetaTask, to_device
-from bilevel_apps.report import progress_bar, warn
-from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.report import progress_bar
 from bilevel_apps.scoring import Score, nearest_pixel, score_episodes
-from bilevel_apps.tracking import Target, open_tracker
+from bilevel_apps.tracking import tracked_again
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler, Store
 
@@ -161,15 +160,9 @@ def _entry(found: Score) -> dict[str, float]:
 
 def _track(folder: Path, report: dict[str, Any]) -> None:
     """Log the scores to the run in MLflow, under the split and the kind of episode."""
-    known = RunFolder(folder).load_tracking()
-    if not known:
-        warn(f"{folder}: the run was not tracked, so the result is not logged")
-        return
-    target = Target(uri=known["uri"], experiment="", run_name="")
-    tracker = open_tracker(target, run_id=known["run_id"], warn=warn)
     task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
     values = {f"{task}/accuracy": report["accuracy"], f"{task}/ci95": report["ci95"]}
     if "upright" in report:
         values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
-    tracker.metrics(0, values)
-    tracker.finish("FINISHED")
+    with tracked_again(folder) as tracker:
+        tracker.metrics(0, values)

@@ -8,16 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from bilevel_apps.report import warn
+from bilevel_apps.run_folder import RunFolder
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Target", "Tracker", "default_uri", "open_tracker"]
+__all__ = ["Target", "Tracker", "default_uri", "open_tracker", "tracked_again"]
 
 FLUSH_SECONDS = 10.0
 CALL_LIMIT = 1000  # metrics that MLflow takes in one call
@@ -121,6 +124,24 @@ def open_tracker(
         warn(_one_line(f"no tracking at {target.uri}, training goes on without it", error))
         return Tracker(warn=warn)
     return Tracker(warn=warn, client=client, run_id=run_id)
+
+
+@contextmanager
+def tracked_again(folder: Path) -> Iterator[Tracker]:
+    """Reopen the run of a folder, to add results to it; a run that was not tracked costs a warning.
+
+    Args:
+        folder: the run's folder.
+    """
+    known = RunFolder(folder).load_tracking()
+    if not known:
+        warn(f"{folder}: the run was not tracked, so nothing is logged")
+        yield Tracker(warn=warn)
+        return
+    target = Target(uri=known["uri"], experiment=folder.name, run_name=folder.name)
+    tracker = open_tracker(target, run_id=known["run_id"], warn=warn)
+    yield tracker
+    tracker.finish("FINISHED")
 
 
 def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:

@@ -1,0 +1,109 @@
+"""Sessions of the project; `nox -l` lists them."""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"  # the CPU build of torch is invisible to others
+nox.options.sessions = ["lint", "typing", "tests"]
+
+ROOT = Path(__file__).parent
+CORE, MODELS, DATA, APPS = "packages/core", "packages/models", "packages/data", "apps"
+PACKAGES = (CORE, MODELS, DATA, APPS)
+PINNED = ("-c", "constraints.txt")
+CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
+ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+
+
+def install_all(session: nox.Session, *more: str, extra: str = "") -> None:
+    """Install the four packages together, because each of them is on no index."""
+    extras = {CORE: f"torch{extra}", DATA: f"glyphs{extra}"}
+    own = [f"./{package}[{extras.get(package, extra.strip(','))}]" for package in PACKAGES]
+    session.install(*PINNED, *own, *more)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Build a data set, meta-train two minutes, evaluate on unseen scripts, draw a picture."""
+    install_all(session)
+    folder = ROOT / "demo"
+    folder.mkdir(exist_ok=True)
+    store = folder / "glyphs.h5"
+    if not store.exists():
+        session.run("bilevel-data", "prepare", "glyphs", "--out", str(store), env=ENV)
+    number = next(n for n in range(1, 1000) if not (folder / f"run-{n}").exists())
+    run = f"demo/run-{number}"
+    session.run(
+        "bilevel-train",
+        "--preset",
+        "glyphs-5way-1shot",
+        "--data",
+        str(store),
+        "--out",
+        run,
+        env=ENV,
+    )
+    session.run("bilevel-eval", run, "--baselines", "--track", env=ENV)
+    session.run("bilevel-embed", run, "--out", f"{run}/pictures", "--track", env=ENV)
+    mlflow = Path(session.bin) / "mlflow"
+    session.log(f"the picture: {run}/pictures/pairs.png")
+    session.log(
+        "the run in MLflow: MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
+        f"{mlflow.relative_to(ROOT)} ui --workers 1 --backend-store-uri sqlite:///demo/mlflow.db"
+    )
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test but the nightly ones (arguments after -- go to pytest)."""
+    install_all(session, extra=",test")
+    session.run("pytest", *(session.posargs or ("-m", "not nightly")), env=ENV)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff."""
+    session.install(*PINNED, "ruff")
+    session.run("ruff", "check", *CHECKED)
+    session.run("ruff", "format", "--check", *CHECKED)
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    install_all(session, "mypy", "types-PyYAML")
+    session.run("mypy", *(f"{package}/src" for package in PACKAGES))
+
+
+@nox.session
+def alone(session: nox.Session) -> None:
+    """Install core, models and data each alone from its wheel and run that package's tests."""
+    session.install(*PINNED, "build")
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    for package in (CORE, MODELS, DATA):
+        name = Path(package).name
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), package)
+        (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
+        environment = wheels.parent / f"only-{name}"
+        session.run("python", "-m", "venv", "--clear", str(environment))
+        python = str(next(environment.glob("[bS]*/python*")))
+        session.run(python, "-m", "pip", "install", "-q", *PINNED, f"{wheel}[test]", external=True)
+        session.run(python, "-m", "pytest", f"tests/{name}", external=True)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the four wheels and source distributions into dist/ and check what they hold."""
+    session.install(*PINNED, "build", "twine")
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--outdir", "dist", package)
+    session.run("twine", "check", "--strict", *map(str, Path("dist").glob("bilevel_*-*")))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure a hyper-iteration against the bare backbone; see benchmarks/README.md."""
+    install_all(session)
+    session.run("python", "benchmarks/hyperiteration.py", *session.posargs, env=ENV)
