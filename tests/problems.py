@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from bilevel_core import Problem
 from torch import Tensor
+
+from bilevel_core import Problem
 
 
 @dataclass(frozen=True, kw_only=True)

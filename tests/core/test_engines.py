@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from bilevel_core import GradientDescent, Problem, Reverse, hypergradient, solve_inner
 from problems import ALL, Known, linear_map, ridge, shift
 

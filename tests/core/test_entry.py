@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from bilevel_core import (
     Code,
     DivergenceError,

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+
 from bilevel_core import GradientDescent, Problem, hypergradient, minimize
 from problems import ridge, shift
 

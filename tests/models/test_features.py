@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from bilevel_models import EACH_SET, Encoder, Normalization, as_images, create_model
 from torch.nn import functional
+
+from bilevel_models import EACH_SET, Encoder, Normalization, as_images, create_model
 
 
 def setup(mode=Normalization.SUPPORT, **options):

@@ -1,6 +1,7 @@
 """The multinomial logistic head against the formulas of its loss and gradient."""
 
 import torch
+
 from bilevel_models import heads
 
 

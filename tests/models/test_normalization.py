@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from bilevel_models import (
     EACH_SET,
     RUNNING,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from bilevel_models import create_model, list_models, register_model
 
 PARAMETERS = {"omniglot-net": 111_424, "c4l": 28_640}
