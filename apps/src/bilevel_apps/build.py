@@ -22,6 +22,7 @@ from bilevel_models import Encoder, Normalization, create_model
 __all__ = [
     "TrainedRun",
     "choose_device",
+    "choose_precision",
     "episode_sampler",
     "load_run",
     "load_split",
@@ -44,14 +45,28 @@ def choose_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        InputError: cuda was asked for and is not there.
+        InputError: another name, or cuda was asked for and is not there.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda: no CUDA device is available here: use --device cpu or auto"
         )
     use_cuda = name != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return the precision for `auto`: bfloat16 where the hardware computes in it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        features = torch.cpu.get_capabilities()
+        native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if native else "float32"
 
 
 def store_of(path: str | None) -> Store:

@@ -26,6 +26,7 @@ from bilevel_data.atomic import file_sha256, publish, temporary
 __all__ = ["FORMAT", "Checkpoint", "file_sha256", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "bilevel-checkpoint-1"
+ENTRY = "bilevel"
 
 
 @final
@@ -47,10 +48,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
     }
     record = json.dumps(checkpoint.record, sort_keys=True)
-    metadata = {"format": FORMAT, "record": record, "sha256": _digest(tensors, record)}
+    header = {"format": FORMAT, "record": record, "sha256": _digest(tensors, record)}
+    # One entry of metadata: safetensors writes several in no fixed order, and equal checkpoints
+    # are to be equal files.
+    content = safetensors.torch.save(tensors, {ENTRY: json.dumps(header, sort_keys=True)})
     try:
         with temporary(path) as scratch:
-            scratch.write_bytes(safetensors.torch.save(tensors, metadata))
+            scratch.write_bytes(content)
             publish(scratch, path)
     except (OSError, DataError) as error:
         raise RunError(f"{path}: cannot write the checkpoint ({error})") from error
@@ -64,21 +68,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = _header(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: damaged or not a checkpoint ({error})") from None
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "none")
+    if header.get("format") != FORMAT:
+        found = header.get("format", "none")
         raise InputError(
             f"{path}: not a checkpoint of bilevel: expected format {FORMAT}, found {found}"
         )
-    record = metadata.get("record", "")
-    if _digest(tensors, record) != metadata.get("sha256"):
+    record = str(header.get("record"))
+    if _digest(tensors, record) != header.get("sha256"):
         raise InputError(f"{path}: damaged: its contents do not match its SHA-256; restore a copy")
     return Checkpoint(tensors=tensors, record=json.loads(record))
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata.get(ENTRY, "{}"))
+    except ValueError:
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def _digest(tensors: Mapping[str, Tensor], record: str) -> str:

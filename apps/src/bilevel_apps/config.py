@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from bilevel_apps.errors import InputError
 
@@ -22,16 +24,27 @@ __all__ = [
     "load_config",
     "load_preset",
     "parse_config",
+    "parse_yaml",
     "with_settings",
 ]
 
+
+def _no_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_switch", "expected a number")
+    return value
+
+
 # YAML gives a bool where 1 was meant and "1e-3" where a number was: the first is refused, the
 # second accepted.
+Number = Annotated[float, BeforeValidator(_no_switch), Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Switch = Annotated[bool, Field(strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -105,11 +118,14 @@ class TrackingSection(Section):
 class Config(Section):
     """All that decides a run's result, and where its record goes."""
 
-    seed: CountOrZero = Field(default=0, description="of initial weights and episodes")
-    threads: Count | None = Field(default=None, description="null: every core this process may use")
+    seed: Seed = Field(default=0, description="of initial weights and episodes")
+    threads: Threads | None = Field(
+        default=None, description="null: every core this process may use"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="float32 or bfloat16, of the convolutions"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32",
+        description="of the convolutions; auto: bfloat16 where the processor has it",
     )
     data: str | None = Field(default=None, description="the store, an .h5 file of bilevel-data")
     episode: EpisodeSection = EpisodeSection()
@@ -164,8 +180,10 @@ def load_config(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a text file ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected YAML, found something that is not text") from error
     return _mapping(text, str(path))
 
 
@@ -180,10 +198,7 @@ def with_settings(settings: Mapping[str, Any], assignments: Iterable[str]) -> di
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise InputError(f"--set {assignment}: expected KEY=VALUE, such as train.steps=100")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {assignment}: the value is not YAML") from error
+        value = parse_yaml(text, f"--set {assignment}")
         *sections, last = key.split(".")
         target: Any = result
         for section in sections:
@@ -208,7 +223,8 @@ def parse_config(settings: Mapping[str, Any], source: str) -> Config:
         if first["type"] == "extra_forbidden":
             raise InputError(f"{source}: unknown key {key}; {_suggestion(key)}") from None
         expected = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{source}: {key}: {expected}, found {first['input']!r}") from None
+        found = reprlib.repr(first["input"])
+        raise InputError(f"{source}: {key}: {expected}, found {found}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -216,13 +232,23 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _mapping(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> Any:
+    """Return what a YAML text holds; `source` stands in the message.
+
+    Raises:
+        InputError: it is not YAML.
+    """
     try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.safe_load(text)
+    # Impossible dates and numbers are a ValueError, brackets nested too deep a RecursionError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise InputError(f"{source}: not valid YAML{line}") from error
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    loaded = parse_yaml(text, source)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -246,5 +272,6 @@ def describe_keys() -> dict[str, str]:
 
 
 def _suggestion(key: str) -> str:
-    close = difflib.get_close_matches(key, describe_keys(), n=1, cutoff=0.5)
+    sections = {known.partition(".")[0] for known in describe_keys()}
+    close = difflib.get_close_matches(key, [*describe_keys(), *sections], n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(describe_keys())}"

@@ -18,6 +18,9 @@ from bilevel_data.atomic import publish, temporary
 
 __all__ = ["RunFolder"]
 
+# Left open in a preset, settled once a run began.
+SETTLED = ("threads", "precision", "data", "episode.rotations")
+
 
 @final
 @dataclass(frozen=True)
@@ -46,13 +49,20 @@ class RunFolder:
         """The address of the run in MLflow."""
         return self.path / "tracking.json"
 
+    def began(self) -> bool:
+        """Say whether the folder holds a run."""
+        try:
+            return self.config.exists()
+        except OSError:  # such as a name that is too long: `exclusive` says so
+            return False
+
     def load_config(self) -> Config:
         """Return the run's configuration.
 
         Raises:
             InputError: the folder holds no run, or its configuration is damaged.
         """
-        if not self.config.is_file():
+        if not self.began():
             raise InputError(
                 f"{self.path}: no run here (no config.yaml): expected the --out folder of "
                 "bilevel-train"
@@ -69,13 +79,17 @@ class RunFolder:
         """
         saved = self.load_config()
         kept = saved.flat()
-        for key, value in flatten(given.model_dump(mode="json", exclude_unset=True)).items():
-            if key != "device" and value is not None and value != kept[key]:
+        chosen = flatten(given.model_dump(mode="json", exclude_unset=True))
+        device = chosen.pop("device", saved.device)
+        for key, value in chosen.items():
+            settled = key in SETTLED and value in (None, "auto")
+            same = _same_file(value, kept[key]) if key == "data" else value == kept[key]
+            if not (settled or same):
                 raise InputError(
-                    f"{self.path}: the run has {key}={kept[key]}, but {key}={value} was given: "
-                    "resume with the same settings, or choose another --out"
+                    f"{self.path}: the run has {key}={_yaml(kept[key])}, but {key}={_yaml(value)} "
+                    "was given: resume with the same settings, or choose another --out"
                 )
-        return saved.model_copy(update={"device": given.device})
+        return saved.model_copy(update={"device": device})
 
     def save_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
@@ -125,3 +139,13 @@ class RunFolder:
                 publish(scratch, path)
         except (OSError, DataError) as error:
             raise RunError(f"{path}: cannot write ({error})") from error
+
+
+def _same_file(given: str | None, kept: str | None) -> bool:
+    """Say whether two names, of which one may be relative, are of one file."""
+    return given is not None and kept is not None and Path(given).resolve() == Path(kept).resolve()
+
+
+def _yaml(value: object) -> str:
+    """Return a value as `--set` takes it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -128,32 +128,29 @@ def open_tracker(
 
 @contextmanager
 def tracked_again(folder: Path) -> Iterator[Tracker]:
-    """Reopen the run of a folder, to add results to it; a run that was not tracked costs a warning.
+    """Add results to the run of a folder, and leave its status and its times as they are.
 
-    Args:
-        folder: the run's folder.
+    A run that was not tracked, or cannot be reached, costs a warning.
     """
     known = RunFolder(folder).load_tracking()
+    tracker = Tracker(warn=warn)
     if not known:
         warn(f"{folder}: the run was not tracked, so nothing is logged")
-        yield Tracker(warn=warn)
-        return
-    target = Target(uri=known["uri"], experiment=folder.name, run_name=folder.name)
-    tracker = open_tracker(target, run_id=known["run_id"], warn=warn)
+    else:
+        try:
+            tracker = Tracker(warn=warn, client=_client(known["uri"]), run_id=known["run_id"])
+        except Exception as error:  # a tracker's failure, of any kind, must not end the command
+            warn(_one_line(f"no tracking at {known['uri']}", error))
     yield tracker
-    tracker.finish("FINISHED")
+    tracker.flush()
 
 
 def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
-        logging.getLogger(name).setLevel(logging.ERROR)
     # Processes that meet on a new database would each try to create its tables.
     with _database_lock(target.uri):
-        client = MlflowClient(target.uri)
+        client = _client(target.uri)
+        from mlflow.exceptions import MlflowException
+
         if run_id is not None:
             try:
                 client.update_run(run_id, status="RUNNING")
@@ -163,6 +160,19 @@ def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
             run = client.create_run(_experiment(client, target), run_name=target.run_name)
             run_id = run.info.run_id
     return client, run_id
+
+
+def _client(uri: str) -> MlflowClient:
+    """Import mlflow, which takes seconds, and keep it quiet."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # With MLflow's own limits, a server that cannot be reached holds a run up for four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow import MlflowClient
+
+    for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(uri)
 
 
 def _experiment(client: MlflowClient, target: Target) -> str:

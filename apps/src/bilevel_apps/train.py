@@ -6,11 +6,13 @@ run that was killed continues to the same bits at the same number of threads.
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 
 from bilevel_apps.build import (
     choose_device,
+    choose_precision,
     episode_sampler,
     load_split,
     make_task,
@@ -41,6 +44,8 @@ from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, EpisodeSampler, Store
 
 __all__ = ["train"]
+
+STDERR = 2
 
 
 @final
@@ -106,11 +111,11 @@ def train(config: Config, out: Path, *, resume: bool) -> Score | None:
         bilevel_data.DataError: the store cannot be used.
     """
     folder = RunFolder(out)
-    if folder.config.exists() and not resume:
+    if folder.began() and not resume:
         raise InputError(f"{out}: holds a run already: add --resume, or choose another --out")
     store = store_of(config.data)
-    config = _resolve(config, store)
     device = choose_device(config.device)
+    config = _resolve(config, store, device)
     training = _prepare(config, folder, store, device)
     with folder.exclusive():
         folder.save_config(config)
@@ -121,7 +126,7 @@ def train(config: Config, out: Path, *, resume: bool) -> Score | None:
             return _run(training, tracker)
 
 
-def _resolve(config: Config, store: Store) -> Config:
+def _resolve(config: Config, store: Store, device: torch.device) -> Config:
     """Settle what the configuration leaves open, so that the saved one says what was run."""
     rotations = config.episode.rotations
     if rotations is None:
@@ -129,6 +134,7 @@ def _resolve(config: Config, store: Store) -> Config:
     return config.model_copy(
         update={
             "threads": set_threads(config.threads),
+            "precision": choose_precision(config.precision, device),
             "data": str(store.path.resolve()),
             "episode": config.episode.model_copy(update={"rotations": rotations}),
         }
@@ -298,6 +304,11 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
         raise _diverged(training, "after", error) from error
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads))
+    if not math.isfinite(norm):  # a step along it would spoil the weights that are saved next
+        raise RunError(
+            f"after hyper-iteration {training.step}: the gradient of the weights is not finite: "
+            f"lower train.lr, or use precision=float32; {_kept(training)}"
+        )
     training.optimizer.step()
     training.step += 1
     return {
@@ -309,12 +320,15 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
 
 
 def _diverged(training: Training, when: str, error: DivergenceError) -> RunError:
-    last = training.folder.last
-    kept = f"{last} keeps the last good state" if last.exists() else "there is no checkpoint yet"
     return RunError(
         f"{when} hyper-iteration {training.step}: {error} (inner.lr or inner.scale, or set "
-        f"model.unit_length=true); {kept}"
+        f"model.unit_length=true); {_kept(training)}"
     )
+
+
+def _kept(training: Training) -> str:
+    last = training.folder.last
+    return f"{last} keeps the last good state" if last.exists() else "there is no checkpoint yet"
 
 
 def _scalars(training: Training) -> dict[str, float]:
@@ -391,7 +405,9 @@ def _stop_request() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        say("finishing this hyper-iteration and saving …")
+        # Not print: the signal may have come in the middle of one, which must not be entered twice.
+        with suppress(OSError):
+            os.write(STDERR, "finishing this hyper-iteration and saving …\n".encode())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

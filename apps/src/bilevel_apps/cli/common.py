@@ -17,19 +17,17 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def make_app(help_text: str) -> typer.Typer:
     """Return an app whose own errors are plain lines."""
-    return typer.Typer(
-        help=help_text, rich_markup_mode=None, add_completion=False, no_args_is_help=True
-    )
+    return typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
 
 
 def run_app(app: typer.Typer) -> None:
     """Run a command and leave the process with its status.
 
     0: done. 1: the work failed. 2: the input cannot be used. 130: interrupted. An error is one
-    line on stderr that begins with `error:`.
+    line on stderr that begins with `error:`. A command without arguments prints its help.
     """
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         _fail(2, getattr(error, "format_message", error.__str__)())
     except InputError as error:

@@ -95,14 +95,16 @@ def verify(
 
 
 def _options(assignments: list[str]) -> dict[str, Any]:
-    import yaml
+    from bilevel_apps.config import parse_yaml
 
     options = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"--option {assignment}: expected KEY=VALUE, such as split=vinyals")
-        options[key] = yaml.safe_load(text)
+        if key in ("name", "path", "download"):
+            raise InputError(f"--option {assignment}: use --source PATH or --download instead")
+        options[key] = parse_yaml(text, f"--option {assignment}")
     return options
 
 

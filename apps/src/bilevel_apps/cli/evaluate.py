@@ -23,7 +23,7 @@ Example: bilevel-eval runs/omniglot --split test --episodes 600
 app = make_app(HELP)
 
 
-@app.command(help=HELP, no_args_is_help=True)
+@app.command(help=HELP)
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train.")],
     data: Annotated[

@@ -50,10 +50,10 @@ Keys for --set, with their defaults:
 app = make_app(HELP)
 
 
-@app.command(help=HELP, no_args_is_help=True)
+@app.command(help=HELP)
 def train(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings as YAML.")
+        Path | None, typer.Argument(metavar="CONFIG.yaml", help="Settings as YAML.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Start from these settings instead.")
@@ -116,7 +116,7 @@ def _chosen(given: Config, out: Path, *, resume: bool, named: bool) -> Config:
     from bilevel_apps.run_folder import RunFolder
 
     folder = RunFolder(out)
-    if resume and folder.config.exists():
+    if resume and folder.began():
         return folder.continued(given)
     if not named and not given.model_fields_set:
         what = f"{out} holds no run to resume" if resume else "nothing to train"

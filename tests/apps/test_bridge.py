@@ -1,0 +1,160 @@
+"""The hypergradient through the bridge is Algorithm 1's with the whole network inside λ."""
+
+import math
+
+import pytest
+import torch
+from torch.func import functional_call
+from torch.nn import functional
+
+from bilevel_apps.meta_task import LEARNED_STEP, Episodes, HyperRepresentation, MetaTask
+from bilevel_core import Problem, hypergradient
+from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model, heads
+
+BATCH, WAY, SHOT, QUERY, SIZE = 2, 3, 2, 3, 8
+MODES = list(Normalization)
+
+
+def make_episodes():
+    generator = torch.Generator().manual_seed(1)
+
+    def images(each):
+        shape = (BATCH, WAY * each, 1, SIZE, SIZE)
+        return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+    def labels(each):
+        return torch.arange(WAY).repeat_interleave(each).expand(BATCH, -1)
+
+    return Episodes(
+        support=images(SHOT),
+        query=images(QUERY),
+        support_labels=labels(SHOT),
+        query_labels=labels(QUERY),
+        way=WAY,
+    )
+
+
+def make_task(mode, *, steps, unit_length, scale=3.0):
+    torch.manual_seed(0)
+    backbone = create_model("omniglot-net", channels=1, image_size=SIZE, filters=4)
+    model = HyperRepresentation(
+        backbone, inner_lr=0.2, scale=scale, learn_lr=True, learn_scale=True
+    ).double()
+    for norm in backbone.norms:  # zero offsets would hide a wrong one
+        torch.nn.init.normal_(norm.bias, std=0.3)
+    encoder = Encoder(backbone=model.backbone, normalization=mode, unit_length=unit_length)
+    return MetaTask(model=model, encoder=encoder, steps=steps)
+
+
+def reference(task, episodes):
+    """f_T and ∇f_T by core's engine; each objective runs the network itself, on λ's weights."""
+    mode, unit = task.encoder.normalization, task.encoder.unit_length
+    n = WAY * SHOT
+
+    def features(weights, images, statistics):
+        h = functional_call(task.model.backbone, weights, (images, statistics))
+        return functional.normalize(h, dim=-1) if unit else h
+
+    def encode(weights):
+        support, query = episodes.support, episodes.query
+        if mode is Normalization.EPISODE:
+            pairs = [
+                (features(weights, s, EACH_SET), features(weights, q, EACH_SET))
+                for s, q in zip(support, query, strict=True)
+            ]
+        elif mode is Normalization.BATCH:
+            everything = torch.cat((support.flatten(0, 1), query.flatten(0, 1)))
+            h = features(weights, everything, EACH_SET)
+            h_s, h_q = h[: BATCH * n], h[BATCH * n :]
+            return h_s.view(BATCH, n, -1), h_q.view(BATCH, WAY * QUERY, -1)
+        else:
+            statistics = Statistics(first=n) if mode is Normalization.SUPPORT else EACH_SET
+            together = [
+                features(weights, torch.cat(sets), statistics)
+                for sets in zip(support, query, strict=True)
+            ]
+            pairs = [(h[:n], h[n:]) for h in together]
+        h_s, h_q = zip(*pairs, strict=True)
+        return torch.stack(h_s), torch.stack(h_q)
+
+    def scores(w, lam, which):
+        return heads.logits(w, encode(lam["backbone"])[which] * lam["log_scale"].exp())
+
+    problem = Problem(
+        inner=lambda w, lam: heads.cross_entropy(scores(w, lam, 0), episodes.support_labels).sum(),
+        outer=lambda w, lam: heads.cross_entropy(scores(w, lam, 1), episodes.query_labels).mean(),
+        init=lambda lam: {
+            "weight": torch.zeros(BATCH, task.model.backbone.dim, WAY, dtype=torch.float64),
+            "bias": torch.zeros(BATCH, 1, WAY, dtype=torch.float64),
+        },
+    )
+    lam = {
+        "backbone": {k: p.detach().clone() for k, p in task.model.backbone.named_parameters()},
+        "log_lr": task.model.log_lr.detach().clone(),
+        "log_scale": task.model.log_scale.detach().clone(),
+    }
+    computed = hypergradient(problem, LEARNED_STEP, lam, steps=task.steps)
+    grads = {f"backbone.{k}": g for k, g in computed.grad["backbone"].items()}
+    return computed.value, grads | {k: computed.grad[k] for k in ("log_lr", "log_scale")}
+
+
+@pytest.mark.parametrize("unit_length", [False, True], ids=["raw", "unit"])
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("mode", MODES)
+def test_equals_the_engine_with_the_network_inside(mode, steps, unit_length):
+    task, episodes = make_task(mode, steps=steps, unit_length=unit_length), make_episodes()
+    value, expected = reference(task, episodes)
+    outcome = task.hypergradient(episodes)
+    assert outcome.loss == pytest.approx(float(value), rel=1e-12)
+    found = {name: p.grad for name, p in task.model.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        error = torch.linalg.vector_norm(found[name] - grad)
+        assert error <= 1e-10 * torch.linalg.vector_norm(grad) + 1e-15, name
+    norm = torch.linalg.vector_norm(expected["backbone.convolutions.0.weight"])
+    assert (norm > 1e-3) == (steps > 0)  # a head that stays zero teaches the network nothing
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("name", ["log_lr", "log_scale"])
+def test_step_size_and_scale_by_finite_differences(name, steps):
+    episodes = make_episodes()
+
+    def loss(offset):
+        task = make_task(Normalization.SUPPORT, steps=steps, unit_length=True)
+        with torch.no_grad():
+            getattr(task.model, name).add_(offset)
+        return task.hypergradient(episodes).loss, float(getattr(task.model, name).grad)
+
+    h = 1e-5
+    difference = (loss(h)[0] - loss(-h)[0]) / (2 * h)
+    assert abs(difference) > 1e-3
+    assert loss(0.0)[1] == pytest.approx(difference, rel=1e-7)
+
+
+def test_what_is_not_learned_gets_no_gradient():
+    task = make_task(Normalization.SUPPORT, steps=2, unit_length=True)
+    task.model.log_lr.requires_grad_(False)
+    task.hypergradient(make_episodes())
+    assert task.model.log_lr.grad is None
+    assert task.model.log_scale.grad is not None
+
+
+def test_gradients_do_not_add_up_over_hyper_iterations():
+    task, episodes = make_task(Normalization.SUPPORT, steps=2, unit_length=True), make_episodes()
+    task.hypergradient(episodes)
+    once = {k: p.grad.clone() for k, p in task.model.named_parameters()}
+    task.hypergradient(episodes)
+    assert all(torch.equal(p.grad, once[k]) for k, p in task.model.named_parameters())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accuracy_is_that_of_the_trained_heads(mode):
+    """With training's statistics; the modes that keep running averages have others in test."""
+    task, episodes = make_task(mode, steps=5, unit_length=True, scale=10.0), make_episodes()
+    trained = task.hypergradient(episodes).accuracy
+    scored = task.accuracies(episodes)
+    assert scored.shape == (BATCH,)
+    assert all(math.isclose(a * 9, round(a * 9), abs_tol=1e-9) for a in scored.tolist())
+    if mode in (Normalization.EPISODE, Normalization.SUPPORT):
+        assert float(scored.mean()) == pytest.approx(trained, abs=1e-12)

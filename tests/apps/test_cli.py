@@ -1,0 +1,520 @@
+"""The commands: one line for a mistake, results on stdout, help without the heavy libraries."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+TEXT = "not a store\n" * 100
+
+
+@pytest.fixture
+def spoiled(tmp_path, store):
+    """Make a store that is unusable in one way."""
+
+    def make(kind):
+        path = tmp_path / f"{kind}.h5"
+        if kind == "truncated":
+            path.write_bytes(store.read_bytes()[:-1000])
+        elif kind == "empty":
+            path.touch()
+        elif kind == "text":
+            path.write_text(TEXT)
+        elif kind == "foreign":
+            with h5py.File(path, "w") as file:
+                file["images"] = np.zeros((3, 4))
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "flipped":
+            content = bytearray(store.read_bytes())
+            content[len(content) // 4] ^= 1  # of the first split, train
+            path.write_bytes(content)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def config_file(tmp_path, settings):
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(settings(**changes)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Run bilevel-train on bad input; return its one line, having checked all else."""
+
+    def run(*arguments, status=2, out=tmp_path / "run"):
+        found = command("train", *arguments, "--out", out)
+        assert found.status == status, found.err
+        assert "Traceback" not in found.err
+        if status == 2:
+            assert not out.exists()
+            return found.error
+        return found.err.splitlines()[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "No such file"),
+        ("truncated", "truncated or damaged"),
+        ("empty", "an empty file"),
+        ("text", "another kind of file"),
+        ("foreign", "not a store"),
+        ("folder", "not a plain file"),
+        ("flipped", "damaged"),
+    ],
+)
+def test_unusable_stores(refused, command, spoiled, trained, config_file, kind, says):
+    path = spoiled(kind)
+    lines = [refused(config_file(), "--data", path)]
+    lines.append(command("eval", trained, "--data", path, "--split", "train").error)
+    if kind != "flipped":
+        lines += [command("data", action, path).error for action in ("verify", "info")]
+    for line in lines:
+        assert line.startswith(f"error: {path}")
+        assert says in line
+
+
+BAD_SETTINGS = [
+    (["--set", "train.step=3"], "unknown key train.step; did you mean train.steps?"),
+    (["--set", "train.steps=many"], "train.steps: input should be a valid integer, found 'many'"),
+    (["--set", "train.steps=true"], "train.steps: input should be a valid integer, found True"),
+    (["--set", "train.steps"], "--set train.steps: expected KEY=VALUE"),
+    (["--set", "train.lr=2001-99-99"], "not valid YAML"),
+    (["--set", "episode.way=13"], "episode.way=13 but split 'train' has 12 classes"),
+    (["--set", "episode.way=7"], "episode.way=7 but split 'val' has 6 classes"),
+    (["--set", "episode.way=1"], "expected a whole number ≥ 2, found 1"),
+    (["--set", "train.way=13"], "13 but split 'train' has 12 classes"),
+    (["--set", "episode.shot=10", "--set", "episode.query=11"], "has 20 images"),
+    (["--set", "train.query=20"], "has 20 images"),
+    (["--set", "model.name=resnet"], "no model 'resnet': choose one of"),
+    (["--set", "model.norm=layer"], "model.norm: input should be"),
+    (["--device", "tpu"], "device: input should be 'auto', 'cpu' or 'cuda', found 'tpu'"),
+    (["--preset", "glyphs-5way-1shot"], "give one of them"),
+    (["--nonsense"], "No such option: --nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_SETTINGS, ids=range(len(BAD_SETTINGS)))
+def test_unusable_settings(refused, config_file, arguments, says):
+    assert says in refused(config_file(), *arguments)
+
+
+def test_unknown_preset(refused):
+    assert "--preset omniglot: no such preset; choose one of" in refused("--preset", "omniglot")
+
+
+def test_missing_and_broken_configuration(refused, tmp_path):
+    path = tmp_path / "settings.yaml"
+    assert f"{path}: cannot be read (No such file" in refused(path)
+    path.write_text("train: [")
+    assert f"{path}: not valid YAML at line" in refused(path)
+    path.write_text("train: {step: 1}")
+    assert f"{path}: unknown key train.step" in refused(path, "--set", "seed=1")
+
+
+def test_no_data(refused):
+    assert "no data: give --data FILE.h5" in refused("--preset", "glyphs-5way-1shot")
+
+
+def test_nothing_to_train(refused):
+    assert "nothing to train: give --preset NAME or a CONFIG.yaml" in refused()
+    assert "holds no run to resume" in refused("--resume")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_no_cuda(refused, command, config_file, trained):
+    assert "no CUDA device is available" in refused(config_file(), "--device", "cuda")
+    line = command("eval", trained, "--device", "cuda", "--episodes", 2).error
+    assert "no CUDA device is available" in line
+
+
+def test_missing_out(command, config_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = command("train", config_file())
+    assert found.status == 2
+    assert found.error.startswith("error: --out DIR is missing")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_out_that_cannot_be_made(refused, command, config_file, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    below = tmp_path / "file" / "run"
+    line = refused(config_file(), out=below)
+    assert (
+        line
+        == f"error: {below}: cannot write to this folder (Not a directory): choose another --out"
+    )
+    found = command("train", config_file(), "--out", tmp_path / "file")
+    assert found.status == 2
+    assert "cannot write to this folder (File exists)" in found.error
+    found = command("train", config_file(), "--out", tmp_path / ("x" * 300))
+    assert found.status == 2
+    assert "cannot write to this folder (File name too long)" in found.error
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_is_kept_without_resume(command, config_file, trained):
+    before = {p.name: p.read_bytes() for p in trained.iterdir()}
+    found = command("train", config_file(), "--out", trained)
+    assert found.status == 2
+    assert (
+        found.error
+        == f"error: {trained}: holds a run already: add --resume, or choose another --out"
+    )
+    found = command("train", config_file(seed=4), "--out", trained, "--resume")
+    assert found.status == 2
+    assert "the run has seed=0, but seed=4 was given" in found.error
+    assert {p.name: p.read_bytes() for p in trained.iterdir()} == before
+
+
+def test_divergence_is_status_1(refused, config_file):
+    settings = {"inner__lr": 1e38, "model__unit_length": False}
+    line = refused(config_file(**settings), status=1)
+    assert line.startswith("error: after hyper-iteration 0: the inner run is not finite at step ")
+
+
+def test_training_and_resuming(command, config_file, tmp_path, store):
+    folder = tmp_path / "run"
+    found = command("train", config_file(), "--out", folder, "--set", "train.steps=3")
+    assert found.status == 0
+    first, second = found.out.splitlines()
+    assert first.startswith("best validation accuracy ")
+    assert second == f"evaluate with: bilevel-eval {folder}"
+    assert "error" not in found.err
+    assert "warning" not in found.err
+    found = command("train", "--out", folder, "--resume")
+    assert found.status == 0
+    assert "resuming after hyper-iteration 3 of 3" in found.err
+
+
+def test_a_preset_with_changes(command, tmp_path, store):
+    folder = tmp_path / "run"
+    small = ["train.steps=1", "train.meta_batch=1", "train.way=5", "train.validate_episodes=2"]
+    small += ["episode.query=3", "threads=1", "tracking.enabled=false", "train.query=3"]
+    words = [word for assignment in small for word in ("--set", assignment)]
+    preset = ["--preset", "glyphs-5way-1shot", "--data", store, "--out", folder]
+    assert command("train", *preset, *words).status == 0
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["train"]["steps"] == 1
+    assert saved["model"]["norm"] == "ghost"
+    found = command("train", *preset, *words, "--resume")
+    assert found.status == 0
+    assert "resuming after hyper-iteration 1 of 1" in found.err
+
+
+def test_debug_shows_the_traceback(config_file, tmp_path):
+    words = ["-m", "bilevel_apps.cli.train", str(config_file()), "--debug"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "InputError" in done.stderr
+
+
+def test_the_installed_command_ends_with_its_status(tmp_path):
+    words = ["-m", "bilevel_apps.cli.evaluate", str(tmp_path)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}: no run here")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_evaluation_without_a_run(command, tmp_path, copy):
+    assert "no run here (no config.yaml)" in command("eval", tmp_path).error
+    assert "no run here" in command("eval", tmp_path / "missing").error
+    for name in ("best", "last"):
+        (copy / f"{name}.safetensors").unlink()
+    assert "no checkpoint yet" in command("eval", copy).error
+
+
+def test_evaluation_of_a_damaged_run(command, copy):
+    path = copy / "best.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    found = command("eval", copy, "--episodes", 2)
+    assert found.status == 2
+    assert found.error.startswith(f"error: {path}: damaged: its contents do not match its SHA-256")
+    path.write_bytes(content[:100])
+    assert f"{path}: damaged or not a checkpoint" in command("eval", copy).error
+    shutil.copy(copy / "config.yaml", path)
+    assert f"{path}: damaged or not a checkpoint" in command("eval", copy).error
+
+
+def test_evaluation_of_a_run_with_a_damaged_configuration(command, copy):
+    path = copy / "config.yaml"
+    path.write_text(path.read_text().replace("filters: 4", "filters: 8"))
+    assert "does not fit config.yaml beside it" in command("eval", copy).error
+    path.write_text("seed: [")
+    assert f"{path}: not valid YAML" in command("eval", copy).error
+
+
+BAD_EVALUATIONS = [
+    (["--episodes", 0], "'--episodes'"),
+    (["--episodes", "many"], "'--episodes'"),
+    (["--steps", -1], "'--steps'"),
+    (["--way", 7], "episode.way=7 but split 'test' has 6 classes"),
+    (["--shot", 10, "--query", 11], "has 20 images"),
+    (["--split", "dev"], "no split 'dev': choose one that it has: train, val, test"),
+    (["--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
+    (["--nonsense"], "No such option: --nonsense"),
+    (["extra"], "unexpected extra argument"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_EVALUATIONS, ids=range(len(BAD_EVALUATIONS)))
+def test_unusable_evaluations(command, trained, arguments, says):
+    found = command("eval", trained, *arguments)
+    assert found.status == 2
+    assert says in found.error
+
+
+def test_evaluation_on_images_of_another_size(command, trained, make_store):
+    other = make_store(size=28, classes={"test": 6})
+    found = command("eval", trained, "--data", other)
+    assert found.status == 2
+    assert f"{other}: images of (height, width, channels) (28, 28, 1), but" in found.error
+
+
+def evaluate(command, *arguments):
+    found = command("eval", *arguments, "--json")
+    assert found.status == 0, found.err
+    (line,) = found.out.splitlines()
+    return json.loads(line)
+
+
+def test_evaluation_as_json(command, trained, store):
+    found = evaluate(command, trained, "--episodes", 12)
+    info = json.loads(command("data", "info", store, "--json").out)
+    digest = hashlib.sha256((trained / "best.safetensors").read_bytes()).hexdigest()
+    expected = {
+        "episodes": 12,
+        "way": 5,
+        "shot": 1,
+        "query": 3,
+        "steps": 5,
+        "norm": "ghost",
+        "split": "test",
+        "split_sha256": info["splits"]["test"]["sha256"],
+        "seed": 0,
+        "checkpoint_sha256": digest,
+        "checkpoint": str(trained / "best.safetensors"),
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert 0 < found["accuracy"] <= 1
+    assert found["ci95"] > 0
+    assert evaluate(command, trained, "--episodes", 12) == found
+
+
+def test_evaluation_takes_its_options(command, trained, store):
+    options = ["--split", "val", "--way", 4, "--shot", 2, "--query", 4, "--steps", 0, "--seed", 9]
+    found = evaluate(command, trained, "--episodes", 5, *options)
+    keys = ("split", "way", "shot", "query", "steps", "seed")
+    assert [found[key] for key in keys] == ["val", 4, 2, 4, 0, 9]
+    assert found["accuracy"] == 0.25  # a head that stays zero always answers the first class
+    assert found["ci95"] == 0.0
+
+
+def test_another_seed_has_other_episodes(command, trained):
+    scores = {
+        evaluate(command, trained, "--episodes", 9, "--seed", s)["accuracy"] for s in range(4)
+    }
+    assert len(scores) > 1
+
+
+def test_evaluation_with_baselines(command, trained):
+    found = evaluate(command, trained, "--episodes", 10, "--baselines")
+    assert found["baselines"].keys() == {"raw-pixel nearest neighbour", "untrained network"}
+    assert all(0 < row["accuracy"] <= 1 for row in found["baselines"].values())
+    assert "upright" not in found
+    alone = evaluate(command, trained, "--episodes", 10)
+    assert alone["accuracy"] == found["accuracy"]
+
+
+def test_evaluation_for_people(command, trained):
+    found = command("eval", trained, "--episodes", 12)
+    assert found.status == 0
+    head, row = found.out.splitlines()
+    assert head == "5-way 1-shot, 12 episodes of test, T = 5, ghost normalisation"
+    report = evaluate(command, trained, "--episodes", 12)
+    assert row.split()[-4:] == [
+        f"{100 * report['accuracy']:.2f}",
+        "±",
+        f"{100 * report['ci95']:.2f}",
+        "%",
+    ]
+
+
+def test_evaluation_uses_the_last_checkpoint_before_any_validation(command, copy):
+    (copy / "best.safetensors").unlink()
+    found = evaluate(command, copy, "--episodes", 3)
+    assert found["checkpoint"] == str(copy / "last.safetensors")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six classes of four PNG files."""
+    rng = np.random.default_rng(0)
+    for c in range(6):
+        folder = tmp_path / "pictures" / f"class-{c}"
+        folder.mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_prepare_info_and_verify(command, pictures, tmp_path):
+    out = tmp_path / "made" / "own.h5"
+    options = ["--option", "size=16", "--option", "channels=1"]
+    found = command("data", "prepare", "folder", "--source", pictures, "--out", out, *options)
+    assert found.status == 0, found.err
+    assert found.out.startswith(f"{out}: folder, 16×16 grey; licence: ")
+    assert "6 classes       24 images" in found.out
+    again = command("data", "info", out)
+    assert again.out == found.out
+    info = json.loads(command("data", "info", out, "--json").out)
+    assert info["name"] == "folder"
+    assert sum(split["images"] for split in info["splits"].values()) == 24
+    found = command("data", "verify", out)
+    assert (found.status, found.out) == (0, f"{out}: good (24 images, every hash matches)\n")
+
+
+def test_prepare_replaces_only_when_asked(command, pictures, tmp_path):
+    out = tmp_path / "own.h5"
+    words = ["data", "prepare", "folder", "--source", pictures, "--out", out, "--option", "size=8"]
+    assert command(*words).status == 0
+    before = out.read_bytes()
+    assert "exists already" in command(*words, "--option", "seed=1").error
+    assert out.read_bytes() == before
+    assert command(*words, "--option", "seed=1", "--overwrite").status == 0
+    assert out.read_bytes() != before
+
+
+BAD_PREPARATIONS = [
+    (["nonsense"], "source: expected one of"),
+    (["folder"], "folder: expected a folder with a directory a class"),
+    (["folder", "--option", "size"], "--option size: expected KEY=VALUE"),
+    (["folder", "--option", "size=2001-99-99"], "not valid YAML"),
+    (["folder", "--option", "colour=1"], "unknown option 'colour'; its options: size"),
+    (["folder", "--option", "path=x"], "--option path=x: use --source PATH"),
+    (["folder", "--download"], "nothing to download"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD_PREPARATIONS, ids=range(len(BAD_PREPARATIONS)))
+def test_unusable_preparations(command, tmp_path, words, says):
+    found = command("data", "prepare", *words, "--out", tmp_path / "x.h5")
+    assert found.status == 2
+    assert says in found.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_notices_one_bit(command, store, tmp_path):
+    copied = tmp_path / store.name
+    for name in (store.name, f"{store.name}.sha256"):
+        shutil.copy(store.parent / name, tmp_path / name)
+    assert command("data", "verify", copied).status == 0
+    content = bytearray(copied.read_bytes())
+    content[len(content) // 2] ^= 1
+    copied.write_bytes(content)
+    found = command("data", "verify", copied)
+    assert found.status == 2
+    assert found.error.startswith(f"error: {copied}: ")
+
+
+HELP = {
+    ("train",): ["CONFIG.yaml", "--preset", "--data", "--out", "--set", "--device", "--resume"],
+    ("eval",): [
+        "DIR",
+        "--data",
+        "--split",
+        "--episodes",
+        "--way",
+        "--shot",
+        "--query",
+        "--steps",
+        "--seed",
+        "--baselines",
+        "--track",
+        "--json",
+        "--device",
+    ],
+    ("data",): ["prepare", "info", "verify"],
+    ("data", "prepare"): ["--out", "--source", "--download", "--option", "--overwrite"],
+    ("data", "info"): ["--json"],
+    ("data", "verify"): ["FILE.h5"],
+}
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_names_the_options(command, words):
+    found = command(*words, "--help")
+    assert (found.status, found.err) == (0, "")
+    for option in HELP[words]:
+        assert option in found.out
+    if words != ("data",):
+        assert "--debug" in found.out
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "data"])
+def test_without_arguments_the_help_is_shown(command, name):
+    found = command(name)
+    assert (found.status, found.err) == (0, "")
+    assert found.out == command(name, "--help").out
+
+
+def test_help_of_training_names_keys_and_presets(command):
+    out = command("train", "--help").out
+    for word in ("train.meta_batch", "inner.learn_lr", "paper/omniglot-20way-5shot"):
+        assert word in out
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "data"])
+def test_help_is_light(name):
+    code = (
+        "import sys\n"
+        f"from bilevel_apps.cli.{name} import main\n"
+        "sys.argv = ['x', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'mlflow', 'matplotlib', 'h5py', 'sklearn'} & set(sys.modules)\n"
+        "print(*sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+    assert "Usage" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_traceback(store):
+    """As in `bilevel-data info … | head -0`."""
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "bilevel_apps.cli.data", "info", str(store)]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""

@@ -1,0 +1,353 @@
+"""Configuration: presets, assignments, refusals, and a round trip through YAML."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bilevel_apps.config import (
+    Config,
+    describe_keys,
+    dump_config,
+    list_presets,
+    load_config,
+    load_preset,
+    parse_config,
+    with_settings,
+)
+from bilevel_apps.errors import InputError
+
+
+def refused(call, *arguments):
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 2000
+    return message
+
+
+def assigned(*assignments):
+    return parse_config(with_settings({}, assignments), "--set")
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_presets_parse(name):
+    config = parse_config(load_preset(name), name)
+    assert config.model_fields_set >= {"episode", "model", "inner", "train"}
+
+
+def test_presets_are_those_documented():
+    tasks = ("5way-1shot", "5way-5shot", "20way-1shot", "20way-5shot")
+    own = {f"omniglot-{task}" for task in tasks}
+    paper = {f"paper/omniglot-{task}" for task in tasks}
+    assert set(list_presets()) >= {"glyphs-5way-1shot"} | own | paper
+
+
+@pytest.mark.parametrize(("way", "shot"), [(5, 1), (5, 5), (20, 1), (20, 5)])
+@pytest.mark.parametrize("prefix", ["", "paper/"])
+def test_presets_solve_the_task_that_they_name(prefix, way, shot):
+    name = f"{prefix}omniglot-{way}way-{shot}shot"
+    config = parse_config(load_preset(name), name)
+    assert (config.episode.way, config.episode.shot) == (way, shot)
+    assert config.episode.rotations is True
+    assert config.model.name == "omniglot-net"
+
+
+@pytest.mark.parametrize(("way", "meta_batch"), [(5, 32), (20, 16)])
+@pytest.mark.parametrize("shot", [1, 5])
+def test_paper_presets_have_the_papers_settings(way, shot, meta_batch):
+    flat = parse_config(load_preset(f"paper/omniglot-{way}way-{shot}shot"), "preset").flat()
+    expected = {
+        "train.meta_batch": meta_batch,
+        "train.lr": 1e-3,
+        "train.schedule": "paper",
+        "train.weight_decay": 0.0,
+        "train.way": None,
+        "train.shot": None,
+        "train.query": None,
+        "model.norm": "episode",
+        "model.unit_length": False,
+        "inner.lr": 0.1,
+        "inner.learn_lr": False,
+        "inner.scale": 1.0,
+        "inner.learn_scale": False,
+        "episode.query": 15,
+    }
+    assert {key: flat[key] for key in expected} == expected
+    assert flat["inner.steps"] in (4, 5)
+
+
+def test_unknown_preset_names_the_known_ones():
+    message = refused(load_preset, "omniglot")
+    assert "omniglot: no such preset" in message
+    assert "paper/omniglot-5way-1shot" in message
+    assert "no such preset" in refused(load_preset, "../presets/glyphs-5way-1shot")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train.steps",
+        "train.meta_batch",
+        "train.lr",
+        "inner.steps",
+        "inner.lr",
+        "inner.learn_lr",
+        "episode.way",
+        "episode.shot",
+        "episode.query",
+        "model.name",
+        "model.norm",
+        "seed",
+        "threads",
+    ],
+)
+def test_keys_that_users_rely_on(key):
+    assert key in describe_keys()
+    assert key in Config().flat()
+
+
+def test_every_key_is_described_with_its_default():
+    described = describe_keys()
+    assert described.keys() == Config().flat().keys()
+    for key, value in Config().flat().items():
+        shown, _, meaning = described[key].partition(" ")
+        assert yaml.safe_load(shown) == value
+        assert meaning.strip()
+
+
+def test_assignments_are_yaml():
+    config = assigned(
+        "train.steps=7", "train.lr=1e-2", "inner.learn_lr=false", "model.norm=episode", "seed=3"
+    )
+    assert config.train.steps == 7
+    assert config.train.lr == 0.01
+    assert config.inner.learn_lr is False
+    assert config.model.norm == "episode"
+    assert config.seed == 3
+    assert assigned("threads=null").threads is None
+    assert assigned("data=a=b.h5").data == "a=b.h5"
+
+
+def test_the_last_assignment_wins_and_the_rest_stays():
+    given = {"train": {"steps": 1, "lr": 0.5}}
+    changed = with_settings(given, ["train.steps=2", "train.steps=3"])
+    assert changed == {"train": {"steps": 3, "lr": 0.5}}
+    assert given == {"train": {"steps": 1, "lr": 0.5}}
+
+
+@pytest.mark.parametrize("assignment", ["train.steps", "=3", "", "train.steps:3"])
+def test_not_an_assignment(assignment):
+    assert "expected KEY=VALUE" in refused(with_settings, {}, [assignment])
+
+
+@pytest.mark.parametrize("value", ["[1", "2001-99-99", "'a", "!!int x", "!!python/name:os.system"])
+def test_a_value_that_is_not_yaml(value):
+    message = refused(with_settings, {}, [f"train.steps={value}"])
+    assert message.startswith(f"--set train.steps={value}: not valid YAML")
+
+
+def test_a_value_is_not_a_section():
+    assert "seed is a value" in refused(with_settings, {"seed": 1}, ["seed.x=1"])
+    assert "train: " in refused(assigned, "train=5")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("train.step", "train.steps"),
+        ("trian.steps", "train?"),
+        ("inner.learn_rl", "inner.learn_lr"),
+    ],
+)
+def test_unknown_key_with_a_suggestion(key, meant):
+    message = refused(assigned, f"{key}=3")
+    assert message.startswith(f"--set: unknown key {key.partition('.')[0]}")
+    assert f"did you mean {meant}" in message
+
+
+def test_unknown_key_without_one():
+    assert "known keys: seed, threads" in refused(assigned, "zzzzzz=3")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "train.steps=true",
+        "train.steps=1.5",
+        "train.steps=abc",
+        "train.steps=-1",
+        "train.steps=0",
+        "train.steps=null",
+        "train.steps=.nan",
+        "train.steps=[1]",
+        "train.lr=0",
+        "train.lr=-1.0",
+        "train.lr=.nan",
+        "train.lr=nan",
+        "train.lr=.inf",
+        "train.lr=abc",
+        "train.lr=true",
+        "train.weight_decay=-1",
+        "train.weight_decay=false",
+        "inner.steps=-1",
+        "inner.learn_lr=1",
+        "inner.learn_lr=maybe",
+        "model.norm=layer",
+        "model.name=3",
+        "device=tpu",
+        "precision=float16",
+        "seed=-1",
+        "seed=true",
+        f"seed={2**64}",
+        "threads=0",
+        "threads=1000000",
+        "tracking.uri=[a]",
+    ],
+)
+def test_wrong_values_are_named(assignment):
+    key, _, value = assignment.partition("=")
+    message = refused(assigned, assignment)
+    assert message.startswith(f"--set: {key}: ")
+    assert message.endswith(f", found {yaml.safe_load(value)!r}")
+
+
+def test_a_large_value_is_shortened():
+    message = refused(parse_config, {"train": {"steps": "x" * 10_000}}, "test")
+    assert len(message) < 200
+
+
+def test_boundaries_are_allowed():
+    config = assigned("inner.steps=0", "seed=0", "train.weight_decay=0", f"seed={2**63 - 1}")
+    assert config.inner.steps == 0
+    assert config.seed == 2**63 - 1
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: [",
+        "- 1\n- 2",
+        "abc",
+        "7",
+        "a: b: c",
+        "\tx: 1",
+        "seed: 2001-99-99",
+        "x: !!python/object/apply:os.system [echo]",
+        "[" * 5000,
+        "seed: &a [*a]",
+        "1: 2",
+        "? [a, b]\n: 1",
+        "seed: 1\0",
+        "train:",
+        "train: 3",
+        "seed: !!binary AAAA",
+        "<<: 3",
+    ],
+    ids=range(17),
+)
+def test_yaml_that_is_no_configuration(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, "utf-8")
+    message = refused(lambda: parse_config(load_config(path), str(path)))
+    assert message.startswith(f"{path}: ")
+
+
+def test_yaml_errors_name_the_line(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 1\ntrain: ]\n")
+    assert refused(load_config, path) == f"{path}: not valid YAML at line 2"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80abc", b"\x89HDF\r\n\x1a\n"])
+def test_files_that_are_not_text(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    assert "found something that is not text" in refused(load_config, path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    missing = tmp_path / "missing.yaml"
+    assert refused(load_config, missing) == f"{missing}: cannot be read (No such file or directory)"
+    assert refused(load_config, tmp_path) == f"{tmp_path}: cannot be read (Is a directory)"
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("# nothing\n")
+    assert parse_config(load_config(path), "test") == Config()
+
+
+counts = st.integers(1, 10**6)
+switches = st.booleans()
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def maybe(strategy):
+    return st.none() | strategy
+
+
+def section(**keys):
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+configurations = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**63 - 1),
+        "threads": maybe(st.integers(1, 64)),
+        "device": st.sampled_from(["auto", "cpu", "cuda"]),
+        "precision": st.sampled_from(["float32", "bfloat16"]),
+        "data": maybe(texts),
+        "episode": section(way=counts, shot=counts, query=counts, rotations=maybe(switches)),
+        "model": section(
+            name=texts,
+            norm=st.sampled_from(["episode", "batch", "ghost", "support"]),
+            unit_length=switches,
+            filters=maybe(counts),
+        ),
+        "inner": section(
+            steps=st.integers(0, 10**6), lr=positive, learn_lr=switches, scale=positive
+        ),
+        "train": section(
+            steps=counts,
+            way=maybe(counts),
+            lr=positive,
+            weight_decay=positive | st.just(0.0),
+            schedule=st.sampled_from(["constant", "paper", "onecycle"]),
+        ),
+        "tracking": section(enabled=switches, uri=maybe(texts), experiment=maybe(texts)),
+    },
+)
+
+
+@given(configurations)
+@settings(deadline=None)
+def test_dump_and_load_are_inverse(tmp_path_factory, chosen):
+    config = parse_config(chosen, "test")
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(dump_config(config), "utf-8")
+    again = parse_config(load_config(path), "test")
+    assert again == config
+    assert dump_config(again) == dump_config(config)
+    assert again.flat().keys() == describe_keys().keys()
+
+
+@given(st.text(max_size=40))
+@settings(deadline=None, max_examples=300)
+def test_any_text_is_parsed_or_refused(text):
+    try:
+        config = assigned(f"train.lr={text}")
+    except InputError:
+        return
+    assert config.train.lr > 0
+    assert math.isfinite(config.train.lr)

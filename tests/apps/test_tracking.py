@@ -1,0 +1,284 @@
+"""MLflow holds the whole record of a run, and its failures cost a warning each."""
+
+import json
+import math
+import shutil
+import socket
+import threading
+
+import pytest
+
+from bilevel_apps import train as training
+from bilevel_apps.evaluate import Request, evaluate_run
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.tracking import Target, Tracker, default_uri, open_tracker
+from bilevel_apps.train import train
+
+mlflow = pytest.importorskip("mlflow")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # MLflow's own are not ours to mend
+]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A database whose tables exist, to be copied: making them takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path, database, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def tracked(config):
+    return lambda **changes: config(tracking={"enabled": True, "every": 2}, **changes)
+
+
+def client_of(folder):
+    known = json.loads((folder / "tracking.json").read_text())
+    return mlflow.MlflowClient(known["uri"]), known["run_id"]
+
+
+def warnings_of(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+
+
+def test_a_run_is_recorded_whole(runs, tracked, capsys, store):
+    config = tracked()
+    train(config, runs / "first", resume=False)
+    assert warnings_of(capsys) == []
+    client, run_id = client_of(runs / "first")
+    run = client.get_run(run_id)
+    assert client.get_experiment(run.info.experiment_id).name == "tiny"
+    assert run.info.run_name == "first"
+    assert run.info.status == "FINISHED"
+    saved = RunFolder(runs / "first").load_config()
+    assert run.data.params == {key: str(value) for key, value in saved.flat().items()}
+    assert {"data.name", "data.file", "data.sha256.train", "version.torch"} <= run.data.tags.keys()
+    assert run.data.tags["data.file"] == str(store)
+    steps = {key: [m.step for m in client.get_metric_history(run_id, key)] for key in METRICS}
+    assert steps == {key: [2, 4, 6] for key in METRICS}
+    assert all(math.isfinite(value) for value in run.data.metrics.values())
+    assert "val/best_accuracy" in run.data.metrics
+    names = {entry.path for entry in client.list_artifacts(run_id)}
+    assert names == {"config.yaml", "best.safetensors"}
+
+
+METRICS = (
+    "train/loss",
+    "train/accuracy",
+    "outer/grad_norm",
+    "outer/lr",
+    "inner/lr",
+    "inner/scale",
+    "speed/episodes_per_second",
+    "val/accuracy",
+    "val/ci95",
+)
+
+
+def test_logged_values_are_averages(runs, tracked, monkeypatch):
+    losses = []
+    whole = training._hyper_iteration
+
+    def watch(run, batch):
+        found = whole(run, batch)
+        losses.append(found["train/loss"])
+        return found
+
+    monkeypatch.setattr(training, "_hyper_iteration", watch)
+    train(tracked(train__steps=4), runs / "run", resume=False)
+    client, run_id = client_of(runs / "run")
+    history = [m.value for m in client.get_metric_history(run_id, "train/loss")]
+    assert history == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+
+
+def test_resume_continues_the_same_run(runs, tracked, monkeypatch, capsys):
+    folder = runs / "run"
+    whole = training._hyper_iteration
+
+    def interrupt(run, batch):
+        if run.step == 3:
+            raise KeyboardInterrupt
+        return whole(run, batch)
+
+    monkeypatch.setattr(training, "_hyper_iteration", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tracked(), folder, resume=False)
+    client, run_id = client_of(folder)
+    assert client.get_run(run_id).info.status == "KILLED"
+    monkeypatch.undo()
+    train(RunFolder(folder).load_config(), folder, resume=True)
+    assert client_of(folder)[1] == run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert client.get_metric_history(run_id, "val/accuracy")[-1].step == 6
+    assert warnings_of(capsys) == []
+
+
+def test_a_failed_run_is_marked(runs, tracked):
+    with pytest.raises(training.RunError):
+        train(tracked(inner__lr=1e38, model__unit_length=False), runs / "run", resume=False)
+    client, run_id = client_of(runs / "run")
+    assert client.get_run(run_id).info.status == "FAILED"
+
+
+def test_two_runs_compare_in_one_database(runs, tracked):
+    for seed in (0, 1):
+        train(tracked(seed=seed), runs / f"seed-{seed}", resume=False)
+    client, _ = client_of(runs / "seed-0")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    found = client.search_runs([experiment.experiment_id], order_by=["metrics.`val/accuracy`"])
+    assert {run.data.params["seed"] for run in found} == {"0", "1"}
+    assert all("val/accuracy" in run.data.metrics for run in found)
+    assert len(client.search_runs([experiment.experiment_id], "params.seed = '1'")) == 1
+
+
+def test_a_lost_database_begins_a_new_run(runs, tracked, database, capsys):
+    folder = runs / "run"
+    train(tracked(), folder, resume=False)
+    shutil.copy(database, runs / "mlflow.db")
+    train(RunFolder(folder).load_config(), folder, resume=True)
+    client, run_id = client_of(folder)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert warnings_of(capsys) == []
+
+
+def test_evaluation_is_logged_to_the_run(runs, tracked, capsys):
+    folder = runs / "run"
+    train(tracked(), folder, resume=False)
+    client, run_id = client_of(folder)
+    client.set_terminated(run_id, status="KILLED")
+    report = evaluate_run(folder, Request(episodes=5, track=True, device="cpu"))
+    run = client.get_run(run_id)
+    assert run.data.metrics["test/5way-1shot/accuracy"] == report["accuracy"]
+    assert run.data.metrics["test/5way-1shot/ci95"] == report["ci95"]
+    assert run.info.status == "KILLED"  # a score says nothing about how the training ended
+    assert warnings_of(capsys) == []
+
+
+def test_evaluation_of_an_untracked_run_warns(trained, capsys):
+    evaluate_run(trained, Request(episodes=2, track=True, device="cpu"))
+    (warning,) = warnings_of(capsys)
+    assert "was not tracked" in warning
+
+
+@pytest.mark.parametrize("kind", ["file", "scheme"])
+def test_a_tracker_that_cannot_open_costs_one_warning(tmp_path, config, trained, capsys, kind):
+    (tmp_path / "file").touch()
+    uri = {"file": f"sqlite:///{tmp_path}/file/x/mlflow.db", "scheme": "nonsense://x"}[kind]
+    chosen = config(tracking={"enabled": True, "uri": uri})
+    train(chosen, tmp_path / "run", resume=False)
+    (warning,) = warnings_of(capsys)
+    assert f"no tracking at {uri}, training goes on without it" in warning
+    assert not (tmp_path / "run" / "tracking.json").exists()
+    _same_weights(tmp_path / "run", trained)
+
+
+def test_a_tracker_that_fails_later_costs_one_warning(runs, tracked, trained, capsys, monkeypatch):
+    calls = []
+    whole = mlflow.MlflowClient.log_batch
+
+    def fail(client, *arguments, **options):
+        calls.append(options)
+        if options.get("metrics"):
+            raise ConnectionError("the server\nis gone")
+        return whole(client, *arguments, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", fail)
+    monkeypatch.setattr("bilevel_apps.tracking.FLUSH_SECONDS", 0.0)
+    train(tracked(), runs / "run", resume=False)
+    assert warnings_of(capsys) == [
+        "warning: tracking stopped, training goes on (the server)",
+    ]
+    assert len(calls) == 2  # the parameters, then the first metrics, then nothing more
+    _same_weights(runs / "run", trained)
+
+
+def _same_weights(a, b):
+    from bilevel_apps.checkpoint import load_checkpoint
+
+    a, b = (load_checkpoint(folder / "last.safetensors").tensors for folder in (a, b))
+    assert a.keys() == b.keys()
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+class Client:
+    def __init__(self):
+        self.batches = []
+
+    def log_batch(self, run_id, *, metrics):
+        self.batches.append([(m.key, m.value, m.step) for m in metrics])
+
+
+def test_metrics_are_buffered(monkeypatch):
+    client = Client()
+    tracker = Tracker(warn=pytest.fail, client=client, run_id="r")
+    for step in range(1500):
+        tracker.metrics(step, {"a": step})
+    assert client.batches == []
+    tracker.flush()
+    assert [len(batch) for batch in client.batches] == [1000, 500]
+    assert [*client.batches[0], *client.batches[1]] == [("a", float(k), k) for k in range(1500)]
+    tracker.flush()
+    assert len(client.batches) == 2
+    monkeypatch.setattr("bilevel_apps.tracking.FLUSH_SECONDS", 0.0)
+    tracker.metrics(7, {"a": 1})
+    assert client.batches[2:] == [[("a", 1.0, 7)]]
+
+
+def test_no_target_is_no_tracking():
+    tracker = open_tracker(None, run_id=None, warn=pytest.fail)
+    tracker.describe({"a": 1}, {})
+    tracker.metrics(0, {"a": 1})
+    tracker.finish("FINISHED")
+    assert tracker.client is None
+
+
+def test_default_address(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert default_uri(tmp_path / "run") == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert default_uri(tmp_path / "run") == "http://127.0.0.1:5000"
+
+
+def test_artifacts_lie_beside_the_database(runs):
+    target = Target(uri=f"sqlite:///{runs}/mlflow.db", experiment="e", run_name="r")
+    tracker = open_tracker(target, run_id=None, warn=pytest.fail)
+    (runs / "file.txt").write_text("x")
+    tracker.artifact(runs / "file.txt")
+    assert [path.name for path in (runs / "mlartifacts" / "e").rglob("file.txt")] == ["file.txt"]
+
+
+def test_a_server_that_hangs_up_is_given_up_soon(config, tmp_path, monkeypatch, capsys):
+    for name in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    calls = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                calls.append(connection)
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        chosen = config(tracking={"enabled": True, "uri": uri}, train__steps=1)
+        train(chosen, tmp_path / "run", resume=False)
+        server.shutdown(socket.SHUT_RDWR)
+    (warning,) = warnings_of(capsys)
+    assert f"no tracking at {uri}" in warning
+    assert 1 <= len(calls) <= 3

@@ -1,0 +1,422 @@
+"""Training: it learns, resumes to the bit, refuses what cannot be resumed, and saves when asked."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from bilevel_apps import train as module
+from bilevel_apps.build import load_run
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.config import dump_config, load_config, parse_config
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.train import train
+from bilevel_core import DivergenceError
+
+
+def same(a, b):
+    """Whether two checkpoints are equal to the last bit."""
+    a, b = load_checkpoint(a), load_checkpoint(b)
+    return (
+        a.record == b.record
+        and a.tensors.keys() == b.tensors.keys()
+        and all(a.tensors[k].equal(b.tensors[k]) for k in a.tensors)
+    )
+
+
+def weights(path):
+    return load_checkpoint(path).tensors
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Interrupt a training as a kill would: in the middle of hyper-iteration `step + 1`."""
+    whole = module._hyper_iteration
+
+    def install(step):
+        def cut(training, batch):
+            if training.step == step:
+                raise Killed
+            return whole(training, batch)
+
+        monkeypatch.setattr(module, "_hyper_iteration", cut)
+
+    yield install
+    monkeypatch.undo()
+
+
+class Killed(BaseException):
+    """Nothing in the program catches this."""
+
+
+def resume(folder):
+    return train(RunFolder(folder).load_config(), folder, resume=True)
+
+
+def test_it_learns(tmp_path, config, monkeypatch):
+    losses = []
+    whole = module._hyper_iteration
+
+    def watch(training, batch):
+        losses.append(whole(training, batch)["train/loss"])
+        return {"train/loss": losses[-1]}
+
+    monkeypatch.setattr(module, "_hyper_iteration", watch)
+    chosen = config(
+        model__filters=16,
+        train__steps=60,
+        train__meta_batch=4,
+        train__lr=1e-2,
+        train__validate_every=30,
+        train__validate_episodes=40,
+    )
+    best = train(chosen, tmp_path / "run", resume=False)
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert best.accuracy > 0.6  # chance is 0.2
+    assert best.episodes == 40
+
+
+def test_what_a_run_leaves(trained, config, store):
+    assert {p.name for p in trained.iterdir()} - {".lock"} == {
+        "config.yaml",
+        "last.safetensors",
+        "best.safetensors",
+    }
+    last = load_checkpoint(trained / "last.safetensors")
+    best = load_checkpoint(trained / "best.safetensors")
+    assert last.record["step"] == 6
+    assert best.record["step"] == best.record["best_step"] == last.record["best_step"]
+    assert best.record["best_accuracy"] == last.record["best_accuracy"] > 0
+    assert last.record["image_shape"] == [16, 16, 1]
+    assert last.record["environment"]["threads"] == 1
+
+
+def test_saved_configuration_is_resolved(tmp_path, config, store, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    chosen = config(data=store.name, threads=None, train__steps=1)
+    train(chosen, tmp_path / "run", resume=False)
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["data"] == str(store)
+    assert saved["threads"] == len(os.sched_getaffinity(0))
+    assert saved["episode"]["rotations"] is False
+    assert saved["train"]["lr"] == 3e-3  # defaults are written out
+    loaded = RunFolder(tmp_path / "run").load_config()
+    assert dump_config(loaded) == (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_the_same_run_twice_is_the_same(tmp_path, config, trained):
+    train(config(), tmp_path / "again", resume=False)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_another_seed_is_another_run(tmp_path, config, trained):
+    train(config(seed=1), tmp_path / "other", resume=False)
+    assert not same(tmp_path / "other" / "last.safetensors", trained / "last.safetensors")
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 5])
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path, config, trained, stop_after, step):
+    folder = tmp_path / "run"
+    stop_after(step)
+    with pytest.raises(Killed):
+        train(config(), folder, resume=False)
+    saved = step - step % 2  # the last checkpoint
+    if saved:
+        assert load_checkpoint(folder / "last.safetensors").record["step"] == saved
+    stop_after(-1)
+    resume(folder)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (trained / name).read_bytes()
+
+
+@pytest.mark.parametrize("norm", ["episode", "batch", "support"])
+def test_resumed_to_the_bit_in_every_mode(tmp_path, config, stop_after, norm):
+    options = {
+        "model__norm": norm,
+        "model__filters": 8,
+        "train__schedule": "onecycle",
+        "inner__learn_lr": norm != "episode",
+        "inner__learn_scale": norm != "batch",
+        "train__way": 6,
+    }
+    train(config(**options), tmp_path / "whole", resume=False)
+    stop_after(5)
+    with pytest.raises(Killed):
+        train(config(**options), tmp_path / "cut", resume=False)
+    stop_after(-1)
+    resume(tmp_path / "cut")
+    for name in ("last.safetensors", "best.safetensors"):
+        assert same(tmp_path / "cut" / name, tmp_path / "whole" / name)
+
+
+def test_killed_between_best_and_last(tmp_path, config, trained, monkeypatch):
+    """The best checkpoint is then ahead of the last one; the resumed run comes to the same."""
+    folder = tmp_path / "run"
+    whole = module.save_checkpoint
+
+    def cut(path, checkpoint):
+        if path == folder / "last.safetensors" and checkpoint.record["step"] == 4:
+            raise Killed
+        whole(path, checkpoint)
+
+    monkeypatch.setattr(module, "save_checkpoint", cut)
+    with pytest.raises(Killed):
+        train(config(), folder, resume=False)
+    monkeypatch.undo()
+    resume(folder)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_validation_changes_nothing(tmp_path, config, trained):
+    """Also not the running averages: a run that validates rarely has the same weights."""
+    train(config(train__validate_every=100), tmp_path / "run", resume=False)
+    rare, often = (
+        weights(tmp_path / "run" / "last.safetensors"),
+        weights(trained / "last.safetensors"),
+    )
+    assert any("running" in name for name in rare)
+    assert all(torch.equal(rare[k], often[k]) for k in often)
+
+
+def test_ties_keep_the_earlier_best(tmp_path, config, monkeypatch):
+    constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
+    monkeypatch.setattr(module, "score_episodes", lambda *_, **__: constant)
+    assert train(config(), tmp_path / "run", resume=False) == constant
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").record["step"] == 2
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").record["best_step"] == 2
+
+
+def test_weight_decay_is_on_the_backbone_alone(tmp_path, config):
+    """With T = 0 no parameter has a gradient, so that decay is all that happens."""
+    options = {"inner__steps": 0, "train__steps": 1, "train__lr": 0.1}
+    for name, decay in (("with", 0.5), ("without", 0.0)):
+        chosen = config(**options, train__weight_decay=decay)
+        train(chosen, tmp_path / name, resume=False)
+    with_decay, without = (
+        weights(tmp_path / name / "last.safetensors") for name in ("with", "without")
+    )
+    for key, value in without.items():
+        if key.startswith("model.backbone.convolutions"):
+            assert torch.allclose(with_decay[key], value * 0.95)
+            assert not torch.equal(with_decay[key], value)
+        elif key in ("model.log_lr", "model.log_scale"):
+            assert torch.equal(with_decay[key], value)
+            assert value != 0
+
+
+def test_learned_scalars_move_and_fixed_ones_do_not(tmp_path, config, trained):
+    train(config(inner__learn_lr=False), tmp_path / "run", resume=False)
+    fixed = weights(tmp_path / "run" / "last.safetensors")
+    assert float(fixed["model.log_lr"].exp()) == pytest.approx(0.1)
+    assert float(weights(trained / "last.safetensors")["model.log_lr"].exp()) != pytest.approx(0.1)
+
+
+def test_a_finished_run_may_be_resumed(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert resume(folder) is None
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_resume_without_a_run_begins_one(tmp_path, config, trained):
+    train(config(), tmp_path / "run", resume=True)
+    assert same(tmp_path / "run" / "last.safetensors", trained / "last.safetensors")
+
+
+def test_a_run_is_not_overwritten(trained, config):
+    before = (trained / "last.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a run already: add --resume"):
+        train(config(seed=5), trained, resume=False)
+    assert (trained / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.steps", 7),
+        ("train.lr", 0.5),
+        ("seed", 1),
+        ("inner.learn_lr", False),
+        ("model.filters", None),
+        ("data", "other.h5"),
+        ("threads", 2),
+    ],
+)
+def test_other_settings_are_refused_on_resume(trained, settings, key, value):
+    given = parse_config(settings(**{key.replace(".", "__"): value}), "test")
+    with pytest.raises(InputError, match=f"the run has {key}=.*, but {key}=.* was given"):
+        RunFolder(trained).continued(given)
+
+
+def test_equal_settings_are_accepted_on_resume(trained, settings, store, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    folder = RunFolder(trained)
+    for changes in (
+        {},
+        {"data": store.name},
+        {"threads": None},
+        {"episode__rotations": None},
+        {"precision": "auto"},
+    ):
+        continued = folder.continued(parse_config(settings(**changes), "test"))
+        assert continued == folder.load_config()
+    assert folder.continued(parse_config({}, "test")) == folder.load_config()
+
+
+def test_the_device_may_change_and_stays_otherwise(trained):
+    folder = RunFolder(trained)
+    assert folder.load_config().device == "cpu"
+    assert folder.continued(parse_config({}, "test")).device == "cpu"
+    assert folder.continued(parse_config({"device": "auto"}, "test")).device == "auto"
+
+
+def test_other_images_are_refused_on_resume(tmp_path, config, trained, make_store):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    moved = make_store(seed=1)
+    with pytest.raises(InputError, match=f"{moved}: its images are not those"):
+        train(config(data=str(moved)), folder, resume=True)
+
+
+def test_the_same_images_elsewhere_are_fine(tmp_path, config, trained, make_store):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    assert train(config(data=str(make_store())), folder, resume=True) is None
+
+
+def test_other_threads_are_told(tmp_path, trained, config, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    train(config(threads=2), folder, resume=True)
+    assert "warning: resuming with threads 1 → 2" in capsys.readouterr().err
+
+
+def test_half_written_files_are_cleared_away(tmp_path, config):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".last.safetensors.0123.tmp").write_bytes(b"half")
+    train(config(train__steps=1), folder, resume=False)
+    assert not list(folder.glob(".*.tmp"))
+
+
+# The first outer step makes the learned step size overflow.
+OVERFLOW = {
+    "train__lr": 100.0,
+    "train__checkpoint_every": 1,
+    "inner__lr": 0.01,
+    "inner__steps": 1,
+}
+
+
+def test_divergence_keeps_the_last_checkpoint(tmp_path, config):
+    folder = tmp_path / "run"
+    with pytest.raises(RunError) as caught:
+        train(config(**OVERFLOW), folder, resume=False)
+    message = str(caught.value)
+    last = load_checkpoint(folder / "last.safetensors")
+    assert last.record["step"] == 1
+    assert message.startswith("after hyper-iteration 1: the inner run is not finite at step 1 ")
+    assert "lower the inner step size" in message
+    assert message.endswith("last.safetensors keeps the last good state")
+    assert all(torch.isfinite(t).all() for t in last.tensors.values())
+    assert load_run(folder, "cpu").checkpoint.record["step"] == last.record["step"]
+    with pytest.raises(RunError):
+        resume(folder)
+    assert load_checkpoint(folder / "last.safetensors").record == last.record
+
+
+def test_divergence_at_once_says_that_there_is_no_checkpoint(tmp_path, config):
+    with pytest.raises(RunError, match=r"^after hyper-iteration 0: .*there is no checkpoint yet$"):
+        train(config(inner__lr=1e38, model__unit_length=False), tmp_path / "run", resume=False)
+
+
+def test_divergence_in_validation(tmp_path, config, monkeypatch):
+    def diverge(*_, **__):
+        raise DivergenceError("the inner run grows")
+
+    monkeypatch.setattr(module, "score_episodes", diverge)
+    with pytest.raises(RunError, match="validation after hyper-iteration 2: the inner run grows"):
+        train(config(), tmp_path / "run", resume=False)
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, config, monkeypatch):
+    whole = module.MetaTask.hypergradient
+
+    def overflow(task, episodes):
+        outcome = whole(task, episodes)
+        if (tmp_path / "run" / "last.safetensors").exists():
+            next(task.model.backbone.parameters()).grad[0] = float("inf")
+        return outcome
+
+    monkeypatch.setattr(module.MetaTask, "hypergradient", overflow)
+    with pytest.raises(RunError, match="hyper-iteration 2: the gradient of the weights is not"):
+        train(config(), tmp_path / "run", resume=False)
+    assert all(
+        torch.isfinite(t).all() for t in weights(tmp_path / "run" / "last.safetensors").values()
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(tmp_path, config, trained, monkeypatch, number):
+    folder = tmp_path / "run"
+    whole = module._hyper_iteration
+
+    def signalled(training, batch):
+        if training.step == 2:
+            os.kill(os.getpid(), number)
+        return whole(training, batch)
+
+    monkeypatch.setattr(module, "_hyper_iteration", signalled)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), folder, resume=False)
+    assert signal.getsignal(number) == before
+    assert load_checkpoint(folder / "last.safetensors").record["step"] == 3
+    monkeypatch.undo()
+    resume(folder)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (folder / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_a_second_signal_stops_at_once(tmp_path, config, monkeypatch):
+    whole = module._hyper_iteration
+
+    def signalled(training, batch):
+        if training.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(training, batch)
+
+    monkeypatch.setattr(module, "_hyper_iteration", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), tmp_path / "run", resume=False)
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").record["step"] == 2
+
+
+def test_a_second_process_is_refused(tmp_path, config, command, settings):
+    folder = tmp_path / "run"
+    with RunFolder(folder).exclusive():
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(settings()))
+        words = ["-m", "bilevel_apps.cli.train", str(file), "--out", str(folder)]
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100)
+        assert not (folder / "config.yaml").exists()
+    assert done.returncode == 2
+    assert done.stderr == f"error: {folder}: another process is training in this folder\n"
+    train(config(train__steps=1), folder, resume=False)  # free again
+
+
+def test_the_record_names_the_configuration(trained):
+    record = load_checkpoint(trained / "last.safetensors").record
+    assert record["config"] == load_config(trained / "config.yaml")
+    assert json.loads(json.dumps(record)) == record
