@@ -223,8 +223,14 @@ def parse_config(settings: Mapping[str, Any], source: str) -> Config:
         if first["type"] == "extra_forbidden":
             raise InputError(f"{source}: unknown key {key}; {_suggestion(key)}") from None
         expected = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "model_type":
+            expected = f"a section, with keys such as {key}.{_first_key(key)}"
         found = reprlib.repr(first["input"])
         raise InputError(f"{source}: {key}: {expected}, found {found}") from None
+
+
+def _first_key(section: str) -> str:
+    return next(k for k in describe_keys() if k.startswith(f"{section}.")).partition(".")[2]
 
 
 def dump_config(config: Config) -> str:

@@ -322,7 +322,7 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
 def _diverged(training: Training, when: str, error: DivergenceError) -> RunError:
     return RunError(
         f"{when} hyper-iteration {training.step}: {error} (inner.lr or inner.scale, or set "
-        f"model.unit_length=true); {_kept(training)}"
+        f"model.unit_length=true, under a new --out); {_kept(training)}"
     )
 
 

@@ -105,11 +105,12 @@ def _collect(
     # Each source is checked by itself, so that a message names the one that is wrong.
     parse_config(settings, str(config) if config else f"preset {preset}")
     settings = with_settings(settings, assignments)
+    parse_config(settings, "--set")
     if data is not None:
         settings["data"] = str(data.resolve())
     if device is not None:
         settings["device"] = device
-    return parse_config(settings, "--set" if assignments else "--device")
+    return parse_config(settings, "--device")
 
 
 def _chosen(given: Config, out: Path, *, resume: bool, named: bool) -> Config:
