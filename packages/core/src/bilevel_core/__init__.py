@@ -1,7 +1,14 @@
 """Gradients through learning: bilevel problems, inner dynamics and hypergradient engines."""
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, LinearSolver, OuterOptimizer
-from bilevel_core.dynamics import GradientDescent
+from bilevel_core.dynamics import (
+    Adam,
+    Custom,
+    GradientDescent,
+    HeavyBall,
+    Nesterov,
+    ProjectedGradient,
+)
 from bilevel_core.engines import (
     Checkpointed,
     Direct,
@@ -19,10 +26,12 @@ from bilevel_core.problem import Problem
 from bilevel_core.results import Code, DivergenceError, Hypergradient, Result
 
 __all__ = [
+    "Adam",
     "Backend",
     "Checkpointed",
     "Code",
     "ConjugateGradient",
+    "Custom",
     "Direct",
     "DivergenceError",
     "Dynamics",
@@ -31,14 +40,17 @@ __all__ = [
     "Flow",
     "Forward",
     "GradientDescent",
+    "HeavyBall",
     "Hypergradient",
     "Implicit",
     "LinearSolver",
+    "Nesterov",
     "Neumann",
     "OuterOptimizer",
     "OuterRun",
     "OuterStep",
     "Problem",
+    "ProjectedGradient",
     "Result",
     "Reverse",
     "Truncated",
