@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from bilevel_core.flow import Flow
     from bilevel_core.results import Hypergradient
 
-__all__ = ["Array", "Backend", "Dynamics", "Engine", "OuterOptimizer", "Tree"]
+__all__ = [
+    "Array",
+    "Backend",
+    "Dynamics",
+    "Engine",
+    "LinearSolver",
+    "OuterOptimizer",
+    "Tree",
+]
 
 Array: TypeAlias = Any
 """An array of the framework in use, such as a `torch.Tensor`."""
@@ -62,6 +70,23 @@ class Engine(Protocol):
 
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Run T = `steps` inner steps from λ; failure is a value (`Hypergradient.result`)."""
+        ...
+
+
+class LinearSolver(Protocol):
+    """Solves A x = b for an operator A that is known by its products.
+
+    Attributes:
+        needs_symmetry: whether A must be symmetric and positive definite.
+    """
+
+    @property
+    def needs_symmetry(self) -> bool:
+        """Say whether A must be symmetric."""
+        ...
+
+    def __call__(self, product: Callable[[Tree], Tree], b: Tree, backend: Backend) -> Tree:
+        """Return x; `product(v)` is A v."""
         ...
 
 
@@ -117,6 +142,31 @@ class Backend(Protocol):
         self, function: Callable[..., Tree], *primals: Tree
     ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
         """Return function(*primals) and the map from a cotangent to the products with Jᵀ."""
+        ...
+
+    def jvps(
+        self, function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
+    ) -> tuple[Tree, Tree]:
+        """Return function(*primals) and its derivatives along a batch of tangents.
+
+        The leaves of `tangents`, and of the derivatives, have a leading axis over the batch.
+        """
+        ...
+
+    def unit_tangents(self, tree: Tree, first: int, count: int) -> Tree:
+        """Return rows first … first+count-1 of the identity on a tree's entries, as a batch."""
+        ...
+
+    def from_entries(self, parts: list[Array], like: Tree) -> Tree:
+        """Return a tree from its entries, one-dimensional arrays that follow each other."""
+        ...
+
+    def size(self, tree: Tree) -> int:
+        """Return the number of entries of a tree."""
+        ...
+
+    def dot(self, x: Tree, y: Tree) -> Array:
+        """Return ⟨x, y⟩ over all entries, a scalar array."""
         ...
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:

@@ -8,7 +8,7 @@ from typing import final
 from bilevel_core.abstract import Array, Backend, Dynamics, Tree
 from bilevel_core.problem import Problem
 
-__all__ = ["Flow", "trajectory"]
+__all__ = ["Flow", "advance", "run_ends", "trajectory"]
 
 
 @final
@@ -34,9 +34,25 @@ class Flow:
         return self.problem.outer(self.dynamics.params(state), lam)
 
 
-def trajectory(flow: Flow, lam: Tree, steps: int) -> list[Tree]:
-    """Return [s_0, …, s_T] with no derivatives attached; memory: T + 1 states."""
-    states = [flow.backend.detach(flow.start(lam))]
-    for t in range(1, steps + 1):
+def trajectory(flow: Flow, lam: Tree, state: Tree, position: int, end: int) -> list[Tree]:
+    """Return [s_position, …, s_end] with no derivatives attached, from s_position."""
+    states = [state]
+    for t in range(position + 1, end + 1):
         states.append(flow.backend.detach(flow.step(states[-1], lam, t)))
     return states
+
+
+def advance(flow: Flow, lam: Tree, state: Tree, position: int, end: int) -> Tree:
+    """Return s_end from s_position, with no derivatives attached; memory: one state."""
+    for t in range(position + 1, end + 1):
+        state = flow.backend.detach(flow.step(state, lam, t))
+    return state
+
+
+def run_ends(flow: Flow, lam: Tree, steps: int) -> tuple[list[Tree], list[Tree]]:
+    """Run all T steps and return [s_0, s_1] and [s_{T-1}, s_T] (one state where T = 0)."""
+    head = trajectory(flow, lam, flow.backend.detach(flow.start(lam)), 0, min(1, steps))
+    if steps < 2:
+        return head, head
+    before = advance(flow, lam, head[1], 1, steps - 1)
+    return head, trajectory(flow, lam, before, steps - 1, steps)

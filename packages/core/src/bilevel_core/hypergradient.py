@@ -7,7 +7,7 @@ from typing import Any
 from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
 from bilevel_core.backend import backend_of
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.flow import Flow, trajectory
+from bilevel_core.flow import Flow, run_ends
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, DivergenceError, Hypergradient, Result, diagnose
 from bilevel_core.tree import named_leaves
@@ -76,12 +76,12 @@ def run_engine(engine: Engine, flow: Flow, lam: Tree, steps: int) -> Hypergradie
 def solve_inner(problem: Problem, dynamics: Dynamics, lam: Tree, *, steps: int) -> Tree:
     """Return w_T(λ), the parameters after T inner steps, with no derivatives.
 
-    Arguments and errors are those of `hypergradient`. Cost: T steps; memory of T + 1 states.
+    Arguments and errors are those of `hypergradient`. Cost: T steps; memory of a few states.
     """
     flow, lam = checked_flow(problem, dynamics, lam, steps)
-    states = trajectory(flow, lam, steps)
-    _raise_if_diverged(diagnose(flow.backend, states), steps)
-    return dynamics.params(states[-1])
+    head, tail = run_ends(flow, lam, steps)
+    _raise_if_diverged(diagnose(flow, lam, steps, head, tail), steps)
+    return dynamics.params(tail[-1])
 
 
 def checked_flow(problem: Problem, dynamics: Dynamics, lam: Tree, steps: int) -> tuple[Flow, Tree]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import final
+from typing import TYPE_CHECKING, final
 
-from bilevel_core.abstract import Array, Backend, Tree
+from bilevel_core.abstract import Array, Tree
 from bilevel_core.tree import map_leaves
+
+if TYPE_CHECKING:
+    from bilevel_core.flow import Flow
 
 __all__ = ["Code", "DivergenceError", "Hypergradient", "Result", "diagnose"]
 
@@ -52,31 +56,46 @@ class DivergenceError(ArithmeticError):
     """The inner run diverged, so that neither f_T nor its gradient means anything."""
 
 
-def diagnose(backend: Backend, states: list[Tree]) -> Result:
-    """Judge a trajectory [s_0, …, s_T]: finite, and not growing without bound.
+def diagnose(
+    flow: Flow, lam: Tree, steps: int, head: Sequence[Tree], tail: Sequence[Tree]
+) -> Result:
+    """Judge an inner run of T = `steps` from its ends: finite, and not growing without bound.
 
     A run counts as growing when its last step is 1/ε times longer than its first one (ε: machine
     epsilon): nothing of where it started is left in its digits, so its derivative is noise. A run
     on the way to divergence passes this bound long before it overflows.
 
-    Cost: three norms for a good run; one a step for a failed one, to find the step.
+    Args:
+        flow: the maps.
+        lam: λ.
+        steps: T.
+        head: s_0, and s_1 if T > 0.
+        tail: s_{T-1} if T > 0, and s_T.
+
+    Cost: three norms for a good run. A failed one is run again, to find the step.
     """
-    limit = 1.0 / backend.epsilon(states[0])
+    norm = flow.backend.norm
+    limit = 1.0 / flow.backend.epsilon(head[0])
 
-    def stride(t: int) -> float:
-        difference = map_leaves(lambda a, b: a - b, states[t], states[t - 1])
-        return backend.norm(difference)
+    def stride(pair: Sequence[Tree]) -> float:
+        return norm(map_leaves(lambda a, b: a - b, pair[1], pair[0])) if len(pair) > 1 else 0.0
 
-    def failure(t: int) -> Code:
-        if not math.isfinite(backend.norm(states[t])):
+    first = stride(head)
+
+    def failure(pair: Sequence[Tree], t: int) -> Code:
+        if not math.isfinite(norm(pair[-1])):
             return Code.NOT_FINITE
-        if t > 1 and 0 < first * limit < stride(t):
+        if t > 1 and 0 < first * limit < stride(pair):
             return Code.GROWING
         return Code.SUCCESS
 
-    last = len(states) - 1
-    first = stride(1) if last > 0 else 0.0
-    if failure(last) is Code.SUCCESS:
+    if failure(tail, steps) is Code.SUCCESS:
         return Result()
-    step = next(t for t in range(last + 1) if failure(t) is not Code.SUCCESS)
-    return Result(code=failure(step), step=step)
+    before, state = head[0], head[0]
+    for t in range(steps + 1):
+        if t > 0:
+            before, state = state, flow.backend.detach(flow.step(state, lam, t))
+        if (code := failure((before, state), t)) is not Code.SUCCESS:
+            return Result(code=code, step=t)
+    # The run passed when repeated: its steps are not a function of their arguments alone.
+    return Result(code=failure(tail, steps), step=steps)

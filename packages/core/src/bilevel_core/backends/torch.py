@@ -80,6 +80,47 @@ class TorchBackend:
         value, pull_back = torch.func.vjp(function, *primals)[:2]
         return value, pull_back
 
+    def jvps(
+        self, function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
+    ) -> tuple[Tree, Tree]:
+        """Return the value and the batched products of `torch.func.jvp` under `vmap`."""
+
+        def along(*tangent: Tree) -> tuple[Tree, Tree]:
+            pair = torch.func.jvp(function, primals, tangent)
+            return pair[0], pair[1]
+
+        batched = torch.func.vmap(along, out_dims=(None, 0))  # type: ignore[arg-type]
+        value, derivatives = batched(*tangents)
+        return value, derivatives
+
+    def unit_tangents(self, tree: Tree, first: int, count: int) -> Tree:
+        """Return `count` rows of the identity, split and shaped like the tree's leaves."""
+        tangents = []
+        for leaf in leaves(tree):
+            rows = leaf.new_zeros(count, leaf.numel())
+            hot = range(max(first, 0), min(first + count, leaf.numel()))
+            for column in hot:
+                rows[column - first, column] = 1
+            tangents.append(rows.view(count, *leaf.shape))
+            first -= leaf.numel()
+        return rebuild(tree, tangents)
+
+    def from_entries(self, parts: list[torch.Tensor], like: Tree) -> Tree:
+        """Return the entries shaped like the tree's leaves."""
+        sizes = [leaf.numel() for leaf in leaves(like)]
+        pieces = torch.split(torch.cat(parts), sizes)
+        shaped = [p.view_as(leaf) for p, leaf in zip(pieces, leaves(like), strict=True)]
+        return rebuild(like, shaped)
+
+    def size(self, tree: Tree) -> int:
+        """Return the number of entries."""
+        return sum(leaf.numel() for leaf in leaves(tree))
+
+    def dot(self, x: Tree, y: Tree) -> torch.Tensor:
+        """Return ⟨x, y⟩."""
+        products = [torch.sum(a * b) for a, b in zip(leaves(x), leaves(y), strict=True)]
+        return torch.stack(products).sum()
+
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:
         """Make `factory(list of tensors)`, such as `partial(torch.optim.Adam, lr=1e-2)`."""
         return TorchOptimizer(factory, lam)

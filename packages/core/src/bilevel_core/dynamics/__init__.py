@@ -1,5 +1,10 @@
 """Inner optimisers, one a file."""
 
+from bilevel_core.dynamics.adam import Adam
+from bilevel_core.dynamics.custom import Custom
 from bilevel_core.dynamics.gradient_descent import GradientDescent
+from bilevel_core.dynamics.heavy_ball import HeavyBall
+from bilevel_core.dynamics.nesterov import Nesterov
+from bilevel_core.dynamics.projected_gradient import ProjectedGradient
 
-__all__ = ["GradientDescent"]
+__all__ = ["Adam", "Custom", "GradientDescent", "HeavyBall", "Nesterov", "ProjectedGradient"]

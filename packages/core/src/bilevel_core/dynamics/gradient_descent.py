@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_core.abstract import Tree
+from bilevel_core.dynamics.coefficient import Coefficient, spread
 from bilevel_core.tree import map_leaves
 
 __all__ = ["GradientDescent"]
@@ -15,12 +16,10 @@ __all__ = ["GradientDescent"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class GradientDescent:
-    """w_t = w_{t-1} - η ∇_w L_λ(w_{t-1}), the full-batch steps of Eq. 10.
+    """w_t = w_{t-1} - η ∇L(w_{t-1}), the full-batch steps of Eq. 10.
 
     Attributes:
-        step_size: η, in units of w over gradient: a number, or a function `(lam, t)` that returns
-            a scalar array (a learned step size, a schedule) or one array that broadcasts against
-            every leaf of w, or a tree like w (one step size a parameter).
+        step_size: η, in units of w over gradient.
 
     The state is w itself. Cost: one gradient of the inner objective a step.
 
@@ -28,7 +27,7 @@ class GradientDescent:
     al., 2018), section 2.3 and Eq. 10.
     """
 
-    step_size: float | Callable[[Tree, int], Tree]
+    step_size: Coefficient
 
     def init(self, w: Tree, lam: Tree) -> Tree:
         """Return w: gradient descent keeps nothing else."""
@@ -37,10 +36,8 @@ class GradientDescent:
 
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return w - η ∇L(w)."""
-        eta = self.step_size(lam, t) if callable(self.step_size) else self.step_size
-        if isinstance(eta, dict | list | tuple):
-            return map_leaves(lambda w, g, e: w - e * g, state, gradient(state), eta)
-        return map_leaves(lambda w, g: w - eta * g, state, gradient(state))
+        eta = spread(self.step_size, lam, t, state)
+        return map_leaves(lambda w, g, e: w - e * g, state, gradient(state), eta)
 
     def params(self, state: Tree) -> Tree:
         """Return w."""

@@ -1,5 +1,19 @@
 """Hypergradient engines, one a file."""
 
+from bilevel_core.engines.checkpointed import Checkpointed
+from bilevel_core.engines.direct import Direct
+from bilevel_core.engines.forward import Forward
+from bilevel_core.engines.implicit import Implicit
 from bilevel_core.engines.reverse import Reverse
+from bilevel_core.engines.truncated import Truncated
+from bilevel_core.engines.unrolled import Unrolled
 
-__all__ = ["Reverse"]
+__all__ = [
+    "Checkpointed",
+    "Direct",
+    "Forward",
+    "Implicit",
+    "Reverse",
+    "Truncated",
+    "Unrolled",
+]

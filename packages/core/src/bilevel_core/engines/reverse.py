@@ -1,4 +1,4 @@
-"""Reverse-mode hypergradient that stores the inner states and rebuilds each step's derivative."""
+"""Reverse-mode hypergradient that stores the inner states and runs each step again backward."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_core.abstract import Tree
+from bilevel_core.engines.sweep import start_sweep
 from bilevel_core.flow import Flow, trajectory
 from bilevel_core.results import Hypergradient, diagnose
-from bilevel_core.tree import add
 
 __all__ = ["Reverse"]
 
@@ -16,11 +16,10 @@ __all__ = ["Reverse"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Reverse:
-    """α_T = ∇_s E,  α_{t-1} = α_t A_t,  ∇f_T = ∇_λ E + Σ_t α_t B_t + α_0 ∂Φ_0/∂λ.
+    """The backward sweep over stored states (sweep.py).
 
-    A_t and B_t are the derivatives of Φ_t in the state and in λ; only their products with α are
-    ever formed. Differs from the textbook in one point: no graph spans two steps. Each step is
-    run again from its stored state in the backward sweep.
+    Differs from the textbook in one point: no graph spans two steps. Each step is run again from
+    its stored state in the backward sweep, so memory holds states and not graphs.
 
     Cost: memory of T + 1 states and one step's graph; time of T steps forward, and T steps run
     and differentiated backward, whatever the size of λ.
@@ -32,20 +31,14 @@ class Reverse:
 
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return f_T(λ) and ∇f_T(λ)."""
-        vjp = flow.backend.vjp
-        states = trajectory(flow, lam, steps)
-        value, pull_back = vjp(flow.objective, states[-1], lam)
-        alpha, grad = pull_back(flow.backend.ones_like(value))
+        states = trajectory(flow, lam, flow.backend.detach(flow.start(lam)), 0, steps)
+        sweep = start_sweep(flow, lam, states[-1])
         for t in range(steps, 0, -1):
-            _, pull_back = vjp(lambda s, x, t=t: flow.step(s, x, t), states[t - 1], lam)
-            alpha, through_step = pull_back(alpha)
-            grad = add(grad, through_step)
-        _, pull_back = vjp(flow.start, lam)
-        (through_start,) = pull_back(alpha)
-        detach = flow.backend.detach
+            sweep.back(states[t - 1], t)
+        sweep.through_start()
         return Hypergradient(
-            value=detach(value),
-            grad=detach(add(grad, through_start)),
+            value=sweep.value,
+            grad=sweep.grad,
             state=states[-1],
-            result=diagnose(flow.backend, states),
+            result=diagnose(flow, lam, steps, states[:2], states[-2:]),
         )

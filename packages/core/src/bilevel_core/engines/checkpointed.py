@@ -1,0 +1,80 @@
+"""Reverse mode under a budget of stored states, by the binomial checkpointing schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from bilevel_core.abstract import Tree
+from bilevel_core.engines.sweep import Sweep, start_sweep
+from bilevel_core.flow import Flow, advance, run_ends
+from bilevel_core.results import Hypergradient, diagnose
+
+__all__ = ["Checkpointed", "binomial_split"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Checkpointed:
+    """The backward sweep of `Reverse`, with at most `budget` states stored at a time.
+
+    States that are not stored are computed again from the nearest stored one before them. The
+    gradient has the bits of `Reverse`: the same products in the same order.
+
+    Attributes:
+        budget: states that may be stored, at least 1; None takes 2 ⌈log₂(T + 1)⌉ + 1.
+
+    Cost: memory of `budget` states, the present one and a step's graph. Where c is the budget and
+    r the least number with binomial(c + r, c) ≥ T, no step is run forward more than r + 1 times,
+    and no schedule runs fewer in all.
+
+    Source: Algorithm 799: Revolve (Griewank, Walther, 2000), section 2.
+    """
+
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget must be at least 1 state, found {self.budget}")
+
+    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
+        """Return f_T(λ) and ∇f_T(λ)."""
+        budget = self.budget or 2 * math.ceil(math.log2(steps + 1)) + 1
+        head, tail = run_ends(flow, lam, steps)
+        sweep = start_sweep(flow, lam, tail[-1])
+        _reverse(sweep, head[0], 0, steps, budget)
+        sweep.through_start()
+        return Hypergradient(
+            value=sweep.value,
+            grad=sweep.grad,
+            state=tail[-1],
+            result=diagnose(flow, lam, steps, head, tail),
+        )
+
+
+def _reverse(sweep: Sweep, state: Tree, position: int, end: int, budget: int) -> None:
+    """Sweep back over steps end … position + 1; `state` is s_position and counts in the budget."""
+    while end - position > 1 and budget > 1:
+        middle = position + binomial_split(end - position, budget)
+        further = advance(sweep.flow, sweep.lam, state, position, middle)
+        _reverse(sweep, further, middle, end, budget - 1)
+        end = middle
+    for t in range(end, position, -1):
+        sweep.back(advance(sweep.flow, sweep.lam, state, position, t - 1), t)
+
+
+def binomial_split(steps: int, budget: int) -> int:
+    """Return how far to advance before the next state is stored, 1 ≤ m < steps.
+
+    With β(c, r) = binomial(c + r, c), the steps that c states can sweep when none runs forward
+    more than r times: m is the least that lets `budget - 1` states sweep the rest in r.
+    """
+    r = 1
+    while _beta(budget, r) < steps:
+        r += 1
+    return max(1, _beta(budget, r - 2), steps - _beta(budget - 1, r))
+
+
+def _beta(states: int, repetitions: int) -> int:
+    return math.comb(states + repetitions, states) if repetitions >= 0 else 0

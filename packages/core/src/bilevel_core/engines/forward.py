@@ -1,0 +1,72 @@
+"""Forward-mode hypergradient: tangents carried along with the state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import final
+
+from bilevel_core.abstract import Array, Tree
+from bilevel_core.flow import Flow
+from bilevel_core.results import Hypergradient, diagnose
+
+__all__ = ["Forward"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """Z_t = A_t Z_{t-1} + B_t,  ∇f_T = ∇_λ E + ∇_s E Z_T, where Z_t is the derivative of s_t in λ.
+
+    Attributes:
+        chunk: hyperparameters whose tangents are carried at once, at least 1; None takes all.
+
+    Cost: memory of `chunk` tangents of the state, whatever T is; time of T steps, each with `chunk`
+    products, once for every chunk. It suits few hyperparameters and long runs.
+
+    Source: Forward and Reverse Gradient-Based Hyperparameter Optimization (Franceschi, Donini,
+    Frasconi, Pontil, 2017), Algorithm 2.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 hyperparameter, found {self.chunk}")
+
+    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
+        """Return f_T(λ) and ∇f_T(λ)."""
+        size = flow.backend.size(lam)
+        chunk = min(self.chunk or size, size)
+        parts = []
+        for first in range(0, size, chunk):
+            units = flow.backend.unit_tangents(lam, first, min(chunk, size - first))
+            value, part, head, tail = _carry(flow, lam, units, steps)
+            parts.append(part)
+        return Hypergradient(
+            value=value,
+            grad=flow.backend.from_entries(parts, lam),
+            state=tail[-1],
+            result=diagnose(flow, lam, steps, head, tail),
+        )
+
+
+def _carry(
+    flow: Flow, lam: Tree, units: Tree, steps: int
+) -> tuple[Array, Array, list[Tree], list[Tree]]:
+    """Run T steps with their derivatives along `units`; returns f_T, ∇f_T·units and the ends."""
+    detach, jvps = flow.backend.detach, flow.backend.jvps
+    state, tangents = detach(jvps(flow.start, (lam,), (units,)))
+    head, tail = [state], [state]
+    for t in range(1, steps + 1):
+        before = state
+        step = partial(_step, flow, t)
+        state, tangents = detach(jvps(step, (state, lam), (tangents, units)))
+        head = [*head, state][:2]
+        tail = [before, state]
+    value, derivatives = detach(jvps(flow.objective, (state, lam), (tangents, units)))
+    return value, derivatives, head, tail
+
+
+def _step(flow: Flow, t: int, state: Tree, lam: Tree) -> Tree:
+    return flow.step(state, lam, t)

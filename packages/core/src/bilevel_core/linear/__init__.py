@@ -1,0 +1,7 @@
+"""Solvers of linear systems that are known by their products, one a file."""
+
+from bilevel_core.linear.conjugate_gradient import ConjugateGradient
+from bilevel_core.linear.fixed_point import FixedPoint
+from bilevel_core.linear.neumann import Neumann
+
+__all__ = ["ConjugateGradient", "FixedPoint", "Neumann"]

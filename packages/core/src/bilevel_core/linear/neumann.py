@@ -1,0 +1,46 @@
+"""The Neumann series of an inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from bilevel_core.abstract import Backend, Tree
+from bilevel_core.tree import map_leaves
+
+__all__ = ["Neumann"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Neumann:
+    """x = η Σ_{k<K} (I - ηA)^k b, which tends to A⁻¹ b where ‖I - ηA‖ < 1.
+
+    Attributes:
+        steps: K, terms of the series.
+        step_size: η; a step size with which gradient descent converges will do.
+
+    Cost: K - 1 products; memory of two vectors.
+
+    Source: Optimizing Millions of Hyperparameters by Implicit Differentiation (Lorraine, Vicol,
+    Duvenaud, 2020), section 3.2.
+    """
+
+    steps: int = 100
+    step_size: float
+
+    @property
+    def needs_symmetry(self) -> bool:
+        """Say that any operator will do."""
+        return False
+
+    def __call__(self, product: Callable[[Tree], Tree], b: Tree, backend: Backend) -> Tree:
+        """Return x, near A⁻¹ b."""
+        del backend
+        eta = self.step_size
+        term = total = map_leaves(lambda leaf: eta * leaf, b)
+        for _ in range(self.steps - 1):
+            term = map_leaves(lambda u, a: u - eta * a, term, product(term))
+            total = map_leaves(lambda u, v: u + v, total, term)
+        return total

@@ -1,0 +1,89 @@
+"""The checkpointed engine: the bits of the stored one, within its budget, at the least work."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from bilevel_core import Checkpointed, GradientDescent, Reverse, hypergradient
+from bilevel_core.engines.checkpointed import binomial_split
+from problems import ridge
+
+
+@pytest.mark.parametrize("budget", [None, 1, 2, 5, 100])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 17, 40])
+def test_the_bits_are_those_of_the_stored_engine(budget, steps):
+    known, descent = ridge(), GradientDescent(step_size=0.1)
+    stored, checkpointed = (
+        hypergradient(known.problem, descent, known.lam, steps=steps, engine=engine)
+        for engine in (Reverse(), Checkpointed(budget=budget))
+    )
+    assert torch.equal(stored.grad, checkpointed.grad)
+    assert torch.equal(stored.value, checkpointed.value)
+    assert torch.equal(stored.state, checkpointed.state)
+
+
+def forward_steps(steps: int, budget: int) -> int:
+    """Count the forward steps of the schedule, besides the first run to the end."""
+    if steps == 0:
+        return 0
+    if steps == 1 or budget == 1:
+        return steps * (steps - 1) // 2
+    middle = binomial_split(steps, budget)
+    return middle + forward_steps(steps - middle, budget - 1) + forward_steps(middle, budget)
+
+
+def least(steps: int, budget: int) -> int:
+    """Return the optimum of the recursion over all schedules, by dynamic programming."""
+    table: dict[tuple[int, int], int] = {}
+    for c in range(1, budget + 1):
+        for n in range(steps + 1):
+            if n <= 1 or c == 1:
+                table[n, c] = n * (n - 1) // 2
+            else:
+                table[n, c] = min(m + table[n - m, c - 1] + table[m, c] for m in range(1, n))
+    return table[steps, budget]
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 6, 12])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 19, 50])
+def test_no_schedule_does_with_less_work(steps, budget):
+    assert forward_steps(steps, budget) == least(steps, budget)
+
+
+def test_a_run_of_ten_thousand_steps_needs_forty_states_and_few_repetitions():
+    assert math.comb(40 + 3, 40) >= 10_000
+    assert forward_steps(10_000, 40) < 3 * 10_000
+
+
+@dataclass
+class CountingDescent:
+    """Gradient descent that counts its steps."""
+
+    runs: int = 0
+
+    def init(self, w, lam):
+        return w
+
+    def step(self, gradient, state, lam, t):
+        self.runs += 1
+        return state - 0.1 * gradient(state)
+
+    def params(self, state):
+        return state
+
+
+def test_the_work_counted_in_a_real_run():
+    known, steps, budget = ridge(), 60, 4
+    counting = CountingDescent()
+    hypergradient(
+        known.problem, counting, known.lam, steps=steps, engine=Checkpointed(budget=budget)
+    )
+    checks, first_run, backward = 1, steps, steps
+    assert counting.runs == checks + first_run + forward_steps(steps, budget) + backward
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="budget must be at least 1 state, found 0"):
+        Checkpointed(budget=0)

@@ -1,0 +1,75 @@
+"""Linear solvers on systems whose solution is known, and at their degenerate ends."""
+
+import pytest
+import torch
+
+from bilevel_core import ConjugateGradient, FixedPoint, Neumann
+from bilevel_core.backends.torch import TorchBackend
+
+BACKEND = TorchBackend()
+SOLVERS = [ConjugateGradient(), Neumann(steps=3000, step_size=0.1), FixedPoint(step_size=0.1)]
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+
+
+def spd(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
+    return q @ torch.diag(torch.linspace(0.5, 5.0, n, dtype=torch.float64)) @ q.T
+
+
+@each_solver
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_the_solution_is_that_of_a_direct_solver(solver, n):
+    matrix, b = spd(n), torch.arange(1.0, n + 1, dtype=torch.float64)
+    x = solver(lambda v: matrix @ v, b, BACKEND)
+    assert torch.allclose(x, torch.linalg.solve(matrix, b), rtol=1e-8)
+
+
+@each_solver
+def test_the_identity_and_a_zero_right_hand_side(solver):
+    b = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    assert torch.allclose(solver(lambda v: v, b, BACKEND), b, rtol=1e-10)
+    assert not solver(lambda v: v, 0 * b, BACKEND).any()
+
+
+def test_the_identity_takes_conjugate_gradient_one_step_and_the_answer_is_returned():
+    b = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    assert torch.equal(ConjugateGradient(steps=1)(lambda v: v, b, BACKEND), b)
+
+
+def test_conjugate_gradient_ends_after_as_many_steps_as_dimensions():
+    products = 0
+
+    def product(v):
+        nonlocal products
+        products += 1
+        return matrix @ v
+
+    matrix, b = spd(5), torch.ones(5, dtype=torch.float64)
+    x = ConjugateGradient(tolerance=1e-10)(product, b, BACKEND)
+    assert products == 5
+    assert torch.allclose(matrix @ x, b)
+
+
+@each_solver
+def test_trees_are_solved_like_the_vector_of_their_entries(solver):
+    matrix, b = spd(5), torch.arange(1.0, 6, dtype=torch.float64)
+
+    def split(v):
+        return {"a": v[:2], "b": [v[2:].reshape(3, 1)]}
+
+    def join(tree):
+        return torch.cat([tree["a"], tree["b"][0].flatten()])
+
+    x = solver(lambda tree: split(matrix @ join(tree)), split(b), BACKEND)
+    assert torch.allclose(join(x), torch.linalg.solve(matrix, b), rtol=1e-8)
+
+
+def test_only_conjugate_gradient_needs_symmetry():
+    assert [solver.needs_symmetry for solver in SOLVERS] == [True, False, False]
+
+
+def test_the_series_is_cut_where_it_says():
+    b = torch.ones(1, dtype=torch.float64)
+    x = Neumann(steps=3, step_size=0.5)(lambda v: v, b, BACKEND)
+    assert x.item() == 0.5 * (1 + 0.5 + 0.25)
