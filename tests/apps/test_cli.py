@@ -98,10 +98,10 @@ BAD_SETTINGS = [
     (["--set", "train.steps=true"], "train.steps: input should be a valid integer, found True"),
     (["--set", "train.steps"], "--set train.steps: expected KEY=VALUE"),
     (["--set", "train.lr=2001-99-99"], "not valid YAML"),
-    (["--set", "episode.way=13"], "episode.way=13 but split 'train' has 12 classes"),
-    (["--set", "episode.way=7"], "episode.way=7 but split 'val' has 6 classes"),
+    (["--set", "episode.way=13"], "way=13 but split 'train' has 12 classes: lower way"),
+    (["--set", "episode.way=7"], "(change episode.way, episode.shot or episode.query)"),
     (["--set", "episode.way=1"], "expected a whole number ≥ 2, found 1"),
-    (["--set", "train.way=13"], "13 but split 'train' has 12 classes"),
+    (["--set", "train.way=13"], "(change train.way, train.shot or train.query"),
     (["--set", "episode.shot=10", "--set", "episode.query=11"], "has 20 images"),
     (["--set", "train.query=20"], "has 20 images"),
     (["--set", "model.name=resnet"], "no model 'resnet': choose one of"),
@@ -223,7 +223,7 @@ def test_a_preset_with_changes(command, tmp_path, store):
 def test_debug_shows_the_traceback(config_file, tmp_path):
     words = ["-m", "bilevel_apps.cli.train", str(config_file()), "--debug"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "InputError" in done.stderr
 
@@ -266,17 +266,25 @@ def test_evaluation_of_a_damaged_run(command, copy):
 
 def test_evaluation_of_a_run_with_a_damaged_configuration(command, copy):
     path = copy / "config.yaml"
-    path.write_text(path.read_text().replace("filters: 4", "filters: 8"))
-    assert "does not fit config.yaml beside it" in command("eval", copy).error
     path.write_text("seed: [")
     assert f"{path}: not valid YAML" in command("eval", copy).error
+
+
+def test_evaluation_follows_the_checkpoint_and_not_an_edited_configuration(command, copy):
+    before = command("eval", copy, "--episodes", 5, "--json").out
+    path = copy / "config.yaml"
+    path.write_text(path.read_text().replace("filters: 4", "filters: 8"))
+    assert command("eval", copy, "--episodes", 5, "--json").out == before
+    refusal = command("train", "--out", copy, "--resume").error
+    assert f"{path}: model.filters is 8, but the run began with 4" in refusal
 
 
 BAD_EVALUATIONS = [
     (["--episodes", 0], "'--episodes'"),
     (["--episodes", "many"], "'--episodes'"),
     (["--steps", -1], "'--steps'"),
-    (["--way", 7], "episode.way=7 but split 'test' has 6 classes"),
+    (["--way", 7], "way=7 but split 'test' has 6 classes: lower way"),
+    (["--way", 7], "(change --way, --shot, --query or --split)"),
     (["--shot", 10, "--query", 11], "has 20 images"),
     (["--split", "dev"], "no split 'dev': choose one that it has: train, val, test"),
     (["--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),

@@ -16,12 +16,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def split(store):
-    return open_store(store).load("test")
+def opened(store):
+    return open_store(store)
 
 
-def sampler_of(split, seed=0):
-    return episode_sampler(split, way=4, shot=2, query=3, seed=seed, rotations=False)
+def sampler_of(opened, seed=0):
+    spec = {"way": 4, "shot": 2, "query": 3}
+    return episode_sampler(opened, "test", spec, keys="them", seed=seed, rotations=False)
 
 
 def test_interval_by_hand():
@@ -39,7 +40,7 @@ def test_one_episode_and_equal_episodes_have_no_spread():
 
 
 @pytest.mark.parametrize("pixels", [1, 20 * 256 * 3, 10**9])
-def test_score_does_not_depend_on_the_batch(split, config, monkeypatch, pixels):
+def test_score_does_not_depend_on_the_batch(opened, config, monkeypatch, pixels):
     task = make_task(config(), (16, 16, 1), CPU)
     sizes, results = [], []
 
@@ -49,19 +50,19 @@ def test_score_does_not_depend_on_the_batch(split, config, monkeypatch, pixels):
         return results[-1]
 
     monkeypatch.setattr(scoring, "BATCH_PIXELS", pixels)
-    found = score_episodes(classify, sampler_of(split), episodes=7, device=CPU)
+    found = score_episodes(classify, sampler_of(opened), episodes=7, device=CPU)
     assert sizes == {1: [1] * 7, 20 * 256 * 3: [3, 3, 1], 10**9: [7]}[pixels]
-    single = torch.cat([task.accuracies(each) for each in _one_by_one(split, 7)])
+    single = torch.cat([task.accuracies(each) for each in _one_by_one(opened, 7)])
     assert torch.cat(results).tolist() == single.tolist()
     assert found == score(single.numpy())
 
 
-def _one_by_one(split, episodes):
-    sampler = sampler_of(split)
+def _one_by_one(opened, episodes):
+    sampler = sampler_of(opened)
     return [scoring.to_device(sampler.batch(i, 1), 4, CPU) for i in range(episodes)]
 
 
-def test_a_seed_fixes_the_episodes(split):
+def test_a_seed_fixes_the_episodes(opened):
     def seen(seed):
         found = []
 
@@ -69,17 +70,17 @@ def test_a_seed_fixes_the_episodes(split):
             found.append(episodes.query.clone())
             return torch.zeros(len(episodes.query))
 
-        score_episodes(classify, sampler_of(split, seed), episodes=5, device=CPU)
+        score_episodes(classify, sampler_of(opened, seed), episodes=5, device=CPU)
         return torch.cat(found)
 
     assert torch.equal(seen(3), seen(3))
     assert not torch.equal(seen(3), seen(4))
 
 
-def test_progress_counts_episodes(split, monkeypatch):
+def test_progress_counts_episodes(opened, monkeypatch):
     monkeypatch.setattr(scoring, "BATCH_PIXELS", 20 * 256 * 2)
     done = []
-    score_episodes(nearest_pixel, sampler_of(split), episodes=5, device=CPU, progress=done.append)
+    score_episodes(nearest_pixel, sampler_of(opened), episodes=5, device=CPU, progress=done.append)
     assert done == [2, 4, 5]
 
 

@@ -141,19 +141,19 @@ def test_rotation_is_counter_clockwise(image_split):
 @pytest.mark.parametrize("key", ["way", "shot", "query"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "5", True, None])
 def test_wrong_specs(key, value):
-    with pytest.raises(DataError, match=f"episode.{key}: expected a whole number"):
+    with pytest.raises(DataError, match=f"{key}: expected a whole number"):
         EpisodeSpec(**{"way": 2, "shot": 1, "query": 1, key: value})
 
 
 def test_one_way_is_no_task():
-    with pytest.raises(DataError, match=r"episode\.way: expected a whole number ≥ 2, found 1"):
+    with pytest.raises(DataError, match=r"way: expected a whole number ≥ 2, found 1"):
         EpisodeSpec(way=1, shot=1, query=1)
 
 
 def test_too_many_classes(image_split):
     spec = EpisodeSpec(way=20, shot=1, query=1)
     split = image_split((5,) * 16, name="val")
-    message = "episode.way=20 but split 'val' has 16 classes: lower episode.way or"
+    message = "way=20 but split 'val' has 16 classes: lower way or"
     with pytest.raises(DataError, match=message):
         EpisodeSampler(split, spec, seed=0)
     assert EpisodeSampler(split, spec, seed=0, rotations=True).num_classes == 64

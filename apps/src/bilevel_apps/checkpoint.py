@@ -21,9 +21,9 @@ from torch import Tensor
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
-from bilevel_data.atomic import file_sha256, publish, temporary
+from bilevel_data.atomic import publish, temporary
 
-__all__ = ["FORMAT", "Checkpoint", "file_sha256", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "bilevel-checkpoint-1"
 ENTRY = "bilevel"
@@ -32,10 +32,11 @@ ENTRY = "bilevel"
 @final
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Tensors by name, and a record that JSON can hold."""
+    """Tensors by name, a record that JSON can hold, and the SHA-256 of the file it came from."""
 
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
+    file_sha256: str | None = None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -67,13 +68,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         InputError: it is missing, damaged, or not a checkpoint of this program.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = _header(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: damaged or not a checkpoint ({error})") from None
+    header = _header(content)
     if header.get("format") != FORMAT:
         found = header.get("format", "none")
         raise InputError(
@@ -82,13 +83,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     record = str(header.get("record"))
     if _digest(tensors, record) != header.get("sha256"):
         raise InputError(f"{path}: damaged: its contents do not match its SHA-256; restore a copy")
-    return Checkpoint(tensors=tensors, record=json.loads(record))
+    return Checkpoint(
+        tensors=tensors,
+        record=json.loads(record),
+        file_sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
-def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _header(content: bytes) -> dict[str, Any]:
+    """Return our entry in the header of a safetensors file: its length, then as much JSON."""
+    length = int.from_bytes(content[:8], "little")
     try:
-        header = json.loads(metadata.get(ENTRY, "{}"))
-    except ValueError:
+        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][ENTRY])
+    except (ValueError, KeyError, TypeError):
         return {}
     return header if isinstance(header, dict) else {}
 

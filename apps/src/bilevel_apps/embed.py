@@ -11,17 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bilevel_apps.build import (
-    TrainedRun,
-    episode_sampler,
-    load_run,
-    load_split,
-    set_threads,
-    store_of,
-)
 from bilevel_apps.errors import InputError
 from bilevel_apps.meta_task import to_device
 from bilevel_apps.pictures import Pair, draw_pairs
+from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_data import Store
 
 __all__ = ["EmbedRequest", "Embedded", "embed_run", "extreme_pairs"]
@@ -57,8 +50,7 @@ def embed_run(folder: Path, out: Path, request: EmbedRequest) -> Path:
         bilevel_data.DataError: the store cannot be used.
     """
     run = load_run(folder, request.device)
-    set_threads(run.config.threads)
-    store = store_of(str(request.data) if request.data else run.config.data)
+    store = run.store(request.data)
     splits = (request.split_a, request.split_b)
     a, b = (_embedded(run, store, name, request.seed) for name in splits)
     nearest, farthest = extreme_pairs(a, b, request.pairs)
@@ -126,23 +118,10 @@ def _without_repetition(
 
 def _embedded(run: TrainedRun, store: Store, split: str, seed: int) -> Embedded:
     """Encode all images, support and query, of one episode of the run's kind."""
-    episode = run.config.episode
-    sampler = episode_sampler(
-        load_split(store, split),
-        way=episode.way,
-        shot=episode.shot,
-        query=episode.query,
-        seed=seed,
-        rotations=False,  # a person compares upright characters
-    )
-    found = sampler.split.images.shape[1:]
-    if found != run.image_shape:
-        raise InputError(
-            f"{store.path}: images of (height, width, channels) {found}, but the run was trained "
-            f"on {run.image_shape}: give a store made the same way"
-        )
+    # Upright: that is how a person compares characters.
+    sampler = run.sampler(store, split, seed=seed, rotations=False)
     batch = sampler.batch(0, 1)
-    episodes = to_device(batch, episode.way, run.device)
+    episodes = to_device(batch, sampler.spec.way, run.device)
     features = run.task.encoder.encode(episodes.support, episodes.query, training=False)
     return Embedded(
         pixels=np.concatenate([batch.support[0], batch.query[0]]),

@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from bilevel_apps.build import (
-    TrainedRun,
-    episode_sampler,
-    load_run,
-    load_split,
-    make_task,
-    set_threads,
-    store_of,
-)
-from bilevel_apps.checkpoint import file_sha256
-from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.build import make_task
+from bilevel_apps.errors import RunError
 from bilevel_apps.meta_task import MetaTask, to_device
-from bilevel_apps.report import progress_bar
+from bilevel_apps.report import progress_bar, warn
 from bilevel_apps.scoring import Score, nearest_pixel, score_episodes
 from bilevel_apps.tracking import tracked_again
+from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler, Store
 
@@ -57,9 +49,16 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         bilevel_data.DataError: the store cannot be used, or has too few classes or images.
     """
     run = load_run(folder, request.device)
-    set_threads(run.config.threads)
-    store = store_of(str(request.data) if request.data else run.config.data)
-    sampler = _sampler(run, store, request)
+    store = run.store(request.data)
+    sampler = run.sampler(
+        store,
+        request.split,
+        seed=request.seed,
+        rotations=bool(run.config.episode.rotations),
+        way=request.way,
+        shot=request.shot,
+        query=request.query,
+    )
     steps = run.config.inner.steps if request.steps is None else request.steps
     task = dataclasses.replace(run.task, steps=steps)
     spec = sampler.spec
@@ -76,35 +75,16 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "rotations": sampler.rotations,
         "checkpoint": str(run.path),
-        "checkpoint_sha256": file_sha256(run.path),
+        "checkpoint_sha256": run.sha256,
     }
     if sampler.rotations and spec.way <= sampler.split.num_classes:
         upright = dataclasses.replace(sampler, rotations=False)
         report["upright"] = _entry(_scored("upright", task, upright, run, request))
     if request.baselines:
-        report["baselines"] = _baselines(sampler, store, run, request)
+        report["baselines"] = _baselines(task, sampler, store, run, request)
     if request.track:
         _track(folder, report)
     return report
-
-
-def _sampler(run: TrainedRun, store: Store, request: Request) -> EpisodeSampler:
-    split = load_split(store, request.split)
-    found = split.images.shape[1:]
-    if found != run.image_shape:
-        raise InputError(
-            f"{store.path}: images of (height, width, channels) {found}, but the run was trained "
-            f"on {run.image_shape}: give a store made the same way"
-        )
-    episode = run.config.episode
-    return episode_sampler(
-        split,
-        way=request.way or episode.way,
-        shot=request.shot or episode.shot,
-        query=request.query or episode.query,
-        seed=request.seed,
-        rotations=bool(episode.rotations),
-    )
 
 
 def _scored(
@@ -124,33 +104,29 @@ def _scored(
 
 
 def _baselines(
-    sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+    task: MetaTask, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training."""
-    untrained = make_task(run.config, run.image_shape, run.device)
-    _calibrate(untrained, store, run)
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
-    return {
-        "raw-pixel nearest neighbour": _entry(pixels),
-        "untrained network": _entry(_scored("untrained", untrained, sampler, run, request)),
-    }
+    scores = {"raw-pixel nearest neighbour": _entry(pixels)}
+    fresh = make_task(run.config, run.image_shape, run.device)
+    untrained = dataclasses.replace(fresh, steps=task.steps)
+    try:
+        _calibrate(untrained, store, run)
+        scores["untrained network"] = _entry(_scored("untrained", untrained, sampler, run, request))
+    except RunError as error:  # the run's own score is worth more than this one
+        warn(f"no score of the untrained network: {error}")
+    return scores
 
 
 def _calibrate(untrained: MetaTask, store: Store, run: TrainedRun) -> None:
     """Let the running averages of fresh weights settle, so that the baseline is a fair one."""
     if "train" not in store.splits:
         return
-    episode = run.config.episode
-    sampler = episode_sampler(
-        load_split(store, "train"),
-        way=episode.way,
-        shot=episode.shot,
-        query=episode.query,
-        seed=run.config.seed,
-        rotations=bool(episode.rotations),
-    )
+    rotations = bool(run.config.episode.rotations)
+    sampler = run.sampler(store, "train", seed=run.config.seed, rotations=rotations)
     for index in range(CALIBRATION_EPISODES):
-        batch = to_device(sampler.batch(index, 1), episode.way, run.device)
+        batch = to_device(sampler.batch(index, 1), sampler.spec.way, run.device)
         untrained.encoder.encode(batch.support, batch.query, training=True)
 
 
@@ -165,4 +141,4 @@ def _track(folder: Path, report: dict[str, Any]) -> None:
     if "upright" in report:
         values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
     with tracked_again(folder) as tracker:
-        tracker.metrics(0, values)
+        tracker.metrics(report["steps"], values)  # MLflow then charts accuracy against T

@@ -117,7 +117,7 @@ class MetaTask:
             parameter = getattr(self.model, name)
             if parameter.requires_grad:
                 parameter.grad = computed.grad[name]
-        scores = _scores(computed.state, self._lam(features), "query")
+        scores = _scores(LEARNED_STEP.params(computed.state), self._lam(features), "query")
         correct = heads.accuracy(scores, episodes.query_labels)
         return Outcome(loss=float(computed.value), accuracy=float(correct.mean()))
 

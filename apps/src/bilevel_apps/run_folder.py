@@ -19,7 +19,7 @@ from bilevel_data.atomic import publish, temporary
 __all__ = ["RunFolder"]
 
 # Left open in a preset, settled once a run began.
-SETTLED = ("threads", "precision", "data", "episode.rotations")
+SETTLED = ("threads", "precision", "episode.rotations")
 
 
 @final
@@ -72,7 +72,7 @@ class RunFolder:
     def continued(self, given: Config) -> Config:
         """Return the run's configuration, if what was given explicitly agrees with it.
 
-        The device alone may change.
+        The device may change, and the store's place: hashes tell whether it holds the same images.
 
         Raises:
             InputError: a setting differs, or the folder holds no usable run.
@@ -80,16 +80,15 @@ class RunFolder:
         saved = self.load_config()
         kept = saved.flat()
         chosen = flatten(given.model_dump(mode="json", exclude_unset=True))
-        device = chosen.pop("device", saved.device)
+        free = {key: chosen.pop(key) for key in ("device", "data") if chosen.get(key) is not None}
         for key, value in chosen.items():
             settled = key in SETTLED and value in (None, "auto")
-            same = _same_file(value, kept[key]) if key == "data" else value == kept[key]
-            if not (settled or same):
+            if not settled and value != kept[key]:
                 raise InputError(
                     f"{self.path}: the run has {key}={_yaml(kept[key])}, but {key}={_yaml(value)} "
                     "was given: resume with the same settings, or choose another --out"
                 )
-        return saved.model_copy(update={"device": device})
+        return saved.model_copy(update=free)
 
     def save_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
@@ -139,11 +138,6 @@ class RunFolder:
                 publish(scratch, path)
         except (OSError, DataError) as error:
             raise RunError(f"{path}: cannot write ({error})") from error
-
-
-def _same_file(given: str | None, kept: str | None) -> bool:
-    """Say whether two names, of which one may be relative, are of one file."""
-    return given is not None and kept is not None and Path(given).resolve() == Path(kept).resolve()
 
 
 def _yaml(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -46,7 +47,7 @@ def run_app(app: typer.Typer) -> None:
 
 def _fail(status: int, message: str) -> None:
     if "--debug" in sys.argv:
-        raise
+        traceback.print_exc()
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(status)

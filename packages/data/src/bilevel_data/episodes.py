@@ -41,9 +41,7 @@ class EpisodeSpec:
         for key, least in (("way", 2), ("shot", 1), ("query", 1)):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise DataError(
-                    f"episode.{key}: expected a whole number ≥ {least}, found {value!r}"
-                )
+                raise DataError(f"{key}: expected a whole number ≥ {least}, found {value!r}")
 
 
 @final
@@ -184,15 +182,15 @@ def _check_fits(split: ImageSplit, spec: EpisodeSpec, *, rotations: bool) -> Non
     if spec.way > have:
         copies = " with its rotated copies" if rotations else ""
         msg = (
-            f"episode.way={spec.way} but split {split.name!r} has {have} classes{copies}: "
-            "lower episode.way or use a split with more classes"
+            f"way={spec.way} but split {split.name!r} has {have} classes{copies}: "
+            "lower way or use a split with more classes"
         )
         raise DataError(msg)
     smallest = int(np.argmin(split.class_sizes))
     images = int(split.class_sizes[smallest])
     if spec.shot + spec.query > images:
         msg = (
-            f"episode.shot={spec.shot} plus episode.query={spec.query} but class "
+            f"shot={spec.shot} plus query={spec.query} but class "
             f"{split.class_names[smallest]!r} of split {split.name!r} has {images} images: "
             "lower one of them or give the class more images"
         )

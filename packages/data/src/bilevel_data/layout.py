@@ -24,6 +24,7 @@ __all__ = ["Dataset", "dataset", "group", "names", "open_hdf5", "read_array"]
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REMEDY = "prepare the store again"
+_MAKE = "give a file made by `bilevel-data prepare`"
 
 Dataset: TypeAlias = h5d.DatasetID
 
@@ -54,13 +55,15 @@ def _check_file(path: Path) -> None:
         plain = stat.S_ISREG(status.st_mode)  # opening a pipe would wait for ever
         head = _head(path) if plain else b""
     except OSError as err:
-        raise DataError(f"{path}: cannot read this store ({err.strerror})") from None
+        raise DataError(f"{path}: cannot read this store ({err.strerror}): {_MAKE}") from None
     if not plain:
-        raise DataError(f"{path}: expected a store, found something that is not a plain file")
+        raise DataError(
+            f"{path}: expected a store, found something that is not a plain file: {_MAKE}"
+        )
     if not head:
         raise DataError(f"{path}: expected a store, found an empty file: {_REMEDY}")
     if head != _SIGNATURE:
-        raise DataError(f"{path}: expected a store (HDF5), found another kind of file")
+        raise DataError(f"{path}: expected a store (HDF5), found another kind of file: {_MAKE}")
 
 
 def _head(path: Path) -> bytes:

@@ -33,7 +33,8 @@ def write_store(
     """Write a data set to one HDF5 file and its SHA-256 to ``<file>.sha256``.
 
     Both are written under temporary names in the same folder, flushed to the disk and renamed:
-    an interrupted run leaves nothing behind. The same source and versions give the same bytes.
+    a failed run leaves nothing behind, and a killed one at most files under other names. The same
+    source and versions give the same bytes.
 
     Args:
         path: The file, such as ``glyphs.h5``; its folder is made if it is missing.
@@ -49,7 +50,11 @@ def write_store(
             source's arrays are not what it declared.
     """
     path = Path(path)
-    if path.is_dir() or (path.exists() and not overwrite):
+    try:
+        taken = path.is_dir() or (path.exists() and not overwrite)
+    except OSError as err:  # such as a name that is too long
+        raise DataError(f"{path}: cannot write here ({err.strerror}): choose another") from None
+    if taken:
         raise DataError(f"{path}: exists already: choose another name, or ask to overwrite it")
     _manifest(source, dict.fromkeys(_names(source), _BLANK))  # refuse early what can be seen now
     total = sum(sum(split.class_sizes) for split in source.splits)

@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
         channels: channels of the images.
         image_size: height and width of the images, in pixels.
         filters: filters of each convolution.
-        stride: of the convolutions; with stride 1, each block ends in a 2×2 max-pool.
+        pool: end each block in a 2×2 max-pool; otherwise its convolution has stride 2.
         depth: number of blocks.
 
     Images (n, channels, image_size, image_size) in [0, 1] become features (n, dim).
@@ -36,10 +36,10 @@ class ConvNet(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, image_size: int, filters: int, stride: int, depth: int = 4
+        self, *, channels: int, image_size: int, filters: int, pool: bool, depth: int = 4
     ) -> None:
         super().__init__()
-        self.pool = stride == 1
+        self.pool = pool
         # Pooling drops the last odd row and column; a strided convolution with padding keeps it.
         final_size = image_size
         for _ in range(depth):
@@ -52,7 +52,7 @@ class ConvNet(nn.Module):
         self.dim = filters * final_size**2
         sizes = [channels] + [filters] * depth
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(i, o, kernel_size=3, stride=stride, padding=1, bias=False)
+            nn.Conv2d(i, o, kernel_size=3, stride=1 if pool else 2, padding=1, bias=False)
             for i, o in itertools.pairwise(sizes)
         )
         self.norms = nn.ModuleList(OffsetNorm2d(filters) for _ in range(depth))
@@ -74,7 +74,7 @@ def omniglot_net(*, channels: int = 1, image_size: int = 28, filters: int = 64) 
 
     With its defaults: features of 2·2·64 = 256, and 111,424 parameters.
     """
-    return ConvNet(channels=channels, image_size=image_size, filters=filters, stride=2)
+    return ConvNet(channels=channels, image_size=image_size, filters=filters, pool=False)
 
 
 def c4l(*, channels: int = 3, image_size: int = 84, filters: int = 32) -> ConvNet:
@@ -82,4 +82,4 @@ def c4l(*, channels: int = 3, image_size: int = 84, filters: int = 32) -> ConvNe
 
     With its defaults: features of 5·5·32 = 800, and 28,640 parameters.
     """
-    return ConvNet(channels=channels, image_size=image_size, filters=filters, stride=1)
+    return ConvNet(channels=channels, image_size=image_size, filters=filters, pool=True)

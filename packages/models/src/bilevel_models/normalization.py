@@ -107,4 +107,4 @@ class OffsetNorm2d(nn.Module):
         var, mean = torch.var_mean(reference, dim=(0, 2, 3), correction=0, keepdim=True)
         scale = torch.rsqrt(var + self.eps)
         offset = self.bias.view(1, -1, 1, 1) - mean * scale
-        return x * scale.to(x.dtype) + offset.to(x.dtype)
+        return (x * scale + offset).to(x.dtype)

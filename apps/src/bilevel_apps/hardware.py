@@ -1,0 +1,47 @@
+"""Threads, device and precision: what the machine has, and what was asked for."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from bilevel_apps.errors import InputError
+
+__all__ = ["choose_device", "choose_precision", "set_threads"]
+
+
+def set_threads(threads: int | None) -> int:
+    """Set and return the number of threads: as given, or all that the process may use."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = threads or available or 1
+    torch.set_num_threads(count)
+    return count
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: another name, or cuda was asked for and is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda: no CUDA device is available here: use --device cpu or auto"
+        )
+    use_cuda = name != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return the precision for `auto`: bfloat16 where the hardware computes in it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        features = torch.cpu.get_capabilities()
+        native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if native else "float32"

@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM as a request that a loop acts on when it can."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+__all__ = ["stop_request"]
+
+STDERR = 2
+
+
+@contextmanager
+def stop_request() -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into an entry of the yielded list, for the loop to act on.
+
+    A second one interrupts at once.
+    """
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        # Not print: the signal may have come in the middle of one, which must not be entered twice.
+        with suppress(OSError):
+            os.write(STDERR, "finishing this hyper-iteration and saving …\n".encode())
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
