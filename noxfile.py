@@ -1,6 +1,7 @@
 """Sessions of the project; `nox -l` lists them."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import nox
@@ -16,10 +17,13 @@ CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 
 
-def install_all(session: nox.Session, *more: str, extra: str = "") -> None:
+def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
     """Install the four packages together, because each of them is on no index."""
-    extras = {CORE: f"torch{extra}", DATA: f"glyphs{extra}"}
-    own = [f"./{package}[{extras.get(package, extra.strip(','))}]" for package in PACKAGES]
+    extras = {CORE: ["torch"], DATA: ["glyphs"]}
+    own = []
+    for package in PACKAGES:
+        wanted = ",".join([*extras.get(package, []), *(["test"] if test else [])])
+        own.append(f"./{package}[{wanted}]" if wanted else f"./{package}")
     session.install(*PINNED, *own, *more)
 
 
@@ -57,7 +61,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test but the nightly ones (arguments after -- go to pytest)."""
-    install_all(session, extra=",test")
+    install_all(session, test=True)
     session.run("pytest", *(session.posargs or ("-m", "not nightly")), env=ENV)
 
 
@@ -97,8 +101,15 @@ def alone(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Build the four wheels and source distributions into dist/ and check what they hold."""
     session.install(*PINNED, "build", "twine")
+    shutil.rmtree("dist", ignore_errors=True)
     for package in PACKAGES:
         session.run("python", "-m", "build", "--outdir", "dist", package)
+    for wheel in Path("dist").glob("*.whl"):
+        names = zipfile.ZipFile(wheel).namelist()
+        needed = ["/py.typed"] + (["/presets/paper/"] if "apps" in wheel.name else [])
+        for part in needed:
+            if not any(part in name for name in names):
+                session.error(f"{wheel}: holds nothing like {part}")
     session.run("twine", "check", "--strict", *map(str, Path("dist").glob("bilevel_*-*")))
 
 
