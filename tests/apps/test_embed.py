@@ -1,5 +1,7 @@
 """The pairs of Figure 5: exact, and drawn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ def embedded(n, seed, near=0.0):
     return Embedded(
         pixels=np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1),  # an image that tells its number
         features=features if near else torch.rand(n, 6, generator=generator),
+        labels=np.arange(n),
     )
 
 
@@ -42,6 +45,15 @@ def test_pairs_come_in_order_and_no_image_comes_twice():
         assert ordered == sorted(ordered)
         for images in zip(*map(numbers, pairs), strict=True):
             assert len(set(images)) == 5
+
+
+def test_no_pair_of_classes_comes_twice():
+    a, b = embedded(8, 4), embedded(8, 5)
+    two = np.arange(8) % 2
+    a, b = (dataclasses.replace(one, labels=two) for one in (a, b))
+    for pairs in extreme_pairs(a, b, 8):
+        classes = [tuple(number % 2 for number in numbers(pair)) for pair in pairs]
+        assert sorted(classes) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_the_picture_of_a_run(trained, tmp_path):

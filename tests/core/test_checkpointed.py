@@ -1,14 +1,16 @@
 """The checkpointed engine: the bits of the stored one, within its budget, at the least work."""
 
 import math
+import weakref
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from bilevel_core import Checkpointed, GradientDescent, Reverse, hypergradient
+from bilevel_core.engines import checkpointed
 from bilevel_core.engines.checkpointed import binomial_split
-from problems import ridge
+from problems import ridge, shift
 
 
 @pytest.mark.parametrize("budget", [None, 1, 2, 5, 100])
@@ -82,6 +84,39 @@ def test_the_work_counted_in_a_real_run():
     )
     checks, first_run, backward = 1, steps, steps
     assert counting.runs == checks + first_run + forward_steps(steps, budget) + backward
+
+
+@pytest.mark.parametrize(("steps", "budget"), [(2000, 2000), (1500, 700), (1200, 5000)])
+def test_long_runs_with_large_budgets_end(steps, budget):
+    known, descent = shift(), GradientDescent(step_size=0.001)
+    stored, computed = (
+        hypergradient(known.problem, descent, known.lam, steps=steps, engine=engine)
+        for engine in (Reverse(), Checkpointed(budget=budget))
+    )
+    assert torch.equal(stored.grad, computed.grad)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 6, 12, 60])
+@pytest.mark.parametrize("steps", [1, 2, 19, 50])
+def test_no_more_states_are_stored_than_the_budget_allows(steps, budget, monkeypatch):
+    """Watch every state that the schedule computes for as long as something holds it."""
+    watched, held = [], []
+
+    def watching(flow, lam, state, position, end):
+        alive = {id(ref()) for ref in watched if ref() is not None}
+        held.append(1 + len(alive))  # s_0 is stored too
+        further = advance(flow, lam, state, position, end)
+        if further is not state:
+            watched.append(weakref.ref(further))
+        return further
+
+    advance = checkpointed.advance
+    monkeypatch.setattr(checkpointed, "advance", watching)
+    known, descent = shift(), GradientDescent(step_size=0.1)
+    hypergradient(
+        known.problem, descent, known.lam, steps=steps, engine=Checkpointed(budget=budget)
+    )
+    assert max(held) == min(budget, steps)
 
 
 def test_a_budget_of_nothing_is_refused():

@@ -5,12 +5,15 @@ import importlib
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from bilevel_core import (
     Code,
+    Custom,
     DivergenceError,
     GradientDescent,
     Problem,
@@ -77,6 +80,52 @@ def test_dynamics_that_change_the_shape_are_refused():
     lam = torch.tensor(0.5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"change state from float64 of shape \(\) to .*\(2,\)"):
         hypergradient(problem(), widening, lam, steps=1)
+
+
+@dataclass(frozen=True)
+class Stateful:
+    """Dynamics that start from one memory beside w and leave another."""
+
+    at_start: object
+    after: object
+
+    def init(self, w, lam):
+        return {"w": w, "memory": self.at_start}
+
+    def step(self, gradient, state, lam, t):
+        return {"w": state["w"] - 0.1 * gradient(state["w"]), "memory": self.after}
+
+    def params(self, state):
+        return state["w"]
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        (0, "is a int, but λ is made of torch arrays"),
+        (None, "is a NoneType"),
+        (np.zeros(2), "is a ndarray"),
+        (torch.tensor(0), r"is int64 of shape \(\): expected floating-point"),
+    ],
+)
+def test_a_state_must_be_made_of_floating_arrays(memory, words, steps):
+    lam = torch.tensor(0.5, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"state\['memory'\] " + words):
+        hypergradient(problem(), Stateful(memory, memory), lam, steps=steps)
+
+
+@pytest.mark.parametrize("after", [0, torch.tensor(0)], ids=["int", "int64"])
+def test_a_step_must_return_floating_arrays_too(after):
+    lam = torch.tensor(0.5, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"state after a step\['memory'\] is "):
+        hypergradient(problem(), Stateful(0 * lam, after), lam, steps=1)
+
+
+def test_a_custom_map_must_return_an_array():
+    lam = torch.tensor(0.5, dtype=torch.float64)
+    with pytest.raises(TypeError, match="state after a step is a float"):
+        hypergradient(problem(), Custom(update=lambda w, lam, t: 0.0), lam, steps=1)
 
 
 def test_overflow_is_reported_with_the_step():

@@ -21,20 +21,21 @@ def spd(n, seed=0):
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_the_solution_is_that_of_a_direct_solver(solver, n):
     matrix, b = spd(n), torch.arange(1.0, n + 1, dtype=torch.float64)
-    x = solver(lambda v: matrix @ v, b, BACKEND)
+    x = solver(lambda v: matrix @ v, b, BACKEND, symmetric=True)
     assert torch.allclose(x, torch.linalg.solve(matrix, b), rtol=1e-8)
 
 
 @each_solver
 def test_the_identity_and_a_zero_right_hand_side(solver):
     b = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    assert torch.allclose(solver(lambda v: v, b, BACKEND), b, rtol=1e-10)
-    assert not solver(lambda v: v, 0 * b, BACKEND).any()
+    assert torch.allclose(solver(lambda v: v, b, BACKEND, symmetric=True), b, rtol=1e-10)
+    assert not solver(lambda v: v, 0 * b, BACKEND, symmetric=True).any()
 
 
 def test_the_identity_takes_conjugate_gradient_one_step_and_the_answer_is_returned():
     b = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    assert torch.equal(ConjugateGradient(steps=1)(lambda v: v, b, BACKEND), b)
+    x = ConjugateGradient(steps=1)(lambda v: v, b, BACKEND, symmetric=True)
+    assert torch.equal(x, b)
 
 
 def test_conjugate_gradient_ends_after_as_many_steps_as_dimensions():
@@ -46,7 +47,7 @@ def test_conjugate_gradient_ends_after_as_many_steps_as_dimensions():
         return matrix @ v
 
     matrix, b = spd(5), torch.ones(5, dtype=torch.float64)
-    x = ConjugateGradient(tolerance=1e-10)(product, b, BACKEND)
+    x = ConjugateGradient(tolerance=1e-10)(product, b, BACKEND, symmetric=True)
     assert products == 5
     assert torch.allclose(matrix @ x, b)
 
@@ -61,15 +62,25 @@ def test_trees_are_solved_like_the_vector_of_their_entries(solver):
     def join(tree):
         return torch.cat([tree["a"], tree["b"][0].flatten()])
 
-    x = solver(lambda tree: split(matrix @ join(tree)), split(b), BACKEND)
+    x = solver(lambda tree: split(matrix @ join(tree)), split(b), BACKEND, symmetric=True)
     assert torch.allclose(join(x), torch.linalg.solve(matrix, b), rtol=1e-8)
 
 
-def test_only_conjugate_gradient_needs_symmetry():
-    assert [solver.needs_symmetry for solver in SOLVERS] == [True, False, False]
+def test_conjugate_gradient_refuses_an_operator_that_is_not_symmetric():
+    b = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"needs a symmetric operator.*Neumann or FixedPoint"):
+        ConjugateGradient()(lambda v: v, b, BACKEND, symmetric=False)
+
+
+@pytest.mark.parametrize("solver", SOLVERS[1:], ids=lambda s: type(s).__name__)
+def test_the_others_solve_an_operator_that_is_not_symmetric(solver):
+    matrix = torch.tensor([[1.0, 2.0], [-2.0, 3.0]], dtype=torch.float64)
+    b = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    x = solver(lambda v: matrix @ v, b, BACKEND, symmetric=False)
+    assert torch.allclose(x, torch.linalg.solve(matrix, b), rtol=1e-8)
 
 
 def test_the_series_is_cut_where_it_says():
     b = torch.ones(1, dtype=torch.float64)
-    x = Neumann(steps=3, step_size=0.5)(lambda v: v, b, BACKEND)
+    x = Neumann(steps=3, step_size=0.5)(lambda v: v, b, BACKEND, symmetric=True)
     assert x.item() == 0.5 * (1 + 0.5 + 0.25)

@@ -36,10 +36,17 @@ class EmbedRequest:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """All images of an episode: pixels (n, height, width, channels) and features (n, dim)."""
+    """All images of an episode.
+
+    Attributes:
+        pixels: (n, height, width, channels).
+        features: (n, dim).
+        labels: (n,), which images are of one class.
+    """
 
     pixels: NDArray[np.uint8]
     features: Tensor
+    labels: NDArray[np.int64]
 
 
 def embed_run(folder: Path, out: Path, request: EmbedRequest) -> Path:
@@ -70,7 +77,9 @@ def embed_run(folder: Path, out: Path, request: EmbedRequest) -> Path:
 
 
 def extreme_pairs(a: Embedded, b: Embedded, count: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the `count` nearest and farthest pairs (x of a, x′ of b), each image at most once.
+    """Return the `count` nearest and farthest pairs (x of a, x′ of b).
+
+    No image comes twice, and no pair of classes, so that the pairs show different things.
 
     The distance is ‖h(x) - h(x′)‖, by exact search in float64. Cost: n_a · n_b distances.
 
@@ -96,14 +105,13 @@ def _without_repetition(
     count: int,
 ) -> list[Pair]:
     pairs: list[Pair] = []
-    used_a: set[int] = set()
-    used_b: set[int] = set()
+    used: set[tuple[str | int, ...]] = set()
     for flat in order:
         i, j = divmod(int(flat), distances.shape[1])
-        if i in used_a or j in used_b:
+        marks = {("a", i), ("b", j), ("classes", int(a.labels[i]), int(b.labels[j]))}
+        if marks & used:
             continue
-        used_a.add(i)
-        used_b.add(j)
+        used |= marks
         pairs.append(
             Pair(
                 images=(a.pixels[i], b.pixels[j]),
@@ -126,8 +134,9 @@ def _embedded(run: TrainedRun, store: Store, split: str, seed: int) -> Embedded:
     return Embedded(
         pixels=np.concatenate([batch.support[0], batch.query[0]]),
         features=torch.cat([features.support[0], features.query[0]]).cpu(),
+        labels=np.concatenate([batch.support_labels[0], batch.query_labels[0]]),
     )
 
 
-def _some_components(dim: int, seed: int, count: int = 32) -> NDArray[np.int64]:
+def _some_components(dim: int, seed: int, count: int = 48) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(dim)[:count])

@@ -23,7 +23,13 @@ from bilevel_core.hypergradient import hypergradient, solve_inner
 from bilevel_core.linear import ConjugateGradient, FixedPoint, Neumann
 from bilevel_core.outer import OuterRun, OuterStep, minimize
 from bilevel_core.problem import Problem
-from bilevel_core.results import Code, DivergenceError, Hypergradient, Result
+from bilevel_core.results import (
+    Code,
+    ConvergenceError,
+    DivergenceError,
+    Hypergradient,
+    Result,
+)
 
 __all__ = [
     "Adam",
@@ -31,6 +37,7 @@ __all__ = [
     "Checkpointed",
     "Code",
     "ConjugateGradient",
+    "ConvergenceError",
     "Custom",
     "Direct",
     "DivergenceError",

@@ -11,9 +11,15 @@ Each part of that sentence is one object:
     Engine    (engines/)     how ∇f_T(λ) is computed: reverse, forward, implicit, …
     Backend   (backends/)    the array framework: all that an engine may ask of it
 
+Two more contracts serve them: a `LinearSolver` (linear/) solves the system of the implicit engine,
+and an `OuterOptimizer`, which the backend makes, updates λ. `Problem` is data; the other five are
+the protocols below.
+
 `hypergradient` (hypergradient.py) checks its input once, finds the backend from the arrays it is
-given, joins problem and dynamics into a `Flow` (flow.py: three pure maps, all that an engine sees)
-and calls the engine. `minimize` (outer.py) repeats that under an optimiser for λ.
+given, joins problem, dynamics and backend into a `Flow` (flow.py) and calls the engine with it. An
+engine of f_T needs no more than the flow's three pure maps; the implicit engine, which
+differentiates the condition ∇_w L = 0 instead, also looks at the problem and the dynamics that the
+flow holds. `minimize` (outer.py) repeats that under an optimiser for λ.
 
 Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi,
 Frasconi, Salzo, Grazzi, Pontil, 2018), Eqs. 1, 2, 5 and 6.
@@ -74,19 +80,16 @@ class Engine(Protocol):
 
 
 class LinearSolver(Protocol):
-    """Solves A x = b for an operator A that is known by its products.
+    """Solves A x = b for an operator A that is known by its products."""
 
-    Attributes:
-        needs_symmetry: whether A must be symmetric and positive definite.
-    """
+    def __call__(
+        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+    ) -> Tree:
+        """Return x; `product(v)` is A v, and `symmetric` says whether A is known to equal Aᵀ.
 
-    @property
-    def needs_symmetry(self) -> bool:
-        """Say whether A must be symmetric."""
-        ...
-
-    def __call__(self, product: Callable[[Tree], Tree], b: Tree, backend: Backend) -> Tree:
-        """Return x; `product(v)` is A v."""
+        A solver that needs a symmetric A raises `ValueError` where it is not declared so. How near
+        x is to a solution is for the caller to check.
+        """
         ...
 
 

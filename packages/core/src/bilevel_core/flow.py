@@ -1,4 +1,4 @@
-"""Problem, dynamics and backend joined into the three pure maps that an engine differentiates."""
+"""Problem, dynamics and backend, joined into the three pure maps that make f_T."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ __all__ = ["Flow", "advance", "run_ends", "trajectory"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """s_0 = start(λ), s_t = step(s_{t-1}, λ, t), f_T(λ) = objective(s_T, λ)."""
+    """s_0 = start(λ), s_t = step(s_{t-1}, λ, t), f_T(λ) = objective(s_T, λ).
+
+    Engines of f_T differentiate these maps; `Implicit` differentiates `problem.inner` itself.
+    """
 
     problem: Problem
     dynamics: Dynamics

@@ -9,7 +9,14 @@ from bilevel_core.backend import backend_of
 from bilevel_core.engines.reverse import Reverse
 from bilevel_core.flow import Flow, run_ends
 from bilevel_core.problem import Problem
-from bilevel_core.results import Code, DivergenceError, Hypergradient, Result, diagnose
+from bilevel_core.results import (
+    Code,
+    ConvergenceError,
+    DivergenceError,
+    Hypergradient,
+    Result,
+    diagnose,
+)
 from bilevel_core.tree import named_leaves
 
 __all__ = ["checked_flow", "hypergradient", "run_engine", "solve_inner"]
@@ -35,9 +42,11 @@ def hypergradient(
         engine: how the gradient is computed.
 
     Raises:
-        TypeError: λ, w_0 or the objectives are not floating-point arrays of one framework.
+        TypeError: λ, w_0, a leaf of the dynamics' state or an objective is not a floating-point
+            array of one framework.
         ValueError: T < 0, an objective is not a scalar, or the dynamics change w's shape.
         DivergenceError: the inner run, f_T or its gradient is not finite or grows without bound.
+        ConvergenceError: the implicit engine found w_T not stationary, or its system not solved.
 
     Cost: the engine's, plus one inner step and one outer objective for the checks.
 
@@ -60,9 +69,9 @@ def hypergradient(
 
 
 def run_engine(engine: Engine, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
-    """Call an engine on checked input and raise `DivergenceError` where it failed."""
+    """Call an engine on checked input and raise what `hypergradient` raises where it failed."""
     computed = engine(flow, lam, steps)
-    _raise_if_diverged(computed.result, steps)
+    _raise_if_failed(computed.result, steps)
     for what, tree in (("f_T", computed.value), ("the hypergradient", computed.grad)):
         for path, leaf in named_leaves(tree, what):
             if not _is_finite(flow.backend, leaf):
@@ -80,7 +89,7 @@ def solve_inner(problem: Problem, dynamics: Dynamics, lam: Tree, *, steps: int) 
     """
     flow, lam = checked_flow(problem, dynamics, lam, steps)
     head, tail = run_ends(flow, lam, steps)
-    _raise_if_diverged(diagnose(flow, lam, steps, head, tail), steps)
+    _raise_if_failed(diagnose(flow, lam, steps, head, tail), steps)
     return dynamics.params(tail[-1])
 
 
@@ -104,13 +113,16 @@ def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
     w = flow.problem.init(lam)
     _require_floating(backend, w, "w_0 = init(λ)")
     start = flow.dynamics.init(w, lam)
+    _require_floating(backend, start, "state")
     _require_scalar(backend, flow.objective(start, lam), "the outer objective")
     if steps == 0:
         return
     _require_scalar(backend, flow.problem.inner(w, lam), "the inner objective")
+    moved = flow.step(start, lam, 1)
+    _require_floating(backend, moved, "state after a step")
     before, after = (
         {path: backend.signature(leaf) for path, leaf in named_leaves(state, "state")}
-        for state in (start, flow.step(start, lam, 1))
+        for state in (start, moved)
     )
     for path in before.keys() | after.keys():
         if before.get(path) != after.get(path):
@@ -125,7 +137,7 @@ def _require_floating(backend: Backend, tree: Tree, name: str) -> None:
         if not backend.owns(leaf):
             raise TypeError(
                 f"{path} is a {type(leaf).__name__}, but λ is made of {backend.name} arrays: "
-                "use one framework"
+                "make it a floating-point array of that framework"
             )
         if not backend.is_floating(leaf):
             raise TypeError(
@@ -149,10 +161,20 @@ def _is_finite(backend: Backend, leaf: Tree) -> bool:
     return backend.norm(leaf) < float("inf")
 
 
-def _raise_if_diverged(result: Result, steps: int) -> None:
-    if result.code is Code.SUCCESS:
-        return
+def _raise_if_failed(result: Result, steps: int) -> None:
+    remedy = result.code.value
+    match result.code:
+        case Code.SUCCESS:
+            return
+        case Code.NOT_STATIONARY:
+            raise ConvergenceError(
+                f"w_T is not a stationary point of the inner objective after {steps} inner steps: "
+                f"its gradient there is {result.measured:.3g} times that at w_0; {remedy}"
+            )
+        case Code.NOT_SOLVED:
+            raise ConvergenceError(
+                f"the linear system at w_T (T = {steps}) is not solved: relative residual "
+                f"{result.measured:.3g}; {remedy}"
+            )
     what = "is not finite" if result.code is Code.NOT_FINITE else "grows without bound"
-    raise DivergenceError(
-        f"the inner run {what} at step {result.step} of T = {steps}: {result.code.value}"
-    )
+    raise DivergenceError(f"the inner run {what} at step {result.step} of T = {steps}: {remedy}")

@@ -14,24 +14,43 @@ from bilevel_core.tree import map_leaves
 if TYPE_CHECKING:
     from bilevel_core.flow import Flow
 
-__all__ = ["Code", "DivergenceError", "Hypergradient", "Result", "diagnose"]
+__all__ = ["Code", "ConvergenceError", "DivergenceError", "Hypergradient", "Result", "diagnose"]
 
 
 class Code(Enum):
-    """How an inner run ended; the value is the remedy."""
+    """How an inner run and, in the implicit engine, what rests on its limit ended.
+
+    The value is the remedy.
+    """
 
     SUCCESS = ""
     NOT_FINITE = "lower the inner step size, or scale the inner objective down"
     GROWING = "lower the inner step size below 2 / (largest curvature of the inner objective)"
+    NOT_STATIONARY = (
+        "take more steps T, or an engine of f_T such as Reverse; the limit of a projected or "
+        "custom map need not be a stationary point of L, and then only such an engine will do"
+    )
+    NOT_SOLVED = (
+        "take more solver steps or a smaller solver step size, or accept what the solver returns "
+        "with tolerance=None"
+    )
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The code of an inner run and, when it failed, the first step that shows it."""
+    """The code of a run and, when it failed, what shows it.
+
+    Attributes:
+        code: how the run ended.
+        step: the first step that shows it, where the inner run diverged.
+        measured: for `NOT_STATIONARY`, ‖∇_w L(w_T)‖ / ‖∇_w L(w_0)‖; for `NOT_SOLVED`, the relative
+            residual of the linear system.
+    """
 
     code: Code = Code.SUCCESS
     step: int | None = None
+    measured: float | None = None
 
 
 @final
@@ -43,7 +62,7 @@ class Hypergradient:
         value: f_T(λ), a scalar array.
         grad: ∇f_T(λ), a tree like λ.
         state: s_T, the dynamics' last state; `dynamics.params(state)` is w_T.
-        result: whether the inner run went well.
+        result: whether the run went well.
     """
 
     value: Array
@@ -54,6 +73,10 @@ class Hypergradient:
 
 class DivergenceError(ArithmeticError):
     """The inner run diverged, so that neither f_T nor its gradient means anything."""
+
+
+class ConvergenceError(ArithmeticError):
+    """The inner run or the linear solver stopped short of the limit that is differentiated."""
 
 
 def diagnose(

@@ -19,7 +19,8 @@ class Custom:
     Attributes:
         update: Φ, a pure function `(w, lam, t)` that returns a tree like w.
 
-    The state is w, and the inner objective of the problem is not looked at.
+    The state is w, and the step does not look at the problem's inner objective. `Implicit` does,
+    and refuses a map whose limit is not a stationary point of it (`NOT_STATIONARY`).
     """
 
     update: Callable[[Tree, Tree, int], Tree]

@@ -25,7 +25,8 @@ class Nesterov:
 
     The state is {"w": w_t, "before": w_{t-1}}. Cost: one gradient a step; memory of two vectors.
 
-    Source: Introductory Lectures on Convex Optimization (Nesterov, 2004), scheme 2.2.22.
+    Source: Introductory Lectures on Convex Optimization (Nesterov, 2004), section 2.2.1,
+    constant step scheme III.
     """
 
     step_size: Coefficient

@@ -23,10 +23,12 @@ class ProjectedGradient:
         projection: P, a function `(w, lam)` that returns the nearest point of the set. It is
             differentiated where it is smooth; the set may depend on λ.
 
-    The state is w. `Implicit` does not apply, because ∇L need not vanish on the boundary. Cost: one
-    gradient and one projection a step.
+    The state is w. Where a bound is active at the limit, ∇L does not vanish there and `Implicit`
+    refuses the run as `NOT_STATIONARY`: take an engine of f_T, such as `Reverse`.
 
-    Source: Introductory Lectures on Convex Optimization (Nesterov, 2004), section 2.2.3.
+    Cost: one gradient and one projection a step.
+
+    Source: Introductory Lectures on Convex Optimization (Nesterov, 2004), section 2.2.4.
     """
 
     step_size: Coefficient

@@ -25,9 +25,10 @@ class Checkpointed:
     Attributes:
         budget: states that may be stored, at least 1; None takes 2 ⌈log₂(T + 1)⌉ + 1.
 
-    Cost: memory of `budget` states, the present one and a step's graph. Where c is the budget and
-    r the least number with binomial(c + r, c) ≥ T, no step is run forward more than r + 1 times,
-    and no schedule runs fewer in all.
+    Cost: memory of `budget` states, the present one, a step's graph, and four states (the first
+    two and the last two) for the verdict on the run. Where c is the budget and r the least number
+    with binomial(c + r, c) ≥ T, no step is run forward more than r + 1 times, and no schedule runs
+    fewer in all.
 
     Source: Algorithm 799: Revolve (Griewank, Walther, 2000), section 2.
     """
@@ -43,7 +44,7 @@ class Checkpointed:
         budget = self.budget or 2 * math.ceil(math.log2(steps + 1)) + 1
         head, tail = run_ends(flow, lam, steps)
         sweep = start_sweep(flow, lam, tail[-1])
-        _reverse(sweep, head[0], 0, steps, budget)
+        _reverse(sweep, head[0], steps, budget)
         sweep.through_start()
         return Hypergradient(
             value=sweep.value,
@@ -53,15 +54,23 @@ class Checkpointed:
         )
 
 
-def _reverse(sweep: Sweep, state: Tree, position: int, end: int, budget: int) -> None:
-    """Sweep back over steps end … position + 1; `state` is s_position and counts in the budget."""
-    while end - position > 1 and budget > 1:
-        middle = position + binomial_split(end - position, budget)
-        further = advance(sweep.flow, sweep.lam, state, position, middle)
-        _reverse(sweep, further, middle, end, budget - 1)
-        end = middle
-    for t in range(end, position, -1):
-        sweep.back(advance(sweep.flow, sweep.lam, state, position, t - 1), t)
+def _reverse(sweep: Sweep, start: Tree, steps: int, budget: int) -> None:
+    """Sweep back over all steps; `start` is s_0 and counts in the budget."""
+    stored = [(0, start)]
+    end = steps
+    # The states in store stand at rising positions, the last of them before step `end`, which is
+    # swept next. A loop and not a recursion: a large budget is as deep as the run is long.
+    while end > 0:
+        position, state = stored[-1]
+        if position == end:
+            stored.pop()
+        elif end - position == 1 or len(stored) == budget:
+            sweep.back(advance(sweep.flow, sweep.lam, state, position, end - 1), end)
+            end -= 1
+        else:
+            middle = position + binomial_split(end - position, budget - len(stored) + 1)
+            further = advance(sweep.flow, sweep.lam, state, position, middle)
+            stored.append((middle, further))
 
 
 def binomial_split(steps: int, budget: int) -> int:

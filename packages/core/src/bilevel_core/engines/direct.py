@@ -20,7 +20,8 @@ class Direct:
 
     Not the gradient of f_T unless T = 0 and Φ_0 does not depend on λ: a baseline.
 
-    Cost: T steps forward and one gradient; memory of one state.
+    Cost: T steps forward and one gradient; memory of four states (the first two and the last two)
+    for the verdict on the run, whatever T is.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), section 5.3, "Approx".

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
-from bilevel_core.abstract import LinearSolver, Tree
+from bilevel_core.abstract import Backend, LinearSolver, Tree
 from bilevel_core.flow import Flow, run_ends
 from bilevel_core.linear.conjugate_gradient import ConjugateGradient
-from bilevel_core.results import Hypergradient, diagnose
+from bilevel_core.results import Code, Hypergradient, Result, diagnose
 from bilevel_core.tree import map_leaves
 
 __all__ = ["Implicit"]
@@ -21,37 +23,94 @@ class Implicit:
 
     It differentiates the stationarity condition ∇_w L_λ(w) = 0 and not the dynamics, so the
     operator is symmetric whatever the dynamics are. It is the gradient of f, not of f_T: exact as
-    far as w_T has converged.
+    far as w_T has converged, which is checked, as is the solution of the system.
 
     Attributes:
-        solver: solves with the Hessian.
+        solver: solves with the Hessian, which it is told is symmetric.
+        tolerance: the largest ‖A v - b‖ / ‖b‖ of the linear system that is accepted. None accepts
+            any finite v, such as that of a deliberately short Neumann series.
+        stationarity: the largest ‖∇_w L(w_T)‖ / ‖∇_w L(w_0)‖ that is accepted. So that a start at
+            the optimum passes, ‖∇_w L(w_T)‖ ≤ √ε (1 + ‖w_T‖) is accepted too, with ε the machine
+            epsilon. None accepts any.
 
-    Cost: T steps forward, and a Hessian-vector product for every product of the solver; memory of
-    one state and a graph of the inner gradient, whatever T is.
+    A failed check is the result `NOT_STATIONARY` or `NOT_SOLVED`.
+
+    Cost: T steps forward, a Hessian-vector product for every product of the solver and one for the
+    check of its solution, and the inner gradient at both ends; memory of four states (the first two
+    and the last two) for the verdict on the run, the solver's vectors and a graph of the inner
+    gradient, whatever T is.
+
+    Raises:
+        ValueError: `tolerance` or `stationarity` is not above 0.
 
     Source: Hyperparameter Optimization with Approximate Gradient (Pedregosa, 2016), Eq. 2 and
     Algorithm 1.
     """
 
     solver: LinearSolver = field(default_factory=ConjugateGradient)
+    tolerance: float | None = 1e-3
+    stationarity: float | None = 1e-2
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "stationarity"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise ValueError(f"{name} must be above 0, or None to accept any, found {bound}")
 
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return E(w_T, λ) and the implicit gradient."""
         backend, problem = flow.backend, flow.problem
         head, tail = run_ends(flow, lam, steps)
-        w = flow.dynamics.params(tail[-1])
+        w_0, w = (flow.dynamics.params(state) for state in (head[0], tail[-1]))
         outer, pull_back = backend.vjp(problem.outer, w, lam)
         towards_w, direct = backend.detach(pull_back(backend.ones_like(outer)))
 
-        def stationarity(w: Tree, lam: Tree) -> Tree:
+        def slope(w: Tree, lam: Tree) -> Tree:
             return backend.gradient(lambda w: problem.inner(w, lam))(w)
 
-        _, pull_residual = backend.vjp(stationarity, w, lam)
-        v = self.solver(lambda x: backend.detach(pull_residual(x)[0]), towards_w, backend)
-        _, through_lam = backend.detach(pull_residual(v))
+        slope_w, pull_slope = backend.vjp(slope, w, lam)
+
+        def hessian(v: Tree) -> Tree:
+            return backend.detach(pull_slope(v)[0])
+
+        v = self.solver(hessian, towards_w, backend, symmetric=True)
+        _, through_lam = backend.detach(pull_slope(v))
+        result = diagnose(flow, lam, steps, head, tail)
+        if result.code is Code.SUCCESS and self.stationarity is not None:
+            slope_0, slope_w = backend.detach((slope(w_0, lam), slope_w))
+            result = _judge_stationarity(backend, slope_0, slope_w, w, self.stationarity)
+        if result.code is Code.SUCCESS:
+            result = _judge_solution(backend, hessian, v, towards_w, self.tolerance)
         return Hypergradient(
             value=backend.detach(outer),
             grad=map_leaves(lambda a, b: a - b, direct, through_lam),
             state=tail[-1],
-            result=diagnose(flow, lam, steps, head, tail),
+            result=result,
         )
+
+
+def _judge_stationarity(
+    backend: Backend, slope_0: Tree, slope: Tree, w: Tree, largest: float
+) -> Result:
+    first, last = backend.norm(slope_0), backend.norm(slope)
+    floor = math.sqrt(backend.epsilon(w)) * (1 + backend.norm(w))
+    # Written so that a NaN is refused.
+    if last <= max(largest * first, floor):
+        return Result()
+    return Result(code=Code.NOT_STATIONARY, measured=last / first if first > 0 else math.inf)
+
+
+def _judge_solution(
+    backend: Backend, hessian: Callable[[Tree], Tree], v: Tree, b: Tree, largest: float | None
+) -> Result:
+    size = backend.norm(b)
+    if not math.isfinite(size):
+        return Result()  # The outer objective is at fault, not the solver: the gradient shows it.
+    if not math.isfinite(backend.norm(v)):
+        return Result(code=Code.NOT_SOLVED, measured=math.inf)
+    if largest is None:
+        return Result()
+    residual = backend.norm(map_leaves(lambda a, c: a - c, hessian(v), b))
+    if residual <= largest * size:
+        return Result()
+    return Result(code=Code.NOT_SOLVED, measured=residual / size if size > 0 else math.inf)

@@ -23,6 +23,9 @@ class ConjugateGradient:
 
     Cost: one product a step; memory of four vectors.
 
+    Raises:
+        ValueError: the operator is declared not to be symmetric.
+
     Source: Methods of Conjugate Gradients for Solving Linear Systems (Hestenes, Stiefel, 1952),
     section 3.
     """
@@ -30,13 +33,15 @@ class ConjugateGradient:
     steps: int = 100
     tolerance: float = 1e-12
 
-    @property
-    def needs_symmetry(self) -> bool:
-        """Say that the operator must be symmetric."""
-        return True
-
-    def __call__(self, product: Callable[[Tree], Tree], b: Tree, backend: Backend) -> Tree:
-        """Return x with A x = b."""
+    def __call__(
+        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+    ) -> Tree:
+        """Return x, near A⁻¹ b, or raise `ValueError` where A is not symmetric."""
+        if not symmetric:
+            raise ValueError(
+                "conjugate gradient needs a symmetric operator, and this one is declared not to "
+                "be: the iterates would tend to no solution; use Neumann or FixedPoint"
+            )
         x = map_leaves(lambda leaf: 0 * leaf, b)
         residual = direction = b
         square = start = backend.dot(b, b)

@@ -34,13 +34,11 @@ class FixedPoint:
     step_size: float
     tolerance: float = 1e-12
 
-    @property
-    def needs_symmetry(self) -> bool:
-        """Say that any operator will do."""
-        return False
-
-    def __call__(self, product: Callable[[Tree], Tree], b: Tree, backend: Backend) -> Tree:
-        """Return x, near A⁻¹ b."""
+    def __call__(
+        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+    ) -> Tree:
+        """Return x, near A⁻¹ b; A need not be symmetric."""
+        del symmetric
         eta, enough = self.step_size, self.tolerance * backend.norm(b)
         x = map_leaves(lambda leaf: 0 * leaf, b)
         for _ in range(self.steps):

@@ -30,14 +30,11 @@ class Neumann:
     steps: int = 100
     step_size: float
 
-    @property
-    def needs_symmetry(self) -> bool:
-        """Say that any operator will do."""
-        return False
-
-    def __call__(self, product: Callable[[Tree], Tree], b: Tree, backend: Backend) -> Tree:
-        """Return x, near A⁻¹ b."""
-        del backend
+    def __call__(
+        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+    ) -> Tree:
+        """Return x, near A⁻¹ b; A need not be symmetric."""
+        del backend, symmetric
         eta = self.step_size
         term = total = map_leaves(lambda leaf: eta * leaf, b)
         for _ in range(self.steps - 1):

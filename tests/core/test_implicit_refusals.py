@@ -1,0 +1,195 @@
+"""`Implicit` refuses a run that has not converged and a linear system that was not solved."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from bilevel_core import (
+    Code,
+    ConjugateGradient,
+    ConvergenceError,
+    Custom,
+    FixedPoint,
+    GradientDescent,
+    Implicit,
+    Neumann,
+    Problem,
+    ProjectedGradient,
+    hypergradient,
+)
+from bilevel_core.hypergradient import checked_flow
+from problems import linear_map, ridge, shift
+
+KNOWN = [shift(), ridge(), linear_map()]
+each_problem = pytest.mark.parametrize("known", KNOWN, ids=lambda k: k.name)
+
+
+def verdict(known, engine, steps=900, dynamics=None):
+    dynamics = dynamics or GradientDescent(step_size=known.eta)
+    flow, lam = checked_flow(known.problem, dynamics, known.lam, steps)
+    return engine(flow, lam, steps).result
+
+
+def implicit_gradient(known, engine, steps=900, dynamics=None):
+    dynamics = dynamics or GradientDescent(step_size=known.eta)
+    return hypergradient(known.problem, dynamics, known.lam, steps=steps, engine=engine).grad
+
+
+@each_problem
+@pytest.mark.parametrize("step_size", [1e3, 1e300], ids=["blows up", "overflows"])
+@pytest.mark.parametrize("tolerance", [1e-3, None])
+def test_a_series_that_is_not_finite_is_not_solved(known, step_size, tolerance):
+    engine = Implicit(solver=Neumann(steps=900, step_size=step_size), tolerance=tolerance)
+    assert verdict(known, engine).code is Code.NOT_SOLVED
+    with pytest.raises(ConvergenceError, match=r"not solved.*smaller solver step size"):
+        implicit_gradient(known, engine)
+
+
+@each_problem
+@pytest.mark.parametrize(
+    "make_solver",
+    [
+        lambda eta: Neumann(steps=2, step_size=0.01 * eta),
+        lambda eta: FixedPoint(steps=2, step_size=0.01 * eta),
+        lambda eta: Neumann(steps=20, step_size=100 * eta),
+        lambda eta: ConjugateGradient(steps=0),
+    ],
+    ids=["short series", "short iteration", "growing series", "no step"],
+)
+def test_a_solver_that_stops_short_is_refused_unless_asked_for(known, make_solver):
+    solver = make_solver(known.eta)
+    result = verdict(known, Implicit(solver=solver))
+    assert result.code is Code.NOT_SOLVED
+    assert result.measured > 1e-3
+    assert result.step is None
+    with pytest.raises(ConvergenceError, match=r"relative residual .* more solver steps"):
+        implicit_gradient(known, Implicit(solver=solver))
+    assert torch.isfinite(implicit_gradient(known, Implicit(solver=solver, tolerance=None))).all()
+
+
+def test_the_residual_is_the_one_of_the_system():
+    """Two terms at η = ½ on the identity leave (1 - η)² = ¼ of the right-hand side."""
+    solver = Neumann(steps=2, step_size=0.5)
+    assert verdict(shift(), Implicit(solver=solver)).measured == pytest.approx(0.25)
+    assert verdict(shift(), Implicit(solver=solver, tolerance=0.26)).code is Code.SUCCESS
+
+
+def test_a_singular_hessian_is_not_solved():
+    flat = Problem(
+        inner=lambda w, lam: 0 * (w * lam).sum(),
+        outer=lambda w, lam: (w**2).sum(),
+        init=lambda lam: 1.0 * lam,
+    )
+    lam = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ConvergenceError, match="not solved"):
+        hypergradient(flat, GradientDescent(step_size=0.1), lam, steps=3, engine=Implicit())
+
+
+def test_a_zero_right_hand_side_is_solved():
+    known = shift()
+    problem = Problem(
+        inner=known.problem.inner, outer=lambda w, lam: lam**2 + 0 * w, init=known.problem.init
+    )
+    descent = GradientDescent(step_size=0.3)
+    grad = hypergradient(problem, descent, known.lam, steps=90, engine=Implicit()).grad
+    assert grad == 2 * known.lam
+
+
+@each_problem
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_that_has_not_converged_is_refused_unless_asked_for(known, steps):
+    result = verdict(known, Implicit(), steps)
+    assert result.code is Code.NOT_STATIONARY
+    assert result.measured > 1e-2
+    with pytest.raises(ConvergenceError, match=f"after {steps} inner steps.*more steps T"):
+        implicit_gradient(known, Implicit(), steps)
+    assert torch.isfinite(implicit_gradient(known, Implicit(stationarity=None), steps)).all()
+
+
+def test_the_gradient_left_is_measured_against_that_at_the_start():
+    """On ½(w - λ)² a step multiplies the gradient by 1 - η."""
+    descent = GradientDescent(step_size=0.3)
+    assert verdict(shift(), Implicit(), 3, descent).measured == pytest.approx(0.7**3)
+    assert verdict(shift(), Implicit(stationarity=0.35), 3, descent).code is Code.SUCCESS
+
+
+@each_problem
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_start_at_the_optimum_is_accepted(known, steps):
+    """Also where w_0 is so near it that the steps cannot reduce the gradient any further."""
+
+    def init(lam):
+        w = known.problem.init(lam)
+        hessian = torch.func.hessian(known.problem.inner)(w, lam)
+        slope = torch.func.grad(known.problem.inner)(w, lam)
+        if not w.dim():
+            return w - slope / hessian
+        return w - torch.linalg.solve(hessian, slope)
+
+    warm = Problem(inner=known.problem.inner, outer=known.problem.outer, init=init)
+    lam = known.lam.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(known.limit(lam), lam)
+    descent = GradientDescent(step_size=known.eta)
+    grad = hypergradient(warm, descent, known.lam, steps=steps, engine=Implicit()).grad
+    assert torch.allclose(grad, exact, rtol=1e-8)
+
+
+def test_an_active_bound_is_refused_and_an_idle_one_is_not():
+    known = shift()  # the free minimiser is λ = 1.7
+
+    def boxed(bound):
+        return ProjectedGradient(step_size=0.3, projection=lambda w, lam: torch.clamp(w, max=bound))
+
+    assert verdict(known, Implicit(), 900, boxed(1.0)).code is Code.NOT_STATIONARY
+    with pytest.raises(ConvergenceError, match="Reverse; the limit of a projected or custom"):
+        implicit_gradient(known, Implicit(), 900, boxed(1.0))
+    assert torch.allclose(implicit_gradient(known, Implicit(), 900, boxed(2.0)), known.lam)
+
+
+def test_a_map_whose_limit_is_elsewhere_is_refused():
+    elsewhere = Custom(update=lambda w, lam, t: 0.5 * w - lam)
+    assert verdict(shift(), Implicit(), 900, elsewhere).code is Code.NOT_STATIONARY
+
+
+def test_a_diverging_run_is_called_that_first():
+    fast = GradientDescent(step_size=3.0)
+    assert verdict(shift(), Implicit(), 100, fast).code is Code.GROWING
+
+
+def test_float32_meets_the_default_tolerances():
+    known = ridge()
+    problem = Problem(
+        inner=lambda w, lam: ((w - lam) ** 2 * torch.linspace(0.1, 1, 5)).sum(),
+        outer=lambda w, lam: (w**2).sum(),
+        init=torch.zeros_like,
+    )
+    lam = known.lam.float()
+    grad = hypergradient(
+        problem, GradientDescent(step_size=0.4), lam, steps=300, engine=Implicit()
+    ).grad
+    assert torch.allclose(grad, 2 * lam, rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A solver that notes what it is told of the operator."""
+
+    told: list
+
+    def __call__(self, product, b, backend, *, symmetric):
+        self.told.append(symmetric)
+        return ConjugateGradient()(product, b, backend, symmetric=symmetric)
+
+
+def test_the_solver_is_told_that_the_hessian_is_symmetric():
+    told = []
+    implicit_gradient(ridge(), Implicit(solver=Asked(told)))
+    assert told == [True]
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("name", ["tolerance", "stationarity"])
+def test_bounds_that_nothing_can_meet_are_refused(name, bad):
+    with pytest.raises(ValueError, match=f"{name} must be above 0, or None"):
+        Implicit(**{name: bad})
