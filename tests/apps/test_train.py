@@ -295,6 +295,14 @@ def test_the_same_images_elsewhere_are_fine(tmp_path, config, trained, make_stor
     assert train(config(data=str(make_store())), folder, resume=True) is None
 
 
+def test_a_run_that_never_came_to_a_checkpoint_may_begin_anew(tmp_path, config):
+    folder = tmp_path / "run"
+    with pytest.raises(RunError, match="there is no checkpoint yet"):
+        train(config(inner__lr=1e38, model__unit_length=False), folder, resume=False)
+    train(config(train__steps=1), folder, resume=False)
+    assert RunFolder(folder).load_config().inner.lr == 0.1
+
+
 def test_a_store_that_moved_is_taken_by_its_new_name(trained, settings):
     folder = RunFolder(trained)
     continued = folder.continued(parse_config(settings(data="/elsewhere/tiny.h5"), "test"))

@@ -91,7 +91,7 @@ def test_flat_names(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match=r"expected images_background\.zip, or it unpacked"):
         load_source("omniglot", tmp_path)
-    with pytest.raises(DataError, match="give a path or ask to download"):
+    with pytest.raises(DataError, match="give its path"):
         load_source("omniglot")
 
 

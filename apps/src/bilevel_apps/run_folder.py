@@ -56,6 +56,10 @@ class RunFolder:
         except OSError:  # such as a name that is too long: `exclusive` says so
             return False
 
+    def trained(self) -> bool:
+        """Say whether the folder holds a checkpoint, so that beginning anew would lose work."""
+        return self.began() and (self.last.exists() or self.best.exists())
+
     def load_config(self) -> Config:
         """Return the run's configuration.
 

@@ -58,23 +58,23 @@ def train(config: Config, out: Path, *, resume: bool) -> Score | None:
         if resume and folder.last.exists():
             training.restore(resumable(folder, training))
         folder.save_config(config)
-        tracker = _start_tracking(training, store)
+        tracker = _start_tracking(training, store, resume=resume)
         with _closing(tracker):
             return _run(training, tracker)
 
 
 def _refuse_another(folder: RunFolder, resume: bool) -> None:
-    if folder.began() and not resume:
+    if folder.trained() and not resume:
         raise InputError(
             f"{folder.path}: holds a run already: add --resume, or choose another --out"
         )
 
 
-def _start_tracking(training: Training, store: Store) -> Tracker:
+def _start_tracking(training: Training, store: Store, *, resume: bool) -> Tracker:
     config, folder = training.config, training.folder
     if not config.tracking.enabled:
         return open_tracker(None, run_id=None, warn=warn)
-    known = folder.load_tracking()
+    known = folder.load_tracking() if resume else {}
     target = Target(
         uri=config.tracking.uri or known.get("uri") or default_uri(folder.path),
         experiment=config.tracking.experiment or store.manifest.name,

@@ -55,7 +55,9 @@ def write_store(
     except OSError as err:  # such as a name that is too long
         raise DataError(f"{path}: cannot write here ({err.strerror}): choose another") from None
     if taken:
-        raise DataError(f"{path}: exists already: choose another name, or ask to overwrite it")
+        raise DataError(
+            f"{path}: exists already: choose another name, or overwrite it (--overwrite)"
+        )
     _manifest(source, dict.fromkeys(_names(source), _BLANK))  # refuse early what can be seen now
     total = sum(sum(split.class_sizes) for split in source.splits)
     done = 0

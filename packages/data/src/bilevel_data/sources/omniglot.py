@@ -84,8 +84,10 @@ def omniglot(*, path: Path | None, download: bool = False, split: str = "santoro
         raise DataError(f"omniglot: split: expected one of {have}, found {split!r}")
     if path is None:
         if not download:
-            msg = "omniglot: expected the folder of its two zips: give a path or ask to download"
-            raise DataError(msg)
+            raise DataError(
+                "omniglot: expected the folder of its two zips: give its path (--source) or fetch "
+                "them (--download)"
+            )
         path = _cache()
     drawings: dict[str, tuple[bytes, ...]] = {}
     for half in OFFICIAL:
