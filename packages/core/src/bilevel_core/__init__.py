@@ -1,6 +1,7 @@
 """Gradients through learning: bilevel problems, inner dynamics and hypergradient engines."""
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, LinearSolver, OuterOptimizer
+from bilevel_core.convergence import ConvergenceReport, ConvergenceRow, convergence_report
 from bilevel_core.dynamics import (
     Adam,
     Custom,
@@ -30,6 +31,7 @@ from bilevel_core.results import (
     Hypergradient,
     Result,
 )
+from bilevel_core.tasks import joint_problem
 
 __all__ = [
     "Adam",
@@ -38,6 +40,8 @@ __all__ = [
     "Code",
     "ConjugateGradient",
     "ConvergenceError",
+    "ConvergenceReport",
+    "ConvergenceRow",
     "Custom",
     "Direct",
     "DivergenceError",
@@ -62,7 +66,9 @@ __all__ = [
     "Reverse",
     "Truncated",
     "Unrolled",
+    "convergence_report",
     "hypergradient",
+    "joint_problem",
     "minimize",
     "solve_inner",
 ]

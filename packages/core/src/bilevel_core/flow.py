@@ -29,7 +29,8 @@ class Flow:
 
     def step(self, state: Tree, lam: Tree, t: int) -> Tree:
         """Return s_t = Φ_t(s_{t-1}, λ)."""
-        gradient = self.backend.gradient(lambda w: self.problem.inner(w, lam))
+        inner = self.problem.inner_at(t)
+        gradient = self.backend.gradient(lambda w: inner(w, lam))
         return self.dynamics.step(gradient, state, lam, t)
 
     def objective(self, state: Tree, lam: Tree) -> Array:

@@ -117,7 +117,7 @@ def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
     _require_scalar(backend, flow.objective(start, lam), "the outer objective")
     if steps == 0:
         return
-    _require_scalar(backend, flow.problem.inner(w, lam), "the inner objective")
+    _require_scalar(backend, flow.problem.inner_at(1)(w, lam), "the inner objective")
     moved = flow.step(start, lam, 1)
     _require_floating(backend, moved, "state after a step")
     before, after = (

@@ -38,7 +38,7 @@ class OuterRun:
 
 
 def minimize(
-    problem: Problem,
+    problem: Problem | Callable[[int], Problem],
     dynamics: Dynamics,
     lam: Tree,
     *,
@@ -51,7 +51,8 @@ def minimize(
     """Run hyper-iterations λ ← optimiser(λ, ∇f_T(λ)).
 
     Args:
-        problem: as for `hypergradient`, as are `dynamics`, `steps` and `engine`.
+        problem: as for `hypergradient`; or a function of the hyper-iteration (from 0) that returns
+            one, to sample tasks or folds.
         dynamics: the inner optimiser.
         lam: where λ starts; it is not changed.
         steps: T, inner steps a hyper-iteration.
@@ -68,11 +69,14 @@ def minimize(
     """
     if outer_steps < 0:
         raise ValueError(f"outer_steps must be at least 0, found {outer_steps}")
-    flow, lam = checked_flow(problem, dynamics, lam, steps)
+    first = problem if isinstance(problem, Problem) else problem(0)
+    flow, lam = checked_flow(first, dynamics, lam, steps)
     updater = flow.backend.outer_optimizer(optimizer, lam)
     values: list[float] = []
     norms: list[float] = []
     for index in range(outer_steps):
+        if index > 0 and not isinstance(problem, Problem):
+            flow, lam = checked_flow(problem(index), dynamics, lam, steps)
         computed = run_engine(engine, flow, lam, steps)
         values.append(float(computed.value))
         norms.append(flow.backend.norm(computed.grad))

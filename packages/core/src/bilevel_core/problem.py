@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from bilevel_core.abstract import Array, Tree
 
@@ -21,11 +21,22 @@ class Problem:
         outer: E, the outer objective: `outer(w, lam)` returns a scalar array. It may depend on λ
             directly as well as through w.
         init: Φ_0: `init(lam)` returns the parameters w_0, a tree of floating-point arrays.
+        batches: where the inner objective is stochastic, what step t sees of the data. `batches(t)`
+            is called for t = 1 … T and its value handed on as `inner(w, lam, batch)`. It must be a
+            function of t alone: engines that run a step again rely on the same batch.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), Eqs. 2, 5 and 6.
     """
 
-    inner: Callable[[Tree, Tree], Array]
+    inner: Callable[..., Array]
     outer: Callable[[Tree, Tree], Array]
     init: Callable[[Tree], Tree]
+    batches: Callable[[int], Any] | None = None
+
+    def inner_at(self, t: int) -> Callable[[Tree, Tree], Array]:
+        """Return the inner objective of step t."""
+        if self.batches is None:
+            return self.inner
+        batch = self.batches(t)
+        return lambda w, lam: self.inner(w, lam, batch)

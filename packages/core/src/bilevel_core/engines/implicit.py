@@ -41,7 +41,7 @@ class Implicit:
     gradient, whatever T is.
 
     Raises:
-        ValueError: `tolerance` or `stationarity` is not above 0.
+        ValueError: `tolerance` or `stationarity` is not above 0, or the problem has batches.
 
     Source: Hyperparameter Optimization with Approximate Gradient (Pedregosa, 2016), Eq. 2 and
     Algorithm 1.
@@ -60,6 +60,11 @@ class Implicit:
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return E(w_T, λ) and the implicit gradient."""
         backend, problem = flow.backend, flow.problem
+        if problem.batches is not None:
+            raise ValueError(
+                "Implicit differentiates the whole inner objective, but the problem has batches: "
+                "give a problem without, and stochastic dynamics as Custom, or use Reverse"
+            )
         head, tail = run_ends(flow, lam, steps)
         w_0, w = (flow.dynamics.params(state) for state in (head[0], tail[-1]))
         outer, pull_back = backend.vjp(problem.outer, w, lam)
