@@ -59,17 +59,20 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Update]:
 
 
 def _plain_lines(what: str, total: int, done: int) -> Update:
-    start = last = time.monotonic()
-    first = done
+    last = time.monotonic()
+    start, first = last, done
+    counted = False
 
     def update(done: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, start, first, counted
         now = time.monotonic()
+        if not counted:  # the first piece of work pays for imports; the rate is that of the others
+            counted, start, first = True, now, done
         if done < total and now - last < PLAIN_SECONDS:
             return
         last = now
         rate = (now - start) / max(1, done - first)
-        left = f", {rate * (total - done):.0f} s left" if done < total else ""
+        left = f", {rate * (total - done):.0f} s left" if first < done < total else ""
         say(f"{what}: {done}/{total}{left} {note}".rstrip())
 
     return update

@@ -10,9 +10,11 @@ import typer
 
 from bilevel_apps.errors import InputError, RunError
 
-__all__ = ["Debug", "make_app", "run_app"]
+__all__ = ["Debug", "Device", "Track", "make_app", "run_app"]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+Track = Annotated[bool, typer.Option("--track", help="Add the result to the run in MLflow.")]
 
 
 def make_app(help_text: str) -> typer.Typer:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.common import Debug, Device, Track, make_app, run_app
 
 HELP = """Draw a run's representation (Figure 5 of the paper).
 
@@ -32,12 +32,8 @@ def embed(
     split_b: Annotated[str, typer.Option(help="Split of the green images.")] = "test",
     seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
     pairs: Annotated[int, typer.Option(min=1, max=10, help="How many pairs of each kind.")] = 5,
-    track: Annotated[
-        bool, typer.Option("--track", help="Also keep the picture with the run in MLflow.")
-    ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
-    ] = "auto",
+    track: Track = False,
+    device: Device = "auto",
     debug: Debug = False,
 ) -> None:
     """Draw and say where the picture is."""

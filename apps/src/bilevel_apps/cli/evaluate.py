@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.common import Debug, Device, Track, make_app, run_app
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
 
@@ -42,13 +42,9 @@ def evaluate(
             "--baselines", help="Also raw-pixel nearest neighbour and an untrained network."
         ),
     ] = False,
-    track: Annotated[
-        bool, typer.Option("--track", help="Log the result to the run in MLflow.")
-    ] = False,
+    track: Track = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
-    ] = "auto",
+    device: Device = "auto",
     debug: Debug = False,
 ) -> None:
     """Load the run, score it, print."""
