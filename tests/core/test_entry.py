@@ -128,6 +128,21 @@ def test_a_custom_map_must_return_an_array():
         hypergradient(problem(), Custom(update=lambda w, lam, t: 0.0), lam, steps=1)
 
 
+@pytest.mark.parametrize(
+    ("update", "name"),
+    [(lambda w, lam, t: w.mul_(0.5), "state"), (lambda w, lam, t: w + lam.add_(1.0), "λ")],
+)
+def test_dynamics_that_write_into_their_arguments_are_refused(update, name):
+    lam = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    vector = Problem(
+        inner=lambda w, lam: (w * lam).sum(),
+        outer=lambda w, lam: (w**2).sum(),
+        init=lambda lam: 2 * lam,
+    )
+    with pytest.raises(ValueError, match=f"the dynamics write into their {name}: a step must be"):
+        hypergradient(vector, Custom(update=update), lam, steps=3)
+
+
 def test_overflow_is_reported_with_the_step():
     quartic = problem(inner=lambda w, lam: (w - lam) ** 4)
     lam = torch.tensor(9.0, dtype=torch.float64)

@@ -17,7 +17,7 @@ from bilevel_core.results import (
     Result,
     diagnose,
 )
-from bilevel_core.tree import named_leaves
+from bilevel_core.tree import map_leaves, named_leaves
 
 __all__ = ["checked_flow", "hypergradient", "run_engine", "solve_inner"]
 
@@ -44,7 +44,8 @@ def hypergradient(
     Raises:
         TypeError: λ, w_0, a leaf of the dynamics' state or an objective is not a floating-point
             array of one framework.
-        ValueError: T < 0, an objective is not a scalar, or the dynamics change w's shape.
+        ValueError: T < 0, an objective is not a scalar, or the dynamics change w's shape or write
+            into their arguments.
         DivergenceError: the inner run, f_T or its gradient is not finite or grows without bound.
         ConvergenceError: the implicit engine found w_T not stationary, or its system not solved.
 
@@ -118,8 +119,24 @@ def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
     if steps == 0:
         return
     _require_scalar(backend, flow.problem.inner_at(1)(w, lam), "the inner objective")
+    copies = map_leaves(lambda leaf: leaf + 0, (start, lam))
     moved = flow.step(start, lam, 1)
+    _require_unchanged(backend, copies, (start, lam))
     _require_floating(backend, moved, "state after a step")
+    _require_alike(backend, start, moved)
+
+
+def _require_unchanged(backend: Backend, copies: Tree, originals: Tree) -> None:
+    """Refuse a step that wrote into its arguments: engines keep them and run steps again."""
+    for name, copy, original in zip(("state", "λ"), copies, originals, strict=True):
+        if backend.norm(map_leaves(lambda a, b: a - b, copy, original)) > 0:
+            raise ValueError(
+                f"the dynamics write into their {name}: a step must be a pure function, which "
+                "returns a new state (w - g instead of w.sub_(g))"
+            )
+
+
+def _require_alike(backend: Backend, start: Tree, moved: Tree) -> None:
     before, after = (
         {path: backend.signature(leaf) for path, leaf in named_leaves(state, "state")}
         for state in (start, moved)
