@@ -56,7 +56,8 @@ def write_store(
         raise DataError(f"{path}: cannot write here ({err.strerror}): choose another") from None
     if taken:
         raise DataError(
-            f"{path}: exists already: choose another name, or overwrite it (--overwrite)"
+            f"{path}: exists already: choose another name, or overwrite it "
+            "(overwrite=True, --overwrite)"
         )
     _manifest(source, dict.fromkeys(_names(source), _BLANK))  # refuse early what can be seen now
     total = sum(sum(split.class_sizes) for split in source.splits)
