@@ -303,6 +303,16 @@ def test_a_run_that_never_came_to_a_checkpoint_may_begin_anew(tmp_path, config):
     assert RunFolder(folder).load_config().inner.lr == 0.1
 
 
+def test_checkpoints_are_safe_even_where_the_configuration_is_gone(tmp_path, trained, config):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "config.yaml").unlink()
+    before = (folder / "last.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a run already: add --resume"):
+        train(config(), folder, resume=False)
+    assert (folder / "last.safetensors").read_bytes() == before
+
+
 def test_a_store_that_moved_is_taken_by_its_new_name(trained, settings):
     folder = RunFolder(trained)
     continued = folder.continued(parse_config(settings(data="/elsewhere/tiny.h5"), "test"))

@@ -58,7 +58,10 @@ class RunFolder:
 
     def trained(self) -> bool:
         """Say whether the folder holds a checkpoint, so that beginning anew would lose work."""
-        return self.began() and (self.last.exists() or self.best.exists())
+        try:
+            return self.last.exists() or self.best.exists()
+        except OSError:  # as in `began`
+            return False
 
     def load_config(self) -> Config:
         """Return the run's configuration.
