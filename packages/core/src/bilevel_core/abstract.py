@@ -109,6 +109,11 @@ class Backend(Protocol):
         """The framework's name, as its extra is called."""
         ...
 
+    @property
+    def namespace(self) -> Any:
+        """The framework's module of array functions (`torch`, `jax.numpy`)."""
+        ...
+
     def owns(self, leaf: object) -> bool:
         """Say whether a leaf is an array of this framework."""
         ...
@@ -170,6 +175,14 @@ class Backend(Protocol):
 
     def dot(self, x: Tree, y: Tree) -> Array:
         """Return ⟨x, y⟩ over all entries, a scalar array."""
+        ...
+
+    def solve(self, rows: Tree, b: Tree) -> Tree:
+        """Return x with A x = b, for a matrix A that is given by its rows.
+
+        The leaves of `rows` have a leading axis over the entries of `b`, as `jvps` returns them for
+        the `unit_tangents` of `b` where A is symmetric.
+        """
         ...
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:

@@ -41,6 +41,11 @@ class TorchBackend:
 
     name: str = "torch"
 
+    @property
+    def namespace(self) -> Any:
+        """The module `torch`."""
+        return torch
+
     def owns(self, leaf: object) -> bool:
         """Say whether a leaf is a tensor."""
         return isinstance(leaf, torch.Tensor)
@@ -120,6 +125,12 @@ class TorchBackend:
         """Return ⟨x, y⟩."""
         products = [torch.sum(a * b) for a, b in zip(leaves(x), leaves(y), strict=True)]
         return torch.stack(products).sum()
+
+    def solve(self, rows: Tree, b: Tree) -> Tree:
+        """Return the solution by LU decomposition."""
+        matrix = torch.cat([leaf.flatten(1) for leaf in leaves(rows)], dim=1)
+        right = torch.cat([leaf.flatten() for leaf in leaves(b)])
+        return self.from_entries([torch.linalg.solve(matrix, right)], b)
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:
         """Make `factory(list of tensors)`, such as `partial(torch.optim.Adam, lr=1e-2)`."""
