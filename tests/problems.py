@@ -8,23 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from bilevel_core import Problem
+from frameworks import TORCH, Framework
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
     """A problem, a λ to start from, a safe step size, and the closed forms."""
 
     name: str
-    problem: Problem
+    build: Callable[[Framework], Problem]
     lam: Tensor
     eta: float
     value: Callable[[Tensor, float, int], Tensor]
     limit: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem on tensors."""
+        return self.on(TORCH)
+
+    @cache  # noqa: B019  (a handful of problems, which live as long as the tests do)
+    def on(self, framework: Framework) -> Problem:
+        """The problem on a framework's arrays, always the same one, so that it compiles once."""
+        return self.build(framework)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -45,10 +57,10 @@ def shift() -> Known:
     """L = ½(w - λ)², E = ½w², w_0 = 0: f_T = ½λ²(1 - (1-η)^T)², by hand."""
     return Known(
         name="shift",
-        problem=Problem(
+        build=lambda framework: Problem(
             inner=lambda w, lam: 0.5 * (w - lam) ** 2,
             outer=lambda w, lam: 0.5 * w**2,
-            init=torch.zeros_like,
+            init=framework.xp.zeros_like,
         ),
         lam=torch.tensor(1.7, dtype=torch.float64),
         eta=0.3,
@@ -65,8 +77,16 @@ def ridge(n: int = 12, d: int = 5) -> Known:
     x, y = _randn(n, d, seed=1), _randn(n, seed=2)
     x_val, y_val = _randn(n, d, seed=3), _randn(n, seed=4)
 
-    def outer(w: Tensor, lam: Tensor) -> Tensor:
-        return ((x_val @ w - y_val) ** 2).mean() + 0.01 * (lam**2).sum()
+    def build(framework: Framework) -> Problem:
+        a, b, a_val, b_val = framework.arrays((x, y, x_val, y_val))
+        exp = framework.xp.exp
+        return Problem(
+            inner=lambda w, lam: ((a @ w - b) ** 2).mean() + (exp(lam) * w**2).sum(),
+            outer=lambda w, lam: ((a_val @ w - b_val) ** 2).mean() + 0.01 * (lam**2).sum(),
+            init=lambda lam: 0.1 * lam,
+        )
+
+    outer = build(TORCH).outer
 
     def hessian(lam: Tensor) -> Tensor:
         return 2 * x.T @ x / n + 2 * torch.diag(lam.exp())
@@ -76,11 +96,7 @@ def ridge(n: int = 12, d: int = 5) -> Known:
 
     return Known(
         name="ridge",
-        problem=Problem(
-            inner=lambda w, lam: ((x @ w - y) ** 2).mean() + (lam.exp() * w**2).sum(),
-            outer=outer,
-            init=lambda lam: 0.1 * lam,
-        ),
+        build=build,
         lam=_randn(d, seed=5) - 1.0,
         eta=0.1,
         value=lambda lam, eta, steps: outer(
@@ -95,8 +111,15 @@ def linear_map(n: int = 9, d: int = 4, rho: float = 0.5) -> Known:
     x, y = _randn(n, d, seed=11), _randn(n, seed=12)
     x_val, y_val = _randn(n, d, seed=13), _randn(n, seed=14)
 
-    def outer(w: Tensor, h: Tensor) -> Tensor:
-        return ((y_val - x_val @ h @ w) ** 2).sum()
+    def build(framework: Framework) -> Problem:
+        a, b, a_val, b_val = framework.arrays((x, y, x_val, y_val))
+        return Problem(
+            inner=lambda w, h: ((b - a @ h @ w) ** 2).sum() + rho * (w**2).sum(),
+            outer=lambda w, h: ((b_val - a_val @ h @ w) ** 2).sum(),
+            init=lambda h: framework.xp.zeros(d, dtype=h.dtype),
+        )
+
+    outer = build(TORCH).outer
 
     def hessian(h: Tensor) -> Tensor:
         return 2 * (x @ h).T @ (x @ h) + 2 * rho * torch.eye(d, dtype=h.dtype)
@@ -107,11 +130,7 @@ def linear_map(n: int = 9, d: int = 4, rho: float = 0.5) -> Known:
     start = torch.zeros(d, dtype=torch.float64)
     return Known(
         name="linear-map",
-        problem=Problem(
-            inner=lambda w, h: ((y - x @ h @ w) ** 2).sum() + rho * (w**2).sum(),
-            outer=outer,
-            init=lambda h: torch.zeros(d, dtype=h.dtype),
-        ),
+        build=build,
         lam=0.5 * torch.eye(d, dtype=torch.float64) + 0.1 * _randn(d, d, seed=15),
         eta=0.02,
         value=lambda h, eta, steps: outer(

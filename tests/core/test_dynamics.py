@@ -1,5 +1,7 @@
 """Engine × dynamics: equal to plain autograd through a loop that is written out by hand."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from bilevel_core import (
     Adam,
     Checkpointed,
     Custom,
+    Dynamics,
     Forward,
     GradientDescent,
     HeavyBall,
@@ -20,11 +23,12 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
+from frameworks import TORCH, Framework, each_framework
 from problems import ridge
 
 ENGINES = [Reverse(), Unrolled(), Checkpointed(budget=2), Forward()]
-INNER, OUTER = ridge().problem.inner, ridge().problem.outer
-PENALTY = ridge().lam
+RIDGE = ridge()
+INNER, PENALTY = RIDGE.problem.inner, RIDGE.lam
 
 
 def gradient(w, lam):
@@ -77,35 +81,43 @@ def custom(w, lam, steps):
     return w
 
 
-CASES = {
-    "gradient descent": (
-        GradientDescent(step_size=lambda lam, t: lam["eta"] / t),
-        descend,
-    ),
-    "heavy ball": (
-        HeavyBall(step_size=lambda lam, t: lam["eta"], momentum=lambda lam, t: lam["mu"]),
-        heavy_ball,
-    ),
-    "Nesterov": (
-        Nesterov(step_size=lambda lam, t: lam["eta"], momentum=lambda lam, t: lam["mu"]),
-        nesterov,
-    ),
-    "Adam": (
-        Adam(step_size=lambda lam, t: lam["eta"], beta1=lambda lam, t: lam["mu"], beta2=0.99),
-        adam,
-    ),
-    "projected": (
-        ProjectedGradient(
-            step_size=lambda lam, t: lam["eta"],
-            projection=lambda w, lam: torch.clamp(w, min=-0.02),
-        ),
-        projected,
-    ),
-    "custom": (
-        Custom(update=lambda w, lam, t: torch.tanh(w * lam["mu"] + lam["penalty"] / t)),
-        custom,
-    ),
+LOOPS = {
+    "gradient descent": descend,
+    "heavy ball": heavy_ball,
+    "Nesterov": nesterov,
+    "Adam": adam,
+    "projected": projected,
+    "custom": custom,
 }
+
+
+@cache
+def dynamics_on(framework: Framework) -> dict[str, Dynamics]:
+    """Return the dynamics that the loops above write out."""
+    xp = framework.xp
+    eta, mu = (lambda lam, t: lam["eta"]), (lambda lam, t: lam["mu"])
+    return {
+        "gradient descent": GradientDescent(step_size=lambda lam, t: lam["eta"] / t),
+        "heavy ball": HeavyBall(step_size=eta, momentum=mu),
+        "Nesterov": Nesterov(step_size=eta, momentum=mu),
+        "Adam": Adam(step_size=eta, beta1=mu, beta2=0.99),
+        "projected": ProjectedGradient(
+            step_size=eta, projection=lambda w, lam: xp.clip(w, -0.02, None)
+        ),
+        "custom": Custom(update=lambda w, lam, t: xp.tanh(w * lam["mu"] + lam["penalty"] / t)),
+    }
+
+
+@cache
+def problem_on(framework: Framework) -> Problem:
+    """Return ridge regression with all hyperparameters in one tree."""
+    known = RIDGE.on(framework)
+    return Problem(
+        inner=lambda w, lam: known.inner(w, lam["penalty"]),
+        # It uses them all, because some dynamics have no momentum and some no step size.
+        outer=lambda w, lam: known.outer(w, lam["penalty"]) + lam["eta"] ** 2 * lam["mu"],
+        init=lambda lam: 0.1 * lam["penalty"],
+    )
 
 
 def make_lam():
@@ -116,25 +128,26 @@ def make_lam():
     }
 
 
-PROBLEM = Problem(
-    inner=lambda w, lam: INNER(w, lam["penalty"]),
-    outer=lambda w, lam: OUTER(w, lam["penalty"]) + lam["eta"] ** 2,
-    init=lambda lam: 0.1 * lam["penalty"],
-)
-
-
+@each_framework
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 @pytest.mark.parametrize("steps", [0, 1, 2, 8])
-@pytest.mark.parametrize("name", CASES)
-def test_equals_autograd_through_the_written_out_loop(name, steps, engine):
-    dynamics, loop = CASES[name]
-    computed = hypergradient(PROBLEM, dynamics, make_lam(), steps=steps, engine=engine)
+@pytest.mark.parametrize("name", LOOPS)
+def test_equals_autograd_through_the_written_out_loop(name, steps, engine, framework: Framework):
+    computed = hypergradient(
+        problem_on(framework),
+        dynamics_on(framework)[name],
+        framework.arrays(make_lam()),
+        steps=steps,
+        engine=engine,
+    )
     lam = {key: leaf.requires_grad_() for key, leaf in make_lam().items()}
-    value = PROBLEM.outer(loop(PROBLEM.init(lam), lam, steps), lam)
+    problem = problem_on(TORCH)
+    value = problem.outer(LOOPS[name](problem.init(lam), lam, steps), lam)
     expected = torch.autograd.grad(value, list(lam.values()), materialize_grads=True)
-    assert torch.allclose(computed.value, value, rtol=1e-12)
-    for found, reference in zip(computed.grad.values(), expected, strict=True):
-        error = torch.linalg.vector_norm(found - reference)
+    assert torch.allclose(framework.tensors(computed.value), value, rtol=1e-12)
+    grad = framework.tensors(computed.grad)
+    for key, reference in zip(lam, expected, strict=True):
+        error = torch.linalg.vector_norm(grad[key] - reference)
         assert error <= 1e-10 * torch.linalg.vector_norm(reference) + 1e-15
 
 

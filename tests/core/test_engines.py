@@ -1,12 +1,16 @@
 """Every engine against closed forms, finite differences and plain autograd, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bilevel_core import (
     Checkpointed,
+    Exact,
     Forward,
     GradientDescent,
+    Hypergradient,
     Implicit,
     Problem,
     Reverse,
@@ -15,7 +19,10 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
-from problems import ALL, Known, linear_map, ridge, shift
+from frameworks import Framework, each_framework
+from problems import ALL, Known, ridge, shift
+
+RIDGE, LINEAR_MAP = ALL[1], ALL[2]
 
 # Engines of the exact ∇f_T, in the variants that take different paths through the code.
 ENGINES = [
@@ -37,18 +44,25 @@ def close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-10)
     assert torch.linalg.vector_norm(actual - expected).item() <= relative * scale + 1e-14
 
 
+@each_framework
 @each_engine
 @each_problem
 @pytest.mark.parametrize("steps", [0, 1, 2, 8, 50])
-def test_value_and_gradient_are_those_of_the_closed_form(engine, known: Known, steps: int):
-    computed = hypergradient(
-        known.problem, GradientDescent(step_size=known.eta), known.lam, steps=steps, engine=engine
+def test_value_and_gradient_are_those_of_the_closed_form(
+    engine, known: Known, steps: int, framework: Framework
+):
+    found = hypergradient(
+        known.on(framework),
+        GradientDescent(step_size=known.eta),
+        framework.arrays(known.lam),
+        steps=steps,
+        engine=engine,
     )
     lam = known.lam.clone().requires_grad_()
     value = known.value(lam, known.eta, steps)
     (grad,) = torch.autograd.grad(value, lam)
-    close(computed.value, value.detach())
-    close(computed.grad, grad)
+    close(framework.tensors(found.value), value.detach())
+    close(framework.tensors(found.grad), grad)
 
 
 @each_engine
@@ -60,9 +74,12 @@ def test_hand_derived_gradient_of_the_scalar_problem(engine):
     close(computed.grad, known.lam * (1 - (1 - eta) ** steps) ** 2)
 
 
-@pytest.mark.parametrize("engine", [Reverse(), Checkpointed(), Forward(), Implicit()], ids=str)
-@pytest.mark.parametrize("known", [ridge(), linear_map()], ids=lambda k: k.name)
-def test_long_runs_reach_the_exact_bilevel_problem(engine, known: Known):
+@each_framework
+@pytest.mark.parametrize(
+    "engine", [Reverse(), Checkpointed(), Forward(), Implicit(), Exact()], ids=str
+)
+@pytest.mark.parametrize("known", [RIDGE, LINEAR_MAP], ids=lambda k: k.name)
+def test_long_runs_reach_the_exact_bilevel_problem(engine, known: Known, framework: Framework):
     """Theorem 3.2 at work: f_T and its gradient tend to those of the exact inner solution."""
     lam = known.lam.clone().requires_grad_()
     exact = known.limit(lam)
@@ -70,11 +87,14 @@ def test_long_runs_reach_the_exact_bilevel_problem(engine, known: Known):
     descent = GradientDescent(step_size=known.eta)
     errors = []
     for steps in (50, 150, 700):
-        computed = hypergradient(known.problem, descent, known.lam, steps=steps, engine=engine)
-        errors.append(torch.linalg.vector_norm(computed.grad - exact_grad).item())
+        found = hypergradient(
+            known.on(framework), descent, framework.arrays(known.lam), steps=steps, engine=engine
+        )
+        grad = framework.tensors(found.grad)
+        errors.append(torch.linalg.vector_norm(grad - exact_grad).item())
     assert errors == sorted(errors, reverse=True)
-    close(computed.grad, exact_grad, 1e-8)
-    close(computed.value, exact.detach(), 1e-8)
+    close(grad, exact_grad, 1e-8)
+    close(framework.tensors(found.value), exact.detach(), 1e-8)
 
 
 class ValueWithHypergradient(torch.autograd.Function):
@@ -92,12 +112,20 @@ class ValueWithHypergradient(torch.autograd.Function):
         return upstream * grad, None
 
 
+@each_framework
 @each_engine
 @each_problem
-def test_gradcheck(engine, known: Known):
-    def run(lam: torch.Tensor):
-        return hypergradient(
-            known.problem, GradientDescent(step_size=known.eta), lam, steps=5, engine=engine
+def test_gradcheck(engine, known: Known, framework: Framework):
+    def run(lam: torch.Tensor) -> Hypergradient:
+        found = hypergradient(
+            known.on(framework),
+            GradientDescent(step_size=known.eta),
+            framework.arrays(lam.detach()),
+            steps=5,
+            engine=engine,
+        )
+        return replace(
+            found, value=framework.tensors(found.value), grad=framework.tensors(found.grad)
         )
 
     lam = known.lam.clone().requires_grad_()

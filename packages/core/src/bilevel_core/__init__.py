@@ -1,6 +1,7 @@
 """Gradients through learning: bilevel problems, inner dynamics and hypergradient engines."""
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, LinearSolver, OuterOptimizer
+from bilevel_core.constraints import Constraint, Interval, Positive, Simplex
 from bilevel_core.convergence import ConvergenceReport, ConvergenceRow, convergence_report
 from bilevel_core.dynamics import (
     Adam,
@@ -13,6 +14,7 @@ from bilevel_core.dynamics import (
 from bilevel_core.engines import (
     Checkpointed,
     Direct,
+    Exact,
     Forward,
     Implicit,
     Reverse,
@@ -21,7 +23,8 @@ from bilevel_core.engines import (
 )
 from bilevel_core.flow import Flow
 from bilevel_core.hypergradient import hypergradient, solve_inner
-from bilevel_core.linear import ConjugateGradient, FixedPoint, Neumann
+from bilevel_core.linear import ConjugateGradient, Dense, FixedPoint, Neumann
+from bilevel_core.online import OnlineRun, minimize_online
 from bilevel_core.outer import OuterRun, OuterStep, minimize
 from bilevel_core.problem import Problem
 from bilevel_core.results import (
@@ -31,7 +34,8 @@ from bilevel_core.results import (
     Hypergradient,
     Result,
 )
-from bilevel_core.tasks import joint_problem
+from bilevel_core.stopping import GradientBelow, OuterRecord, Patience, StoppingRule
+from bilevel_core.tasks import in_turn, joint_problem, sampled
 
 __all__ = [
     "Adam",
@@ -39,36 +43,50 @@ __all__ = [
     "Checkpointed",
     "Code",
     "ConjugateGradient",
+    "Constraint",
     "ConvergenceError",
     "ConvergenceReport",
     "ConvergenceRow",
     "Custom",
+    "Dense",
     "Direct",
     "DivergenceError",
     "Dynamics",
     "Engine",
+    "Exact",
     "FixedPoint",
     "Flow",
     "Forward",
+    "GradientBelow",
     "GradientDescent",
     "HeavyBall",
     "Hypergradient",
     "Implicit",
+    "Interval",
     "LinearSolver",
     "Nesterov",
     "Neumann",
+    "OnlineRun",
     "OuterOptimizer",
+    "OuterRecord",
     "OuterRun",
     "OuterStep",
+    "Patience",
+    "Positive",
     "Problem",
     "ProjectedGradient",
     "Result",
     "Reverse",
+    "Simplex",
+    "StoppingRule",
     "Truncated",
     "Unrolled",
     "convergence_report",
     "hypergradient",
+    "in_turn",
     "joint_problem",
     "minimize",
+    "minimize_online",
+    "sampled",
     "solve_inner",
 ]

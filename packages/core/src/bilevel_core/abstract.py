@@ -28,6 +28,7 @@ Frasconi, Salzo, Grazzi, Pontil, 2018), Eqs. 1, 2, 5 and 6.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class LinearSolver(Protocol):
 class OuterOptimizer(Protocol):
     """An optimiser of λ with its own memory (moments, schedules)."""
 
-    def update(self, grad: Tree) -> Tree:
-        """Take one step along the hypergradient and return the new λ."""
+    def update(self, grad: Tree, lam: Tree) -> Tree:
+        """Take one step from λ along the hypergradient and return the new λ."""
         ...
 
 
@@ -138,12 +139,49 @@ class Backend(Protocol):
         """Return an array of ones of the same shape, dtype and device."""
         ...
 
+    def is_concrete(self, tree: Tree) -> bool:
+        """Say whether numbers can be looked at: not while the framework traces a function."""
+        ...
+
     def detach(self, tree: Tree) -> Tree:
         """Return the same numbers with no derivative attached."""
         ...
 
+    def values_only(self) -> AbstractContextManager[object]:
+        """Return a context in which no graph is kept but what `vjp` keeps."""
+        ...
+
+    def fold(
+        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
+    ) -> Tree:
+        """Return the carry after `carry = body(carry, fixed, t)` for every t.
+
+        A framework may compile the body once for all t, which is then an integer scalar array. It
+        finds a compiled body again where `body` compares equal, so a body should be a function of
+        a module or a frozen dataclass, and read arrays from `fixed` instead of holding them.
+        """
+        ...
+
+    def record(
+        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
+    ) -> tuple[Any, Tree]:
+        """Do what `fold` does and keep the way: (history, last carry)."""
+        ...
+
+    def recall(self, history: Any, index: int) -> Tree:
+        """Return the carry that a recorded history had *before* its step `index`, from 0."""
+        ...
+
     def gradient(self, function: Callable[[Tree], Array]) -> Callable[[Tree], Tree]:
         """Return the gradient of a scalar function of one tree; it can be differentiated again."""
+        ...
+
+    def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
+        """Say for each leaf, in order, whether the function's value depends on it at all.
+
+        It is a matter of the function's operations and not of its numbers: a derivative that
+        happens to be zero counts.
+        """
         ...
 
     def vjp(
@@ -177,12 +215,8 @@ class Backend(Protocol):
         """Return ⟨x, y⟩ over all entries, a scalar array."""
         ...
 
-    def solve(self, rows: Tree, b: Tree) -> Tree:
-        """Return x with A x = b, for a matrix A that is given by its rows.
-
-        The leaves of `rows` have a leading axis over the entries of `b`, as `jvps` returns them for
-        the `unit_tangents` of `b` where A is symmetric.
-        """
+    def solve(self, matrix: Array, b: Array) -> Array:
+        """Return x (n,) with A x = b for A (n, n); not finite where a pivot of A is zero."""
         ...
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:

@@ -10,8 +10,6 @@ from bilevel_core.tree import named_leaves
 
 __all__ = ["backend_of"]
 
-FRAMEWORKS = ("torch",)
-
 
 def _torch() -> Backend:
     from bilevel_core.backends.torch import TorchBackend
@@ -19,23 +17,41 @@ def _torch() -> Backend:
     return TorchBackend()
 
 
-def _loaded() -> list[Backend]:
-    """Return the adapters of frameworks that the process has imported already."""
-    makers = {"torch": _torch}
-    return [makers[name]() for name in FRAMEWORKS if name in sys.modules]
+def _jax() -> Backend:
+    from bilevel_core.backends.jax import JaxBackend
+
+    return JaxBackend()
+
+
+MAKERS = {"torch": _torch, "jax": _jax}
+
+
+def _owner(leaf: object) -> Backend | None:
+    """Return the adapter that owns a leaf, among those of frameworks that are imported already."""
+    for name, make in MAKERS.items():
+        if name in sys.modules and (backend := make()).owns(leaf):
+            return backend
+    return None
 
 
 def backend_of(tree: Tree, name: str) -> Backend:
     """Return the one backend that owns every leaf of a tree; `name` stands in the messages.
 
     Raises:
-        TypeError: the tree is empty, or holds a leaf that no framework in use owns.
+        TypeError: the tree is empty, holds a leaf that no framework in use owns, or arrays of two
+            frameworks.
     """
     found: Backend | None = None
     for path, leaf in named_leaves(tree, name):
-        found = found or next((b for b in _loaded() if b.owns(leaf)), None)
-        if found is None or not found.owns(leaf):
+        owner = _owner(leaf)
+        if owner is None:
             raise TypeError(_refusal(path, leaf))
+        if found is not None and owner != found:
+            raise TypeError(
+                f"{path} is a {owner.name} array, but {name} begins with {found.name} arrays: "
+                f"make all of {name} arrays of one framework"
+            )
+        found = owner
     if found is None:
         raise TypeError(f"{name} holds no array: expected at least one, found {tree!r}")
     return found
@@ -43,9 +59,9 @@ def backend_of(tree: Tree, name: str) -> Backend:
 
 def _refusal(path: str, leaf: object) -> str:
     kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
-    expected = " or ".join(f"{name} arrays" for name in FRAMEWORKS)
+    expected = " or ".join(f"{name} arrays" for name in MAKERS)
     message = f"{path} is a {kind}: expected {expected} (in dicts, lists or tuples)"
-    if not any(importlib.util.find_spec(name) for name in FRAMEWORKS):
-        extras = " or ".join(f"bilevel-core[{name}]" for name in FRAMEWORKS)
+    if not any(importlib.util.find_spec(name) for name in MAKERS):
+        extras = " or ".join(f"bilevel-core[{name}]" for name in MAKERS)
         return f"{message}; no framework is installed: install {extras}"
     return f"{message}; convert it, for instance with torch.as_tensor(…, dtype=torch.float64)"

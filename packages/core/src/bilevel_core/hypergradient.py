@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain, compress
 from typing import Any
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
@@ -17,9 +20,9 @@ from bilevel_core.results import (
     Result,
     diagnose,
 )
-from bilevel_core.tree import map_leaves, named_leaves
+from bilevel_core.tree import leaves, map_leaves, named_leaves
 
-__all__ = ["checked_flow", "hypergradient", "run_engine", "solve_inner"]
+__all__ = ["checked_flow", "hypergradient", "refuse_unused", "run_engine", "solve_inner"]
 
 REVERSE = Reverse()
 
@@ -46,6 +49,7 @@ def hypergradient(
             array of one framework.
         ValueError: T < 0, an objective is not a scalar, or the dynamics change w's shape or write
             into their arguments.
+        ValueError: nothing uses a leaf of λ.
         DivergenceError: the inner run, f_T or its gradient is not finite or grows without bound.
         ConvergenceError: the implicit engine found w_T not stationary, or its system not solved.
 
@@ -71,7 +75,10 @@ def hypergradient(
 
 def run_engine(engine: Engine, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
     """Call an engine on checked input and raise what `hypergradient` raises where it failed."""
-    computed = engine(flow, lam, steps)
+    with flow.backend.values_only():
+        computed = engine(flow, lam, steps)
+    if not flow.backend.is_concrete((computed.value, computed.grad)):
+        return computed
     _raise_if_failed(computed.result, steps)
     for what, tree in (("f_T", computed.value), ("the hypergradient", computed.grad)):
         for path, leaf in named_leaves(tree, what):
@@ -80,6 +87,7 @@ def run_engine(engine: Engine, flow: Flow, lam: Tree, steps: int) -> Hypergradie
                     f"{path} is not finite after {steps} inner steps, although the inner run is: "
                     "look for a division by zero or a logarithm of zero in the objectives"
                 )
+    refuse_unused(flow, lam, computed.grad, steps)
     return computed
 
 
@@ -89,8 +97,10 @@ def solve_inner(problem: Problem, dynamics: Dynamics, lam: Tree, *, steps: int) 
     Arguments and errors are those of `hypergradient`. Cost: T steps; memory of a few states.
     """
     flow, lam = checked_flow(problem, dynamics, lam, steps)
-    head, tail = run_ends(flow, lam, steps)
-    _raise_if_failed(diagnose(flow, lam, steps, head, tail), steps)
+    with flow.backend.values_only():
+        head, tail = run_ends(flow, lam, steps)
+        result = diagnose(flow, lam, steps, head, tail)
+    _raise_if_failed(result, steps)
     return dynamics.params(tail[-1])
 
 
@@ -104,7 +114,8 @@ def checked_flow(problem: Problem, dynamics: Dynamics, lam: Tree, steps: int) ->
     _require_floating(backend, lam, "λ")
     flow = Flow(problem=problem, dynamics=dynamics, backend=backend)
     lam = backend.detach(lam)
-    _check_maps(flow, lam, steps)
+    with backend.values_only():
+        _check_maps(flow, lam, steps)
     return flow, lam
 
 
@@ -115,24 +126,53 @@ def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
     _require_floating(backend, w, "w_0 = init(λ)")
     start = flow.dynamics.init(w, lam)
     _require_floating(backend, start, "state")
+    copies = map_leaves(lambda leaf: leaf + 0, (start, lam))
     _require_scalar(backend, flow.objective(start, lam), "the outer objective")
     if steps == 0:
         return
     _require_scalar(backend, flow.problem.inner_at(1)(w, lam), "the inner objective")
-    copies = map_leaves(lambda leaf: leaf + 0, (start, lam))
     moved = flow.step(start, lam, 1)
     _require_unchanged(backend, copies, (start, lam))
     _require_floating(backend, moved, "state after a step")
     _require_alike(backend, start, moved)
 
 
+def refuse_unused(flow: Flow, lam: Tree, grad: Tree, steps: int) -> None:
+    """Raise `ValueError` for a leaf of λ that nothing uses, if its part of `grad` is zero.
+
+    Cost: nothing where no leaf's derivative is zero throughout; else a few steps, or T of them
+    where a leaf is used late or never.
+    """
+    paths = [path for path, _ in named_leaves(lam, "λ")]
+    zeros = leaves(map_leaves(lambda _, g: flow.backend.norm(g) == 0, lam, grad))
+    idle = set(compress(paths, zeros))
+    if not idle:
+        return
+    start = flow.backend.detach(flow.start(lam))
+    w = flow.dynamics.params(start)
+    maps: Iterable[Callable[[Tree], Tree]] = chain(
+        (flow.start, partial(flow.objective, start), partial(flow.problem.inner_at(1), w)),
+        (partial(flow.step, start, t=t) for t in range(1, max(1, steps) + 1)),
+    )
+    for use in maps:
+        idle.difference_update(compress(paths, flow.backend.reached(use, lam)))
+        if not idle:
+            return
+    raise ValueError(
+        f"nothing uses {', '.join(sorted(idle))}: neither init, dynamics nor objectives; "
+        "use it there (a derivative does not pass through detach, item or float), or leave it out"
+    )
+
+
 def _require_unchanged(backend: Backend, copies: Tree, originals: Tree) -> None:
-    """Refuse a step that wrote into its arguments: engines keep them and run steps again."""
+    """Refuse functions that wrote into their arguments: engines keep them and run steps again."""
+    if not backend.is_concrete((copies, originals)):
+        return
     for name, copy, original in zip(("state", "λ"), copies, originals, strict=True):
         if backend.norm(map_leaves(lambda a, b: a - b, copy, original)) > 0:
             raise ValueError(
-                f"the dynamics write into their {name}: a step must be a pure function, which "
-                "returns a new state (w - g instead of w.sub_(g))"
+                f"the dynamics or an objective write into their {name}: each must be a pure "
+                "function, which returns something new (w - g instead of w.sub_(g))"
             )
 
 
@@ -181,7 +221,7 @@ def _is_finite(backend: Backend, leaf: Tree) -> bool:
 def _raise_if_failed(result: Result, steps: int) -> None:
     remedy = result.code.value
     match result.code:
-        case Code.SUCCESS:
+        case Code.SUCCESS | Code.UNCHECKED:
             return
         case Code.NOT_STATIONARY:
             raise ConvergenceError(

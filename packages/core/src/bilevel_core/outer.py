@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 from bilevel_core.abstract import Dynamics, Engine, Tree
+from bilevel_core.coordinates import coordinates
 from bilevel_core.engines.reverse import Reverse
 from bilevel_core.hypergradient import checked_flow, run_engine
 from bilevel_core.problem import Problem
+from bilevel_core.results import ConvergenceError, DivergenceError
+from bilevel_core.stopping import OuterRecord, StoppingRule
 
 __all__ = ["OuterRun", "OuterStep", "minimize"]
 
@@ -30,11 +35,39 @@ class OuterStep:
 @final
 @dataclass(frozen=True, kw_only=True)
 class OuterRun:
-    """The last λ and one record a hyper-iteration; `lam` of the records is not kept."""
+    """What an outer loop leaves.
+
+    Attributes:
+        lam: λ after the last update; its value was not computed unless the run was stopped.
+        best_lam: λ of the lowest value seen, the first of them; the start where there is none.
+        history: one record a hyper-iteration.
+        stopped: why the run ended: it was through, or the rule or the callback said so.
+    """
 
     lam: Tree
-    values: tuple[float, ...]
-    grad_norms: tuple[float, ...]
+    best_lam: Tree
+    history: tuple[OuterRecord, ...]
+    stopped: Literal["outer_steps", "stop", "callback"]
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """f_T of every hyper-iteration."""
+        return tuple(record.value for record in self.history)
+
+    @property
+    def grad_norms(self) -> tuple[float, ...]:
+        """‖∇f_T‖ of every hyper-iteration."""
+        return tuple(record.grad_norm for record in self.history)
+
+    @property
+    def best_value(self) -> float:
+        """The lowest value; infinity after no hyper-iteration."""
+        return min(self.values, default=float("inf"))
+
+    @property
+    def best_index(self) -> int | None:
+        """The first hyper-iteration with the lowest value; None after none."""
+        return self.values.index(self.best_value) if self.history else None
 
 
 def minimize(
@@ -46,13 +79,18 @@ def minimize(
     outer_steps: int,
     optimizer: Callable[..., Any],
     engine: Engine = REVERSE,
+    reparametrize: Tree = None,
+    project: Tree = None,
+    stop: StoppingRule | None = None,
     callback: Callable[[OuterStep], bool | None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> OuterRun:
     """Run hyper-iterations λ ← optimiser(λ, ∇f_T(λ)).
 
     Args:
         problem: as for `hypergradient`; or a function of the hyper-iteration (from 0) that returns
-            one, to sample tasks or folds.
+            one, such as `in_turn(folds)` or `sampled(tasks, count, seed)`. Values of different
+            problems are then compared where the best is looked for.
         dynamics: the inner optimiser.
         lam: where λ starts; it is not changed.
         steps: T, inner steps a hyper-iteration.
@@ -60,28 +98,68 @@ def minimize(
         optimizer: makes the framework's optimiser; in torch a function of the list of tensors,
             such as `partial(torch.optim.Adam, lr=1e-2)`.
         engine: how hypergradients are computed.
-        callback: called after every hypergradient and before the update; returning True stops.
+        reparametrize: sets for leaves of λ, such as `{"rate": Positive(), "shift": None}`, or one
+            for all. The optimiser moves θ with λ = inside(θ), along (∂λ/∂θ)ᵀ ∇f_T.
+        project: sets for leaves of λ onto which they are projected after every step.
+        stop: given the records after every hypergradient, says whether to end the run, such as
+            `Patience(steps=20)`.
+        callback: called after every hypergradient and before the rule and the update; returning
+            True ends the run.
+        clock: the time in seconds, for the records.
 
     Raises:
-        ValueError: `outer_steps` is negative; and whatever `hypergradient` raises.
+        ValueError: `outer_steps` is negative, λ does not start in its sets, or a leaf is given to
+            both `reparametrize` and `project`; and whatever `hypergradient` raises, with a note of
+            the hyper-iteration where a run diverges or does not converge.
 
-    Cost: `outer_steps` hypergradients; memory of one of them and the optimiser's.
+    Cost: `outer_steps` hypergradients; memory of one of them, the optimiser's, and the best λ.
+
+    Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
+    al., 2018), section 2.3.
     """
     if outer_steps < 0:
         raise ValueError(f"outer_steps must be at least 0, found {outer_steps}")
     first = problem if isinstance(problem, Problem) else problem(0)
     flow, lam = checked_flow(first, dynamics, lam, steps)
-    updater = flow.backend.outer_optimizer(optimizer, lam)
-    values: list[float] = []
-    norms: list[float] = []
+    backend = flow.backend
+    space = coordinates(backend, lam, reparametrize=reparametrize, project=project)
+    theta = space.free(lam)
+    updater = backend.outer_optimizer(optimizer, theta)
+    history: list[OuterRecord] = []
+    best, best_lam = float("inf"), lam
+
+    def ended(stopped: Literal["outer_steps", "stop", "callback"]) -> OuterRun:
+        return OuterRun(lam=lam, best_lam=best_lam, history=tuple(history), stopped=stopped)
+
     for index in range(outer_steps):
+        began = clock()
         if index > 0 and not isinstance(problem, Problem):
             flow, lam = checked_flow(problem(index), dynamics, lam, steps)
-        computed = run_engine(engine, flow, lam, steps)
-        values.append(float(computed.value))
-        norms.append(flow.backend.norm(computed.grad))
-        record = OuterStep(index=index, value=values[-1], grad_norm=norms[-1], lam=lam)
-        if callback is not None and callback(record):
-            break
-        lam = updater.update(computed.grad)
-    return OuterRun(lam=lam, values=tuple(values), grad_norms=tuple(norms))
+        with _noting(index):
+            computed = run_engine(engine, flow, lam, steps)
+        value, norm = float(computed.value), backend.norm(computed.grad)
+        history.append(OuterRecord(value=value, grad_norm=norm, seconds=clock() - began))
+        if value < best:
+            best, best_lam = value, lam
+        step = OuterStep(index=index, value=value, grad_norm=norm, lam=lam)
+        if callback is not None and callback(step):
+            return ended("callback")
+        if stop is not None and stop(history):
+            return ended("stop")
+        slope = space.pull(computed.grad, theta)
+        theta = space.project(updater.update(slope, theta))
+        lam = space.inside(theta)
+    return ended("outer_steps")
+
+
+@contextmanager
+def _noting(index: int) -> Iterator[None]:
+    """Say where the outer loop was when an inner run fails; the callback has had every λ before."""
+    try:
+        yield
+    except (ConvergenceError, DivergenceError) as error:
+        error.add_note(
+            f"this was hyper-iteration {index}: if earlier ones went well, lower the step size of "
+            "the outer optimiser, or keep λ within a set (reparametrize, project)"
+        )
+        raise

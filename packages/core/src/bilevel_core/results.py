@@ -20,10 +20,11 @@ __all__ = ["Code", "ConvergenceError", "DivergenceError", "Hypergradient", "Resu
 class Code(Enum):
     """How an inner run and, in the implicit engine, what rests on its limit ended.
 
-    The value is the remedy.
+    The value is the remedy. `UNCHECKED` is no failure: see `Backend.is_concrete`.
     """
 
     SUCCESS = ""
+    UNCHECKED = "look for NaN in the value yourself: within jit or vmap no number can be looked at"
     NOT_FINITE = "lower the inner step size, or scale the inner objective down"
     GROWING = "lower the inner step size below 2 / (largest curvature of the inner objective)"
     NOT_STATIONARY = (
@@ -97,6 +98,8 @@ def diagnose(
 
     Cost: three norms for a good run. A failed one is run again, to find the step.
     """
+    if not flow.backend.is_concrete((head, tail)):
+        return Result(code=Code.UNCHECKED)
     norm = flow.backend.norm
     limit = 1.0 / flow.backend.epsilon(head[0])
 

@@ -1,9 +1,14 @@
-"""The PyTorch adapter, on `torch.func`."""
+"""The PyTorch adapter.
+
+It differentiates by ordinary autograd, which costs least, and by `torch.func` inside a transform
+such as `vmap`, where ordinary autograd cannot go.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,6 +20,60 @@ from bilevel_core.tree import leaves, map_leaves, rebuild
 __all__ = ["TorchBackend"]
 
 
+def _in_transform() -> bool:
+    """Say whether a `torch.func` transform is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _tracked(tree: Tree) -> Tree:
+    """Return the same numbers as leaves of a new graph."""
+    return map_leaves(lambda leaf: leaf.detach().requires_grad_(), tree)
+
+
+def _alias(leaf: torch.Tensor) -> torch.Tensor:
+    """Return the same numbers as a node of its own, connected with the graph the tensor has.
+
+    Leaves of a tree that are one tensor, or follow from each other, would otherwise get each
+    other's derivative as well.
+    """
+    return leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_()
+
+
+@dataclass(frozen=True)
+class _Pair:
+    output: torch.Tensor
+    cotangent: torch.Tensor
+
+
+def _products(
+    outputs: list[torch.Tensor],
+    inputs: list[torch.Tensor],
+    cotangents: list[torch.Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool = False,
+) -> list[torch.Tensor | None]:
+    """Return the products with the transposed Jacobian; None where nothing depends on an input."""
+    pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    return list(
+        torch.autograd.grad(
+            [y for y, _ in pairs],
+            inputs,
+            [c for _, c in pairs],
+            create_graph=create_graph,
+            retain_graph=create_graph or retain_graph,
+            allow_unused=True,
+        )
+    )
+
+
+def _filled(found: list[torch.Tensor | None], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    pairs = zip(found, inputs, strict=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in pairs]
+
+
 @final
 class TorchOptimizer:
     """Any `torch.optim` optimiser over the leaves of λ."""
@@ -22,16 +81,25 @@ class TorchOptimizer:
     def __init__(
         self, factory: Callable[[list[torch.Tensor]], torch.optim.Optimizer], lam: Tree
     ) -> None:
-        self._like = lam
-        self._params = [leaf.detach().clone().requires_grad_() for leaf in leaves(lam)]
-        self._optimizer = factory(self._params)
+        self._params = map_leaves(lambda leaf: leaf.detach().clone().requires_grad_(), lam)
+        self._optimizer = factory(leaves(self._params))
+        if not isinstance(self._optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must make a torch.optim.Optimizer from a list of tensors, found "
+                f"{type(self._optimizer).__name__}: give partial(torch.optim.Adam, lr=1e-2)"
+            )
 
-    def update(self, grad: Tree) -> Tree:
-        """Take one optimiser step along `grad`; returns λ as new arrays."""
-        for param, g in zip(self._params, leaves(grad), strict=True):
+    def update(self, grad: Tree, lam: Tree) -> Tree:
+        """Take one optimiser step from `lam` along `grad`; returns new arrays."""
+
+        def place(param: torch.Tensor, g: torch.Tensor, at: torch.Tensor) -> None:
             param.grad = g
+            param.copy_(at)
+
+        with torch.no_grad():
+            map_leaves(place, self._params, grad, lam)
         self._optimizer.step()
-        return rebuild(self._like, [param.detach().clone() for param in self._params])
+        return map_leaves(lambda param: param.detach().clone(), self._params)
 
 
 @final
@@ -63,26 +131,93 @@ class TorchBackend:
         return max(torch.finfo(leaf.dtype).eps for leaf in leaves(tree))
 
     def norm(self, tree: Tree) -> float:
-        """Return the Euclidean norm over all entries."""
-        return math.hypot(*(float(torch.linalg.vector_norm(leaf)) for leaf in leaves(tree)))
+        """Return the norm of the leaves' norms, so that no square overflows."""
+        return math.hypot(
+            *(float(torch.linalg.vector_norm(leaf.detach())) for leaf in leaves(tree))
+        )
+
+    def is_concrete(self, tree: Tree) -> bool:
+        """Say whether no leaf belongs to a transform such as `torch.func.vmap`."""
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        return not any(wrapped(leaf) for leaf in leaves(tree))
 
     def ones_like(self, leaf: torch.Tensor) -> torch.Tensor:
-        """Return ones of the same shape, dtype and device."""
+        """Return ones."""
         return torch.ones_like(leaf)
 
     def detach(self, tree: Tree) -> Tree:
-        """Return the same numbers outside any graph."""
-        return map_leaves(torch.Tensor.detach, tree)
+        """Return tensors without a graph."""
+        return map_leaves(lambda leaf: leaf.detach(), tree)
+
+    def values_only(self) -> AbstractContextManager[object]:
+        """Return `torch.no_grad()`."""
+        return torch.no_grad()
+
+    def fold(
+        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
+    ) -> Tree:
+        """Loop."""
+        for t in times:
+            carry = body(carry, fixed, t)
+        return carry
+
+    def record(
+        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
+    ) -> tuple[list[Tree], Tree]:
+        """Loop; the history is a list."""
+        history = []
+        for t in times:
+            history.append(carry)
+            carry = body(carry, fixed, t)
+        return history, carry
+
+    def recall(self, history: list[Tree], index: int) -> Tree:
+        """Return an element of the list."""
+        return history[index]
 
     def gradient(self, function: Callable[[Tree], torch.Tensor]) -> Callable[[Tree], Tree]:
-        """Return `torch.func.grad` of a scalar function."""
-        return torch.func.grad(function)
+        """Return a gradient that keeps a graph of its own where grad mode is on."""
+
+        def differentiated(tree: Tree) -> Tree:
+            if _in_transform():
+                return torch.func.grad(function)(tree)
+            keep = torch.is_grad_enabled()
+            with torch.enable_grad():
+                inputs = map_leaves(_alias if keep else _tracked, tree)
+                value, flat = function(inputs), leaves(inputs)
+                found = _products([value], flat, [torch.ones_like(value)], create_graph=keep)
+            return rebuild(tree, _filled(found, flat))
+
+        return differentiated
+
+    def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
+        """Look for a path in the graph."""
+        inputs = _tracked(tree)
+        with torch.enable_grad():
+            outputs = leaves(function(inputs))
+        found = _products(outputs, leaves(inputs), [torch.ones_like(y) for y in outputs])
+        return [g is not None for g in found]
 
     def vjp(
         self, function: Callable[..., Tree], *primals: Tree
     ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
-        """Return the value and the pull-back of `torch.func.vjp`."""
-        value, pull_back = torch.func.vjp(function, *primals)[:2]
+        """Return the value with its graph, and the products by `torch.autograd.grad`."""
+        if _in_transform():
+            value, pull = torch.func.vjp(function, *primals)[:2]
+            return value, pull
+        inputs = tuple(_tracked(primal) for primal in primals)
+        flat = leaves(inputs)
+        with torch.enable_grad():
+            value = function(*inputs)
+
+        def pull_back(cotangent: Tree) -> tuple[Tree, ...]:
+            # By key and not by order: a dict of the user's may be ordered otherwise.
+            pairs = leaves(map_leaves(lambda y, c: _Pair(y, c), value, cotangent))
+            outputs, cotangents = [p.output for p in pairs], [p.cotangent for p in pairs]
+            found = _products(outputs, flat, cotangents, retain_graph=True)
+            products: tuple[Tree, ...] = rebuild(inputs, _filled(found, flat))
+            return products
+
         return value, pull_back
 
     def jvps(
@@ -94,6 +229,10 @@ class TorchBackend:
             pair = torch.func.jvp(function, primals, tangent)
             return pair[0], pair[1]
 
+        if _in_transform():
+            # A vmap within a vmap cannot leave out an output's axis: the first row will do.
+            values, derivatives = torch.func.vmap(along)(*tangents)
+            return map_leaves(lambda rows: rows[0], values), derivatives
         batched = torch.func.vmap(along, out_dims=(None, 0))  # type: ignore[arg-type]
         value, derivatives = batched(*tangents)
         return value, derivatives
@@ -102,7 +241,7 @@ class TorchBackend:
         """Return `count` rows of the identity, split and shaped like the tree's leaves."""
         tangents = []
         for leaf in leaves(tree):
-            rows = leaf.new_zeros(count, leaf.numel())
+            rows = torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
             hot = range(max(first, 0), min(first + count, leaf.numel()))
             for column in hot:
                 rows[column - first, column] = 1
@@ -123,14 +262,13 @@ class TorchBackend:
 
     def dot(self, x: Tree, y: Tree) -> torch.Tensor:
         """Return ⟨x, y⟩."""
-        products = [torch.sum(a * b) for a, b in zip(leaves(x), leaves(y), strict=True)]
+        products = leaves(map_leaves(lambda a, b: torch.sum(a * b), x, y))
         return torch.stack(products).sum()
 
-    def solve(self, rows: Tree, b: Tree) -> Tree:
+    def solve(self, matrix: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return the solution by LU decomposition."""
-        matrix = torch.cat([leaf.flatten(1) for leaf in leaves(rows)], dim=1)
-        right = torch.cat([leaf.flatten() for leaf in leaves(b)])
-        return self.from_entries([torch.linalg.solve(matrix, right)], b)
+        solution, info = torch.linalg.solve_ex(matrix, b)
+        return torch.where(info == 0, solution, torch.nan)
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:
         """Make `factory(list of tensors)`, such as `partial(torch.optim.Adam, lr=1e-2)`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_core.abstract import Tree
-from bilevel_core.engines.sweep import Sweep, start_sweep
+from bilevel_core.engines.sweep import Sweep, start_sweep, sweep_step, through_start
 from bilevel_core.flow import Flow, advance, run_ends
 from bilevel_core.results import Hypergradient, diagnose
 
@@ -43,18 +43,17 @@ class Checkpointed:
         """Return f_T(λ) and ∇f_T(λ)."""
         budget = self.budget or 2 * math.ceil(math.log2(steps + 1)) + 1
         head, tail = run_ends(flow, lam, steps)
-        sweep = start_sweep(flow, lam, tail[-1])
-        _reverse(sweep, head[0], steps, budget)
-        sweep.through_start()
+        value, sweep = start_sweep(flow, lam, tail[-1])
+        sweep = _sweep_back(flow, lam, sweep, head[0], steps, budget)
         return Hypergradient(
-            value=sweep.value,
-            grad=sweep.grad,
+            value=value,
+            grad=through_start(flow, lam, sweep),
             state=tail[-1],
             result=diagnose(flow, lam, steps, head, tail),
         )
 
 
-def _reverse(sweep: Sweep, start: Tree, steps: int, budget: int) -> None:
+def _sweep_back(flow: Flow, lam: Tree, sweep: Sweep, start: Tree, steps: int, budget: int) -> Sweep:
     """Sweep back over all steps; `start` is s_0 and counts in the budget."""
     stored = [(0, start)]
     end = steps
@@ -65,12 +64,27 @@ def _reverse(sweep: Sweep, start: Tree, steps: int, budget: int) -> None:
         if position == end:
             stored.pop()
         elif end - position == 1 or len(stored) == budget:
-            sweep.back(advance(sweep.flow, sweep.lam, state, position, end - 1), end)
+            fixed = (lam, advance(flow, lam, state, position, end - 1))
+            sweep = flow.backend.fold(_Back(flow), sweep, fixed, range(end, end + 1))
+            del fixed  # it would count beside the budget while the next state is computed
             end -= 1
         else:
             middle = position + binomial_split(end - position, budget - len(stored) + 1)
-            further = advance(sweep.flow, sweep.lam, state, position, middle)
+            further = advance(flow, lam, state, position, middle)
             stored.append((middle, further))
+    return sweep
+
+
+@final
+@dataclass(frozen=True)
+class _Back:
+    """The body of a loop over one step, so that a backend compiles it once for all of them."""
+
+    flow: Flow
+
+    def __call__(self, sweep: Sweep, fixed: tuple[Tree, Tree], t: int) -> Sweep:
+        lam, before = fixed
+        return sweep_step(self.flow, lam, sweep, before, t)
 
 
 def binomial_split(steps: int, budget: int) -> int:

@@ -30,10 +30,10 @@ class Direct:
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return f_T(λ) and ∇_λ E."""
         head, tail = run_ends(flow, lam, steps)
-        sweep = start_sweep(flow, lam, tail[-1])
+        value, (_, grad) = start_sweep(flow, lam, tail[-1])
         return Hypergradient(
-            value=sweep.value,
-            grad=sweep.grad,
+            value=value,
+            grad=grad,
             state=tail[-1],
             result=diagnose(flow, lam, steps, head, tail),
         )

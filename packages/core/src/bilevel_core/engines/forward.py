@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import final
 
 from bilevel_core.abstract import Array, Tree
-from bilevel_core.flow import Flow
+from bilevel_core.flow import Flow, fold_ends
 from bilevel_core.results import Hypergradient, diagnose
 
-__all__ = ["Forward"]
+__all__ = ["Carry", "Forward"]
 
 
 @final
@@ -55,18 +54,28 @@ def _carry(
     flow: Flow, lam: Tree, units: Tree, steps: int
 ) -> tuple[Array, Array, list[Tree], list[Tree]]:
     """Run T steps with their derivatives along `units`; returns f_T, ∇f_T·units and the ends."""
-    detach, jvps = flow.backend.detach, flow.backend.jvps
-    state, tangents = detach(jvps(flow.start, (lam,), (units,)))
-    head, tail = [state], [state]
-    for t in range(1, steps + 1):
-        before = state
-        step = partial(_step, flow, t)
-        state, tangents = detach(jvps(step, (state, lam), (tangents, units)))
-        head = [*head, state][:2]
-        tail = [before, state]
-    value, derivatives = detach(jvps(flow.objective, (state, lam), (tangents, units)))
-    return value, derivatives, head, tail
+    backend, fixed = flow.backend, (lam, units)
+    carry = backend.detach(backend.jvps(flow.start, (lam,), (units,)))
+    head, tail = fold_ends(backend, Carry(flow), carry, fixed, steps)
+    state, tangents = tail[-1]
+    value, derivatives = backend.detach(
+        backend.jvps(flow.objective, (state, lam), (tangents, units))
+    )
+    return value, derivatives, [s for s, _ in head], [s for s, _ in tail]
 
 
-def _step(flow: Flow, t: int, state: Tree, lam: Tree) -> Tree:
-    return flow.step(state, lam, t)
+@final
+@dataclass(frozen=True)
+class Carry:
+    """The body of the loop: s_t and its derivatives from s_{t-1} and those."""
+
+    flow: Flow
+
+    def __call__(self, carry: tuple[Tree, Tree], fixed: tuple[Tree, Tree], t: int) -> Tree:
+        """Return (s_t, Z_t along the tangents); `fixed` is (λ, the tangents of λ)."""
+        (state, tangents), (lam, units) = carry, fixed
+        backend = self.flow.backend
+        carried = backend.jvps(
+            lambda s, x: self.flow.step(s, x, t), (state, lam), (tangents, units)
+        )
+        return backend.detach(carried)

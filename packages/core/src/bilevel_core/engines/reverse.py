@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_core.abstract import Tree
-from bilevel_core.engines.sweep import start_sweep
+from bilevel_core.engines.sweep import start_sweep, sweep_through, through_start
 from bilevel_core.flow import Flow, trajectory
 from bilevel_core.results import Hypergradient, diagnose
 
@@ -31,14 +31,12 @@ class Reverse:
 
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return f_T(λ) and ∇f_T(λ)."""
-        states = trajectory(flow, lam, flow.backend.detach(flow.start(lam)), 0, steps)
-        sweep = start_sweep(flow, lam, states[-1])
-        for t in range(steps, 0, -1):
-            sweep.back(states[t - 1], t)
-        sweep.through_start()
+        way = trajectory(flow, lam, flow.backend.detach(flow.start(lam)), 0, steps)
+        value, sweep = start_sweep(flow, lam, way.last)
+        sweep = sweep_through(lam, sweep, way)
         return Hypergradient(
-            value=sweep.value,
-            grad=sweep.grad,
-            state=states[-1],
-            result=diagnose(flow, lam, steps, states[:2], states[-2:]),
+            value=value,
+            grad=through_start(flow, lam, sweep),
+            state=way.last,
+            result=diagnose(flow, lam, steps, way.head(), way.tail()),
         )

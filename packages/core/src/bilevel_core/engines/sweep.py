@@ -3,6 +3,7 @@
     α_T = ∇_s E,  α_{t-1} = α_t A_t,  ∇f_T = ∇_λ E + Σ_t α_t B_t + α_0 ∂Φ_0/∂λ
 
 A_t and B_t are the derivatives of Φ_t in the state and in λ; only their products with α are formed.
+A sweep on its way back is the pair (α, the part of ∇f_T gathered so far).
 
 Source: Forward and Reverse Gradient-Based Hyperparameter Optimization (Franceschi, Donini,
 Frasconi, Pontil, 2017), Algorithm 1.
@@ -11,43 +12,59 @@ Frasconi, Pontil, 2017), Algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, TypeAlias, final
 
 from bilevel_core.abstract import Array, Tree
-from bilevel_core.flow import Flow
+from bilevel_core.flow import Flow, Trajectory
 from bilevel_core.tree import add
 
-__all__ = ["Sweep", "start_sweep"]
+__all__ = ["Sweep", "start_sweep", "sweep_step", "sweep_through", "through_start"]
+
+Sweep: TypeAlias = tuple[Tree, Tree]
+"""(α, gathered)."""
+
+
+def start_sweep(flow: Flow, lam: Tree, last: Tree) -> tuple[Array, Sweep]:
+    """Begin at s_T: f_T, and the sweep with α_T = ∇_s E and the direct part ∇_λ E."""
+    value, pull_back = flow.backend.vjp(flow.objective, last, lam)
+    alpha, grad = flow.backend.detach(pull_back(flow.backend.ones_like(value)))
+    return flow.backend.detach(value), (alpha, grad)
+
+
+def sweep_step(flow: Flow, lam: Tree, sweep: Sweep, before: Tree, t: int) -> Sweep:
+    """Pull α back through step t, which is run again from the state before it."""
+    alpha, gathered = sweep
+    _, pull_back = flow.backend.vjp(lambda s, x: flow.step(s, x, t), before, lam)
+    alpha, partial = pull_back(alpha)
+    pulled: Sweep = flow.backend.detach((alpha, add(gathered, partial)))
+    return pulled
+
+
+def sweep_through(lam: Tree, sweep: Sweep, way: Trajectory) -> Sweep:
+    """Pull α back through all steps of a trajectory, the last one first."""
+    times = range(way.end, way.position, -1)
+    body = _Back(way.flow, way.position)
+    swept: Sweep = way.flow.backend.fold(body, sweep, (lam, way.history), times)
+    return swept
+
+
+def through_start(flow: Flow, lam: Tree, sweep: Sweep) -> Tree:
+    """Pull α_0 back through Φ_0; returns ∇f_T."""
+    alpha, gathered = sweep
+    _, pull_back = flow.backend.vjp(flow.start, lam)
+    (partial,) = pull_back(alpha)
+    return flow.backend.detach(add(gathered, partial))
 
 
 @final
-@dataclass(kw_only=True)
-class Sweep:
-    """A sweep on its way back: f_T, α at the present step, and the part of ∇f_T gathered so far."""
+@dataclass(frozen=True)
+class _Back:
+    """The body of the loop in `sweep_through`."""
 
     flow: Flow
-    lam: Tree
-    value: Array
-    alpha: Tree
-    grad: Tree
+    position: int
 
-    def back(self, before: Tree, t: int) -> None:
-        """Pull α back through step t, which is run again from the state before it."""
-        _, pull_back = self.flow.backend.vjp(lambda s, x: self.flow.step(s, x, t), before, self.lam)
-        self._take(*pull_back(self.alpha))
-
-    def through_start(self) -> None:
-        """Pull α_0 back through Φ_0."""
-        _, pull_back = self.flow.backend.vjp(self.flow.start, self.lam)
-        self._take(self.alpha, *pull_back(self.alpha))
-
-    def _take(self, alpha: Tree, partial: Tree) -> None:
-        detach = self.flow.backend.detach
-        self.alpha, self.grad = detach(alpha), detach(add(self.grad, partial))
-
-
-def start_sweep(flow: Flow, lam: Tree, last: Tree) -> Sweep:
-    """Begin at s_T: α_T = ∇_s E and the direct part ∇_λ E."""
-    value, pull_back = flow.backend.vjp(flow.objective, last, lam)
-    alpha, grad = flow.backend.detach(pull_back(flow.backend.ones_like(value)))
-    return Sweep(flow=flow, lam=lam, value=flow.backend.detach(value), alpha=alpha, grad=grad)
+    def __call__(self, sweep: Sweep, fixed: tuple[Tree, Any], t: int) -> Sweep:
+        lam, history = fixed
+        before = self.flow.backend.recall(history, t - 1 - self.position)
+        return sweep_step(self.flow, lam, sweep, before, t)

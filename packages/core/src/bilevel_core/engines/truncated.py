@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_core.abstract import Tree
-from bilevel_core.engines.sweep import start_sweep
+from bilevel_core.engines.sweep import start_sweep, sweep_through, through_start
 from bilevel_core.flow import Flow, advance, trajectory
 from bilevel_core.results import Hypergradient, diagnose
 
@@ -38,16 +38,13 @@ class Truncated:
         """Return f_T(λ) and the truncated gradient."""
         cut = max(0, steps - self.horizon)
         start = flow.backend.detach(flow.start(lam))
-        head = trajectory(flow, lam, start, 0, min(1, steps))
-        states = trajectory(flow, lam, advance(flow, lam, start, 0, cut), cut, steps)
-        sweep = start_sweep(flow, lam, states[-1])
-        for t in range(steps, cut, -1):
-            sweep.back(states[t - 1 - cut], t)
-        if cut == 0:
-            sweep.through_start()
+        head = trajectory(flow, lam, start, 0, min(1, steps)).head()
+        way = trajectory(flow, lam, advance(flow, lam, start, 0, cut), cut, steps)
+        value, sweep = start_sweep(flow, lam, way.last)
+        sweep = sweep_through(lam, sweep, way)
         return Hypergradient(
-            value=sweep.value,
-            grad=sweep.grad,
-            state=states[-1],
-            result=diagnose(flow, lam, steps, head, states[-2:]),
+            value=value,
+            grad=through_start(flow, lam, sweep) if cut == 0 else sweep[1],
+            state=way.last,
+            result=diagnose(flow, lam, steps, head, way.tail()),
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_core.abstract import Array, Tree
-from bilevel_core.flow import Flow
+from bilevel_core.flow import Flow, fold_ends
 from bilevel_core.results import Hypergradient, diagnose
 from bilevel_core.tree import map_leaves
 
@@ -24,23 +24,39 @@ class Unrolled:
 
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return f_T(λ) and ∇f_T(λ)."""
-
-        def run(lam: Tree) -> tuple[Array, list[Tree]]:
-            state = flow.start(lam)
-            ends = [state]
-            for t in range(1, steps + 1):
-                state = flow.step(state, lam, t)
-                ends = [*ends, state] if t <= 2 else [*ends[:2], ends[-1], state]
-            return flow.objective(state, lam), ends
-
         backend = flow.backend
-        (value, ends), pull_back = backend.vjp(run, lam)
+        (value, ends), pull_back = backend.vjp(_Run(flow, steps), lam)
         nothing = map_leaves(lambda leaf: 0 * backend.ones_like(leaf), ends)
         (grad,) = pull_back((backend.ones_like(value), nothing))
-        ends = backend.detach(ends)
+        head, tail = backend.detach(ends)
         return Hypergradient(
             value=backend.detach(value),
             grad=backend.detach(grad),
-            state=ends[-1],
-            result=diagnose(flow, lam, steps, ends[:2], ends[-2:]),
+            state=tail[-1],
+            result=diagnose(flow, lam, steps, head, tail),
         )
+
+
+@final
+@dataclass(frozen=True)
+class _Run:
+    """f_T(λ) and the states at either end, as one function."""
+
+    flow: Flow
+    steps: int
+
+    def __call__(self, lam: Tree) -> tuple[Array, Tree]:
+        start = self.flow.start(lam)
+        head, tail = fold_ends(self.flow.backend, _Step(self.flow), start, lam, self.steps)
+        return self.flow.objective(tail[-1], lam), (head, tail)
+
+
+@final
+@dataclass(frozen=True)
+class _Step:
+    """The body of the loop, which keeps the derivatives."""
+
+    flow: Flow
+
+    def __call__(self, state: Tree, lam: Tree, t: int) -> Tree:
+        return self.flow.step(state, lam, t)

@@ -1,0 +1,173 @@
+"""Real-time hypergradients: λ is updated while the inner run goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+from bilevel_core.abstract import Dynamics, Tree
+from bilevel_core.coordinates import coordinates
+from bilevel_core.engines.forward import Carry, Forward
+from bilevel_core.flow import Flow
+from bilevel_core.hypergradient import checked_flow, refuse_unused
+from bilevel_core.outer import OuterStep
+from bilevel_core.problem import Problem
+from bilevel_core.results import Code, DivergenceError
+
+__all__ = ["OnlineRun", "minimize_online"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OnlineRun:
+    """What one run with updates of λ on its way leaves.
+
+    Attributes:
+        lam: λ after the last update.
+        state: the dynamics' state after the last inner step.
+        values: E(w_t, λ) at every update, before it.
+        losses: L_λ(w_t) at every update, before it.
+        lams: λ at every update, before it.
+    """
+
+    lam: Tree
+    state: Tree
+    values: tuple[float, ...]
+    losses: tuple[float, ...]
+    lams: tuple[Tree, ...]
+
+
+def minimize_online(
+    problem: Problem,
+    dynamics: Dynamics,
+    lam: Tree,
+    *,
+    steps: int,
+    optimizer: Callable[..., Any],
+    every: int = 1,
+    chunk: int | None = None,
+    reparametrize: Tree = None,
+    project: Tree = None,
+    callback: Callable[[OuterStep], bool | None] | None = None,
+) -> OnlineRun:
+    """Take T inner steps and move λ along ∇_λ E + ∇_s E Z_t after every few of them.
+
+        Z_0 = ∂s_0/∂λ,  Z_t = A_t Z_{t-1} + B_t,
+
+    with A_t and B_t the derivatives of Φ_t in the state and in λ, at the λ of that step. Z is
+    carried on over the updates as if λ had been the same from the start: its part from before an
+    update belongs to an older λ, and so the direction is ∇f_t only as long as λ moves slowly.
+
+    Args:
+        problem: as for `hypergradient`.
+        dynamics: the inner optimiser.
+        lam: where λ starts; it is not changed.
+        steps: T, inner steps in all.
+        optimizer: as for `minimize`.
+        every: inner steps from one update to the next, at least 1.
+        chunk: hyperparameters whose tangents go through a step at once; None takes all.
+        reparametrize: as for `minimize`; Z remains the derivative in λ.
+        project: as for `minimize`.
+        callback: called at every update and before it with its index from 0, so after
+            (index + 1) · every steps; returning True ends the run.
+
+    Raises:
+        ValueError: `every` or `chunk` is below 1, or nothing uses a leaf of λ; and what `minimize`
+            says of sets.
+        DivergenceError: the state, E or the direction is not finite.
+        TypeError: as for `hypergradient`.
+
+    Cost: memory of a tangent of the state for each hyperparameter; time of T steps with as many
+    products, the step itself being taken once for every chunk.
+
+    Source: Forward and Reverse Gradient-Based Hyperparameter Optimization (Franceschi, Donini,
+    Frasconi, Pontil, 2017), section 3.3, Algorithm 2 and Eq. 15.
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1 inner step, found {every}")
+    Forward(chunk=chunk)  # refuses a chunk below 1
+    flow, lam = checked_flow(problem, dynamics, lam, steps)
+    backend = flow.backend
+    space = coordinates(backend, lam, reparametrize=reparametrize, project=project)
+    theta = space.free(lam)
+    updater = backend.outer_optimizer(optimizer, theta)
+    state, chunks = _start(flow, lam, chunk)
+    values: list[float] = []
+    losses: list[float] = []
+    lams: list[Tree] = []
+    for position in range(0, steps, every):
+        end = min(position + every, steps)
+        state, chunks = _advance(flow, lam, state, chunks, range(position + 1, end + 1))
+        if end - position < every:
+            break
+        value, grad = _direction(flow, lam, state, chunks, end)
+        if position == 0:
+            refuse_unused(flow, lam, grad, every)
+        values.append(value)
+        losses.append(_loss(flow, lam, state, end))
+        lams.append(lam)
+        norm = backend.norm(grad)
+        step = OuterStep(index=len(lams) - 1, value=value, grad_norm=norm, lam=lam)
+        if callback is not None and callback(step):
+            break
+        theta = space.project(updater.update(space.pull(grad, theta), theta))
+        lam = space.inside(theta)
+    return OnlineRun(
+        lam=lam, state=state, values=tuple(values), losses=tuple(losses), lams=tuple(lams)
+    )
+
+
+_Chunks: TypeAlias = list[tuple[Tree, Tree]]
+"""For every chunk of hyperparameters, their rows of the identity and the products with Z_t."""
+
+
+def _start(flow: Flow, lam: Tree, chunk: int | None) -> tuple[Tree, _Chunks]:
+    """Return s_0 and Z_0."""
+    backend, size = flow.backend, flow.backend.size(lam)
+    width = min(chunk or size, size)
+    chunks: _Chunks = []
+    with backend.values_only():
+        for first in range(0, size, width):
+            units = backend.unit_tangents(lam, first, min(width, size - first))
+            _, tangents = backend.detach(backend.jvps(flow.start, (lam,), (units,)))
+            chunks.append((units, tangents))
+        return backend.detach(flow.start(lam)), chunks
+
+
+def _advance(
+    flow: Flow, lam: Tree, state: Tree, chunks: _Chunks, times: range
+) -> tuple[Tree, _Chunks]:
+    """Return the state and Z after the steps `times`, all at one λ."""
+    backend, before, carried = flow.backend, state, []
+    with backend.values_only():
+        for units, tangents in chunks:
+            state, moved = backend.fold(Carry(flow), (before, tangents), (lam, units), times)
+            carried.append((units, moved))
+    if not math.isfinite(backend.norm(state)):
+        raise DivergenceError(
+            f"the inner run is not finite after step {times[-1]}: {Code.NOT_FINITE.value}, or "
+            "lower the step size of the outer optimiser"
+        )
+    return state, carried
+
+
+def _direction(flow: Flow, lam: Tree, state: Tree, chunks: _Chunks, t: int) -> tuple[float, Tree]:
+    """Return E(w_t, λ) and ∇_λ E + ∇_s E Z_t."""
+    backend = flow.backend
+    with backend.values_only():
+        ends = [backend.jvps(flow.objective, (state, lam), (z, units)) for units, z in chunks]
+    value = float(ends[0][0])
+    grad = backend.from_entries([backend.detach(part) for _, part in ends], lam)
+    if not math.isfinite(value) or not math.isfinite(backend.norm(grad)):
+        raise DivergenceError(
+            f"the outer objective or its hypergradient is not finite after step {t}, although the "
+            "inner run is: look for a division by zero or a logarithm of zero in the objectives"
+        )
+    return value, grad
+
+
+def _loss(flow: Flow, lam: Tree, state: Tree, t: int) -> float:
+    with flow.backend.values_only():
+        return float(flow.problem.inner_at(t)(flow.dynamics.params(state), lam))

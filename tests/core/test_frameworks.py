@@ -1,0 +1,262 @@
+"""What each framework adds: jit and compiled loops in JAX, vmap in both, and no mixtures."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel_core import (
+    Checkpointed,
+    Code,
+    Custom,
+    DivergenceError,
+    Engine,
+    Exact,
+    Forward,
+    GradientDescent,
+    HeavyBall,
+    Hypergradient,
+    Problem,
+    Reverse,
+    Truncated,
+    Unrolled,
+    hypergradient,
+    minimize,
+)
+from bilevel_core.abstract import Tree
+from frameworks import JAX, TORCH, Framework, each_framework, jax, needs_jax
+from problems import linear_map, ridge, shift
+
+RIDGE = ridge()
+TRACEABLE: list[Engine] = [
+    Reverse(),
+    Unrolled(),
+    Checkpointed(budget=2),
+    Truncated(horizon=3),
+    Forward(),
+    Forward(chunk=2),
+]
+each_traceable = pytest.mark.parametrize("engine", TRACEABLE, ids=str)
+
+
+@needs_jax
+@each_traceable
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_jit_gives_what_an_ordinary_call_gives(engine, steps):
+    descent = HeavyBall(step_size=0.05, momentum=0.3)
+
+    def run(lam: Tree) -> Hypergradient:
+        return hypergradient(RIDGE.on(JAX), descent, lam, steps=steps, engine=engine)
+
+    lam = JAX.arrays(RIDGE.lam)
+    plain, compiled = run(lam), jax.jit(run)(lam)
+    assert compiled.result.code is Code.UNCHECKED
+    assert plain.result.code is Code.SUCCESS
+    for name in ("value", "grad"):
+        np.testing.assert_allclose(getattr(compiled, name), getattr(plain, name), rtol=1e-12)
+
+
+@needs_jax
+def test_a_long_run_compiles_as_fast_as_a_short_one():
+    """The compiled code holds loops and not T copies of a step."""
+
+    def size(steps: int) -> int:
+        descent = GradientDescent(step_size=0.1)
+
+        def grad(lam: Tree) -> Tree:
+            return hypergradient(RIDGE.on(JAX), descent, lam, steps=steps).grad
+
+        return len(str(jax.make_jaxpr(grad)(JAX.arrays(RIDGE.lam))).splitlines())
+
+    assert size(2000) == size(20)
+
+
+@needs_jax
+def test_a_run_that_diverges_within_jit_shows_in_the_numbers():
+    lam = JAX.arrays(shift().lam)
+    problem, steep = shift().on(JAX), GradientDescent(step_size=1e6)
+    with pytest.raises(DivergenceError):
+        hypergradient(problem, steep, lam, steps=100)
+    traced = jax.jit(lambda lam: hypergradient(problem, steep, lam, steps=100))(lam)
+    assert not np.isfinite(traced.grad)
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    "step_size",
+    [
+        lambda lam, t: 0.1 if t <= 3 else 0.05,
+        lambda lam, t: [0.1, 0.2, 0.3, 0.4, 0.5][t - 1],
+        lambda lam, t: float(np.sqrt(t)) / 20,
+    ],
+    ids=["comparison", "list", "numpy"],
+)
+def test_functions_that_look_at_the_step_are_run_without_compiling(step_size):
+    descent = GradientDescent(step_size=step_size)
+    lam = RIDGE.lam
+    for engine in TRACEABLE:
+        found, reference = (
+            hypergradient(RIDGE.on(f), descent, f.arrays(lam), steps=5, engine=engine)
+            for f in (JAX, TORCH)
+        )
+        np.testing.assert_allclose(found.grad, reference.grad, rtol=1e-10)
+
+
+@needs_jax
+@pytest.mark.parametrize("engine", [Reverse(), Unrolled(), Forward()], ids=str)
+def test_dynamics_that_cannot_be_hashed_work(engine):
+    @dataclass
+    class Weighted:
+        weights: Any
+
+        def init(self, w, lam):
+            return w
+
+        def step(self, gradient, state, lam, t):
+            return state - self.weights * gradient(state)
+
+        def params(self, state):
+            return state
+
+    weights = np.linspace(0.05, 0.1, len(RIDGE.lam))
+    found, reference = (
+        hypergradient(
+            RIDGE.on(f), Weighted(f.arrays(weights)), f.arrays(RIDGE.lam), steps=4, engine=engine
+        )
+        for f in (JAX, TORCH)
+    )
+    np.testing.assert_allclose(found.grad, reference.grad, rtol=1e-10)
+
+
+@needs_jax
+def test_optax_and_torch_optimisers_walk_the_same_way():
+    import optax
+
+    descent = GradientDescent(step_size=RIDGE.eta)
+    runs = [
+        minimize(RIDGE.on(f), descent, f.arrays(RIDGE.lam), steps=9, outer_steps=5, optimizer=o)
+        for f, o in ((TORCH, lambda p: torch.optim.SGD(p, lr=0.5)), (JAX, optax.sgd(0.5)))
+    ]
+    np.testing.assert_allclose(runs[0].values, runs[1].values, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(runs[1].lam), runs[0].lam.numpy(), rtol=1e-12)
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("framework", "optimizer", "words"),
+    [
+        (JAX, lambda p: torch.optim.SGD(p, lr=0.5), "optimizer must be an optax transformation"),
+        (TORCH, lambda p: "adam", "optimizer must make a torch.optim.Optimizer"),
+    ],
+    ids=["jax", "torch"],
+)
+def test_optimisers_of_another_kind_are_refused(framework: Framework, optimizer, words):
+    known, lam = shift(), framework.arrays(shift().lam)
+    with pytest.raises(TypeError, match=words):
+        minimize(
+            known.on(framework),
+            GradientDescent(step_size=0.1),
+            lam,
+            steps=1,
+            outer_steps=1,
+            optimizer=optimizer,
+        )
+
+
+@each_framework
+@each_traceable
+def test_vmap_takes_many_problems_at_once(engine, framework: Framework):
+    """A batch of λ and of data: each row is the hypergradient that it has by itself."""
+    known, descent = linear_map(), GradientDescent(step_size=0.02)
+    lams = framework.arrays(torch.stack([known.lam, 0.5 * known.lam, 2 * known.lam]))
+    shifts = framework.arrays(torch.tensor([0.0, 1.0, -1.0]))
+
+    def grad(lam: Tree, shifted: Tree) -> Tree:
+        problem = known.on(framework)
+        moved = replace(problem, outer=lambda w, lam: problem.outer(w + shifted, lam))
+        return hypergradient(moved, descent, lam, steps=5, engine=engine).grad
+
+    vmap = torch.func.vmap if framework is TORCH else jax.vmap
+    together = framework.tensors(vmap(grad)(lams, shifts))
+    for i in range(3):
+        alone = framework.tensors(grad(lams[i], shifts[i]))
+        assert torch.allclose(together[i], alone, rtol=1e-10, atol=1e-13)
+
+
+@each_framework
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("engine", [Reverse(), Forward(), Exact()], ids=str)
+def test_a_hyperparameter_that_nothing_uses_is_refused(engine, steps, framework: Framework):
+    known = RIDGE.on(framework)
+    problem = Problem(
+        inner=lambda w, lam: known.inner(w, lam["penalty"]),
+        outer=lambda w, lam: known.outer(w, lam["penalty"]),
+        init=lambda lam: 0.1 * lam["penalty"],
+    )
+    lam = framework.arrays({"penalty": RIDGE.lam, "forgotten": torch.ones(2)})
+    with pytest.raises(ValueError, match=re.escape("nothing uses λ['forgotten']")):
+        hypergradient(problem, GradientDescent(step_size=0.1), lam, steps=steps, engine=engine)
+
+
+@each_framework
+def test_hyperparameters_with_a_derivative_that_happens_to_be_zero_are_not_refused(
+    framework: Framework,
+):
+    """One used in the last step only, and one whose effect vanishes at this point."""
+    problem = Problem(
+        inner=lambda w, lam: (w * lam["scale"]) ** 2 / 2,
+        outer=lambda w, lam: w**2,
+        init=lambda lam: 0 * lam["scale"],
+    )
+    dynamics = GradientDescent(step_size=lambda lam, t: lam["sizes"][t - 1])
+    sizes = [torch.tensor(0.1 * t) for t in range(1, 4)]
+    lam = framework.arrays({"scale": torch.tensor(2.0), "sizes": sizes})
+    grad = hypergradient(problem, dynamics, lam, steps=3).grad
+    assert float(grad["scale"]) == 0.0
+    assert [float(g) for g in grad["sizes"]] == [0.0, 0.0, 0.0]
+
+
+@needs_jax
+def test_arrays_of_two_frameworks_are_refused():
+    problem, descent = shift().problem, GradientDescent(step_size=0.1)
+    mixed = {"a": torch.zeros(2), "b": JAX.arrays(torch.zeros(2))}
+    with pytest.raises(TypeError, match=r"λ\['b'\] is a jax array, but λ begins with torch arrays"):
+        hypergradient(problem, descent, mixed, steps=1)
+    foreign = replace(problem, init=lambda lam: JAX.arrays(torch.zeros(())))
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"w_0 = init\(λ\) is a .*, but λ is made of torch arrays"):
+        hypergradient(foreign, descent, lam, steps=1)
+
+
+@each_framework
+def test_a_step_that_changes_the_dict_it_is_given_is_refused(framework: Framework):
+    def update(w, lam, t):
+        w["a"] = 0.5 * w["a"]
+        return w
+
+    problem = Problem(
+        inner=lambda w, lam: w["a"] * lam,
+        outer=lambda w, lam: w["a"] ** 2,
+        init=lambda lam: {"a": 2 * lam},
+    )
+    lam = framework.arrays(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="write into their state"):
+        hypergradient(problem, Custom(update=update), lam, steps=2)
+
+
+@pytest.mark.parametrize("engine", [Reverse(), Unrolled(), Forward()], ids=str)
+def test_leaves_that_are_one_tensor_have_derivatives_of_their_own(engine):
+    """w_0 may hold the same tensor twice, or one leaf that follows from another."""
+    problem = Problem(
+        inner=lambda w, lam: (w["a"] * w["b"]) + lam * w["a"] ** 2,
+        outer=lambda w, lam: w["a"] + 3 * w["b"],
+        init=lambda lam: {"a": lam, "b": lam},
+    )
+    lam, eta = torch.tensor(0.7, dtype=torch.float64), 0.1
+    found = hypergradient(problem, GradientDescent(step_size=eta), lam, steps=1, engine=engine)
+    # a_1 = λ - η (λ + 2λ²), b_1 = λ - η λ
+    expected = (1 - eta * (1 + 4 * lam)) + 3 * (1 - eta)
+    assert torch.allclose(found.grad, expected, rtol=1e-12)

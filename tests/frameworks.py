@@ -1,0 +1,44 @@
+"""The array frameworks that core runs on, under one face, so that one test serves both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel_core.tree import map_leaves
+
+try:
+    import jax
+except ImportError:  # the extra is optional
+    jax = None
+else:
+    jax.config.update("jax_enable_x64", True)
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework's array functions, and the way to its arrays and back."""
+
+    name: str
+    xp: Any
+
+    def arrays(self, tree: Any) -> Any:
+        """Return a tree of tensors or numbers as a tree of this framework's float64 arrays."""
+        return map_leaves(
+            lambda leaf: self.xp.asarray(np.asarray(leaf, dtype=np.float64).copy()), tree
+        )
+
+    def tensors(self, tree: Any) -> Any:
+        """Return a tree of this framework's arrays as tensors."""
+        return map_leaves(lambda leaf: torch.tensor(np.asarray(leaf)), tree)
+
+
+TORCH = Framework("torch", torch)
+JAX = Framework("jax", None if jax is None else jax.numpy)
+needs_jax = pytest.mark.skipif(jax is None, reason="jax is not installed (extra [jax])")
+FRAMEWORKS = [TORCH, pytest.param(JAX, marks=needs_jax)]
+each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda f: f.name)
