@@ -1,8 +1,4 @@
-"""Linear classifiers on features, one an episode, all of a meta-batch at once.
-
-The parameters are a dict {"weight": (batch, dim, way), "bias": (batch, 1, way)}: the inner variable
-w of a hyper-representation. The functions are plain maths, for any engine to differentiate.
-"""
+"""The functions of a linear head: logits, losses and accuracy, as plain maths."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Head", "accuracy", "cross_entropy", "logits", "zeros"]
+__all__ = ["Head", "accuracy", "cross_entropy", "logits", "one_hot", "squared_error", "zeros"]
 
 Head: TypeAlias = dict[str, Tensor]
 
@@ -26,9 +22,20 @@ def zeros(features: Tensor, way: int) -> Head:
     }
 
 
-def logits(head: Head, features: Tensor) -> Tensor:
-    """Return h W + b: (batch, n, way) from features (batch, n, dim)."""
-    return torch.baddbmm(head["bias"], features, head["weight"])
+def logits(head: Head, features: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Return s h W + b: (batch, n, way) from features (batch, n, dim).
+
+    Args:
+        head: W and b.
+        features: h.
+        scale: s, the number that the head was trained with; it multiplies W, which is the smaller.
+    """
+    return torch.baddbmm(head["bias"], features, head["weight"] * scale)
+
+
+def one_hot(labels: Tensor, way: int, like: Tensor) -> Tensor:
+    """Return classes 0 … way-1, int64 (batch, n), as targets (batch, n, way) of like's dtype."""
+    return functional.one_hot(labels, way).to(like)
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -43,6 +50,11 @@ def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """
     each = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
     return each.view(labels.shape).mean(dim=1)
+
+
+def squared_error(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of ½‖z - y‖² of each episode, (batch,), from z and y (batch, n, way)."""
+    return 0.5 * (scores - targets).square().sum(dim=-1).mean(dim=1)
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
