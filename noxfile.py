@@ -13,6 +13,9 @@ ROOT = Path(__file__).parent
 CORE, MODELS, DATA, APPS = "packages/core", "packages/models", "packages/data", "apps"
 PACKAGES = (CORE, MODELS, DATA, APPS)
 PINNED = ("-c", "constraints.txt")
+BENCHMARKS = ("hyperiteration", "engines")
+# What the engines are measured against; no other session installs them.
+PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 
@@ -115,6 +118,9 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure a hyper-iteration against the bare backbone; see benchmarks/README.md."""
-    install_all(session)
-    session.run("python", "benchmarks/hyperiteration.py", *session.posargs, env=ENV)
+    """Measure, all benchmarks or those named: -- engines --threads 2; see benchmarks/README.md."""
+    install_all(session, *PEERS)
+    chosen = [name for name in session.posargs if name in BENCHMARKS]
+    options = [option for option in session.posargs if option not in BENCHMARKS]
+    for name in chosen or BENCHMARKS:
+        session.run("python", f"benchmarks/{name}.py", *options, env=ENV)
