@@ -1,0 +1,142 @@
+"""The folder of a tuning: what is in it, each file written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.tune.tuning import Record
+from bilevel_core.abstract import Tree
+from bilevel_core.tree import named_leaves
+from bilevel_data import DataError
+from bilevel_data.atomic import publish, temporary
+
+__all__ = ["TuneFolder", "arrays_of", "next_folder"]
+
+
+@final
+@dataclass(frozen=True)
+class TuneFolder:
+    """The history, the best λ, the figures and the picture."""
+
+    path: Path
+
+    @property
+    def history(self) -> Path:
+        """One record a hyper-iteration."""
+        return self.path / "history.json"
+
+    @property
+    def hyperparameters(self) -> Path:
+        """The tuned λ: an array a leaf, by its place in the tree."""
+        return self.path / "hyperparameters.npz"
+
+    @property
+    def figures(self) -> Path:
+        """What was run, and the held-out figures."""
+        return self.path / "figures.json"
+
+    @property
+    def picture(self) -> Path:
+        """The history and the tuned λ, drawn."""
+        return self.path / "history.png"
+
+    def files(self) -> list[Path]:
+        """Return the files that are there."""
+        kinds = (self.history, self.hyperparameters, self.figures, self.picture)
+        try:
+            return [path for path in kinds if path.exists()]
+        except OSError:  # such as a name that is too long: `exclusive` says so
+            return []
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Make the folder and keep it to this process.
+
+        Raises:
+            InputError: it holds a run, cannot be written, or another process uses it.
+        """
+        with RunFolder(self.path).exclusive():
+            self.refuse_another()
+            yield
+
+    def refuse_another(self) -> None:
+        """Refuse a folder that holds a run already.
+
+        Raises:
+            InputError: it does.
+        """
+        folder = RunFolder(self.path)
+        if folder.began() or folder.trained():
+            raise InputError(f"{self.path}: holds a run of bilevel-train: choose another --out")
+        if self.files():
+            raise InputError(f"{self.path}: holds a tuning already: choose another --out")
+
+    def save_history(self, records: Sequence[Record]) -> None:
+        """Write the records."""
+        rows = ",\n".join(json.dumps(asdict(record)) for record in records)
+        self._write(self.history, lambda path: path.write_text(f"[\n{rows}\n]\n", "utf-8"))
+
+    def save_hyperparameters(self, lam: Tree) -> None:
+        """Write λ."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:  # a name would be given the ending .npz
+                np.savez(file, **arrays_of(lam))
+
+        self._write(self.hyperparameters, write)
+
+    def save_figures(self, figures: Mapping[str, Any]) -> None:
+        """Write what was run and what it came to."""
+        text = json.dumps(figures, indent=2, ensure_ascii=False)
+        self._write(self.figures, lambda path: path.write_text(f"{text}\n", "utf-8"))
+
+    def save_picture(self, draw: Callable[[Path], None]) -> None:
+        """Write the picture."""
+        self._write(self.picture, draw)
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        try:
+            with temporary(path) as scratch:
+                write(scratch)
+                publish(scratch, path)
+        except (OSError, DataError) as error:
+            raise RunError(f"{path}: cannot write ({error})") from error
+
+
+def next_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """Make and return the first of `runs/tune-NAME-1`, `runs/tune-NAME-2`, … that is new.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    for number in count(1):
+        path = parent / f"tune-{name}-{number}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"{path}: cannot make this folder ({error.strerror})") from None
+        return path
+    raise AssertionError  # `count` does not end
+
+
+def arrays_of(lam: Tree) -> dict[str, Any]:
+    """Return the leaves of λ as numpy arrays by their place: `lam`, `lr`, `layers.0`."""
+    arrays = {}
+    for path, leaf in named_leaves(lam):
+        name = path.replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
+        if hasattr(leaf, "detach"):  # a tensor, which numpy takes from the processor's memory
+            leaf = leaf.detach().cpu().numpy()
+        arrays[name.strip(".") or "lam"] = np.array(leaf)
+    return arrays
