@@ -116,6 +116,11 @@ class Backend(Protocol):
         """The framework's module of array functions (`torch`, `jax.numpy`)."""
         ...
 
+    @property
+    def compiles(self) -> bool:
+        """Whether loops are compiled or traced as a whole, so that no step has a graph to keep."""
+        ...
+
     def owns(self, leaf: object) -> bool:
         """Say whether a leaf is an array of this framework."""
         ...
@@ -189,6 +194,13 @@ class Backend(Protocol):
         self, function: Callable[..., Tree], *primals: Tree
     ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
         """Return function(*primals) and the map from a cotangent to the products with Jᵀ."""
+        ...
+
+    def graph_entries(self, value: Tree, besides: Tree) -> int:
+        """Return how many numbers the graph behind a value of `vjp` holds, its primals included.
+
+        What the graph behind `besides` holds too, such as data, is not counted.
+        """
         ...
 
     def jvps(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from itertools import chain, compress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
 from bilevel_core.backend import backend_of
@@ -53,7 +54,7 @@ def hypergradient(
         DivergenceError: the inner run, f_T or its gradient is not finite or grows without bound.
         ConvergenceError: the implicit engine found w_T not stationary, or its system not solved.
 
-    Cost: the engine's, plus one inner step and one outer objective for the checks.
+    Cost: the engine's, plus one inner step and the objectives for the checks, the first time.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), Eqs. 5 and 6.
@@ -114,9 +115,30 @@ def checked_flow(problem: Problem, dynamics: Dynamics, lam: Tree, steps: int) ->
     _require_floating(backend, lam, "λ")
     flow = Flow(problem=problem, dynamics=dynamics, backend=backend)
     lam = backend.detach(lam)
-    with backend.values_only():
-        _check_maps(flow, lam, steps)
+    _check_once(flow, lam, steps)
     return flow, lam
+
+
+_CHECKED: WeakKeyDictionary[Problem, set[Hashable]] = WeakKeyDictionary()
+"""What each problem was found good with, so that a loop does not pay for the same check again."""
+
+
+def _check_once(flow: Flow, lam: Tree, steps: int) -> None:
+    """Check the maps, unless they passed before with these dynamics and shapes."""
+    shapes = tuple((path, flow.backend.signature(leaf)) for path, leaf in named_leaves(lam))
+    key: Hashable = (flow.dynamics, flow.backend, shapes, steps > 0)
+    try:
+        passed = _CHECKED.setdefault(flow.problem, set())
+        hash(key)
+    except TypeError:  # something of the user's own that cannot be hashed
+        passed = set()
+        key = None
+    if key in passed:
+        return
+    with flow.backend.values_only():
+        _check_maps(flow, lam, steps)
+    if flow.backend.is_concrete(lam):
+        passed.add(key)
 
 
 def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:

@@ -122,6 +122,11 @@ class JaxBackend:
         """The module `jax.numpy`."""
         return jnp
 
+    @property
+    def compiles(self) -> bool:
+        """Say yes."""
+        return True
+
     def owns(self, leaf: object) -> bool:
         """Say whether a leaf is a JAX array."""
         return isinstance(leaf, jax.Array)
@@ -214,6 +219,11 @@ class JaxBackend:
                 return value, pull_back
         value, pull_back = jax.vjp(function, *primals)
         return value, pull_back
+
+    def graph_entries(self, value: Tree, besides: Tree) -> int:
+        """Return 0: what JAX keeps belongs to the way back and not to the value."""
+        del value, besides
+        return 0
 
     def jvps(
         self, function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]

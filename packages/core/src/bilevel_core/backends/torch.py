@@ -74,6 +74,31 @@ def _filled(found: list[torch.Tensor | None], inputs: list[torch.Tensor]) -> lis
     return [torch.zeros_like(x) if g is None else g for g, x in pairs]
 
 
+def _nodes(value: Tree) -> set[Any]:
+    """Return all nodes of the graph behind a value."""
+    found: set[Any] = set()
+    waiting = [leaf.grad_fn for leaf in leaves(value)]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return found
+
+
+def _saved(value: Tree) -> dict[int, int]:
+    """Return the entries of every memory that the nodes behind a value have saved tensors in."""
+    saved = (
+        getattr(node, name)
+        for node in _nodes(value)
+        for name in dir(node)
+        if name.startswith("_saved_")
+    )
+    tensors = [tensor for tensor in saved if isinstance(tensor, torch.Tensor)]
+    storages = [(tensor.untyped_storage(), tensor.itemsize) for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() // size for storage, size in storages}
+
+
 @final
 class TorchOptimizer:
     """Any `torch.optim` optimiser over the leaves of λ."""
@@ -113,6 +138,11 @@ class TorchBackend:
     def namespace(self) -> Any:
         """The module `torch`."""
         return torch
+
+    @property
+    def compiles(self) -> bool:
+        """Say whether a transform such as `torch.func.vmap` is running."""
+        return _in_transform()
 
     def owns(self, leaf: object) -> bool:
         """Say whether a leaf is a tensor."""
@@ -219,6 +249,11 @@ class TorchBackend:
             return products
 
         return value, pull_back
+
+    def graph_entries(self, value: Tree, besides: Tree) -> int:
+        """Add up the tensors that the graph's nodes have saved, each memory once."""
+        held, counted = _saved(value), _saved(besides)
+        return sum(entries for memory, entries in held.items() if memory not in counted)
 
     def jvps(
         self, function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]

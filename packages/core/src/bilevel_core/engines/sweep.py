@@ -11,6 +11,7 @@ Frasconi, Pontil, 2017), Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -18,7 +19,7 @@ from bilevel_core.abstract import Array, Tree
 from bilevel_core.flow import Flow, Trajectory
 from bilevel_core.tree import add
 
-__all__ = ["Sweep", "start_sweep", "sweep_step", "sweep_through", "through_start"]
+__all__ = ["Sweep", "pulled", "start_sweep", "sweep_step", "sweep_through", "through_start"]
 
 Sweep: TypeAlias = tuple[Tree, Tree]
 """(α, gathered)."""
@@ -33,11 +34,16 @@ def start_sweep(flow: Flow, lam: Tree, last: Tree) -> tuple[Array, Sweep]:
 
 def sweep_step(flow: Flow, lam: Tree, sweep: Sweep, before: Tree, t: int) -> Sweep:
     """Pull α back through step t, which is run again from the state before it."""
-    alpha, gathered = sweep
     _, pull_back = flow.backend.vjp(lambda s, x: flow.step(s, x, t), before, lam)
+    return pulled(flow, sweep, pull_back)
+
+
+def pulled(flow: Flow, sweep: Sweep, pull_back: Callable[[Tree], tuple[Tree, ...]]) -> Sweep:
+    """Pull α back through a step by its products with the derivatives in (state, λ)."""
+    alpha, gathered = sweep
     alpha, partial = pull_back(alpha)
-    pulled: Sweep = flow.backend.detach((alpha, add(gathered, partial)))
-    return pulled
+    behind: Sweep = flow.backend.detach((alpha, add(gathered, partial)))
+    return behind
 
 
 def sweep_through(lam: Tree, sweep: Sweep, way: Trajectory) -> Sweep:

@@ -1,0 +1,79 @@
+"""The stored engine: which graphs it keeps, and that they change nothing but time and memory."""
+
+import pytest
+import torch
+
+from bilevel_core import Adam, Checkpointed, GradientDescent, Problem, Reverse, hypergradient
+from bilevel_core.backends.torch import TorchBackend
+from bilevel_core.engines import reverse
+
+SIZE = 12_000  # entries, above the threshold for keeping graphs
+
+
+def wide() -> Problem:
+    """L = Σ λ w² / 2 + a cubic, so that a step's graph holds more than the state."""
+    target = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+    return Problem(
+        inner=lambda w, lam: (lam.exp() * (w - target) ** 2).sum() / 2 + (w**3).sum() / 100,
+        outer=lambda w, lam: ((w - 2 * target) ** 2).mean(),
+        init=lambda lam: torch.zeros_like(target) + 0.1 * lam,
+    )
+
+
+LAM = torch.tensor(-0.3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dynamics", [GradientDescent(step_size=0.1), Adam(step_size=0.1)], ids=str)
+@pytest.mark.parametrize("slack", [0.4, 3.0, 100.0])
+@pytest.mark.parametrize("steps", [0, 1, 2, 9])
+def test_kept_graphs_do_not_change_a_bit(steps, slack, dynamics):
+    problem = wide()
+    none, some, checkpointed = (
+        hypergradient(problem, dynamics, LAM, steps=steps, engine=engine)
+        for engine in (Reverse(slack=0.0), Reverse(slack=slack), Checkpointed(budget=2))
+    )
+    for other in (some, checkpointed):
+        assert torch.equal(none.grad, other.grad)
+        assert torch.equal(none.value, other.value)
+        assert none.result == other.result
+
+
+def count_steps(monkeypatch, engine: Reverse, steps: int) -> int:
+    """Count how often an inner step is taken, the check aside."""
+    problem, descent = wide(), GradientDescent(step_size=0.1)
+    hypergradient(problem, descent, LAM, steps=1)  # passes the check
+    taken = []
+    step = reverse.Flow.step
+
+    def counting(self, state, lam, t):
+        taken.append(t)
+        return step(self, state, lam, t)
+
+    monkeypatch.setattr(reverse.Flow, "step", counting)
+    hypergradient(problem, descent, LAM, steps=steps, engine=engine)
+    monkeypatch.undo()
+    return len(taken)
+
+
+def test_a_step_whose_graph_is_kept_is_taken_once(monkeypatch):
+    assert count_steps(monkeypatch, Reverse(slack=0.0), 20) == 40
+    assert count_steps(monkeypatch, Reverse(slack=1000.0), 20) == 20
+    assert 20 < count_steps(monkeypatch, Reverse(slack=2.0), 20) < 38
+
+
+def test_a_graph_is_weighed_by_the_tensors_that_it_holds():
+    backend = TorchBackend()
+    x, w = torch.ones(50, dtype=torch.float64), torch.ones(50, dtype=torch.float64)
+
+    def function(w: torch.Tensor) -> torch.Tensor:
+        return ((w * x).exp() * w).sum()
+
+    first, _ = backend.vjp(function, w)
+    second, _ = backend.vjp(function, w.clone())
+    # w, and the exponential; the product w x is not needed again, and x is in both.
+    assert backend.graph_entries(second, first) == 100
+
+
+def test_negative_slack_is_refused():
+    with pytest.raises(ValueError, match="slack must be at least 0, found -1"):
+        Reverse(slack=-1)
