@@ -97,7 +97,7 @@ def alone(session: nox.Session) -> None:
         session.run("python", "-m", "venv", "--clear", str(environment))
         python = str(next(environment.glob("[bS]*/python*")))
         session.run(python, "-m", "pip", "install", "-q", *PINNED, f"{wheel}[test]", external=True)
-        session.run(python, "-m", "pytest", f"tests/{name}", external=True)
+        session.run(python, "-m", "pytest", "-m", "not slow", f"tests/{name}", external=True)
 
 
 @nox.session

@@ -40,5 +40,6 @@ class Framework:
 TORCH = Framework("torch", torch)
 JAX = Framework("jax", None if jax is None else jax.numpy)
 needs_jax = pytest.mark.skipif(jax is None, reason="jax is not installed (extra [jax])")
-FRAMEWORKS = [TORCH, pytest.param(JAX, marks=needs_jax)]
+# Compiling takes most of the time of the tests of core.
+FRAMEWORKS = [TORCH, pytest.param(JAX, marks=[needs_jax, pytest.mark.slow])]
 each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda f: f.name)

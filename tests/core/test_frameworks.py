@@ -28,7 +28,7 @@ from bilevel_core import (
 )
 from bilevel_core.abstract import Tree
 from frameworks import JAX, TORCH, Framework, each_framework, jax, needs_jax
-from problems import linear_map, ridge, shift
+from problems import ridge, shift
 
 RIDGE = ridge()
 TRACEABLE: list[Engine] = [
@@ -97,7 +97,7 @@ def test_a_run_that_diverges_within_jit_shows_in_the_numbers():
 def test_functions_that_look_at_the_step_are_run_without_compiling(step_size):
     descent = GradientDescent(step_size=step_size)
     lam = RIDGE.lam
-    for engine in TRACEABLE:
+    for engine in (Reverse(), Checkpointed(budget=2), Forward()):
         found, reference = (
             hypergradient(RIDGE.on(f), descent, f.arrays(lam), steps=5, engine=engine)
             for f in (JAX, TORCH)
@@ -170,18 +170,17 @@ def test_optimisers_of_another_kind_are_refused(framework: Framework, optimizer,
 @each_traceable
 def test_vmap_takes_many_problems_at_once(engine, framework: Framework):
     """A batch of λ and of data: each row is the hypergradient that it has by itself."""
-    known, descent = linear_map(), GradientDescent(step_size=0.02)
-    lams = framework.arrays(torch.stack([known.lam, 0.5 * known.lam, 2 * known.lam]))
-    shifts = framework.arrays(torch.tensor([0.0, 1.0, -1.0]))
+    descent, problem = GradientDescent(step_size=0.05), RIDGE.on(framework)
+    lams = framework.arrays(torch.stack([RIDGE.lam, 0.5 * RIDGE.lam]))
+    shifts = framework.arrays(torch.tensor([0.0, 1.0]))
 
     def grad(lam: Tree, shifted: Tree) -> Tree:
-        problem = known.on(framework)
         moved = replace(problem, outer=lambda w, lam: problem.outer(w + shifted, lam))
-        return hypergradient(moved, descent, lam, steps=5, engine=engine).grad
+        return hypergradient(moved, descent, lam, steps=3, engine=engine).grad
 
     vmap = torch.func.vmap if framework is TORCH else jax.vmap
     together = framework.tensors(vmap(grad)(lams, shifts))
-    for i in range(3):
+    for i in range(2):
         alone = framework.tensors(grad(lams[i], shifts[i]))
         assert torch.allclose(together[i], alone, rtol=1e-10, atol=1e-13)
 
