@@ -1,5 +1,6 @@
 """The hypergradient through the bridge is Algorithm 1's with the whole network inside λ."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from bilevel_apps.meta_task import LEARNED_STEP, Episodes, HyperRepresentation, MetaTask
-from bilevel_core import Problem, hypergradient
+from bilevel_core import DivergenceError, Problem, Reverse, Unrolled, hypergradient
 from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model, heads
 
 BATCH, WAY, SHOT, QUERY, SIZE = 2, 3, 2, 3, 8
@@ -34,7 +35,7 @@ def make_episodes():
     )
 
 
-def make_task(mode, *, steps, unit_length, scale=3.0):
+def make_task(mode, *, steps, unit_length, scale=3.0, engine=None):
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=SIZE, filters=4)
     model = HyperRepresentation(
@@ -43,7 +44,7 @@ def make_task(mode, *, steps, unit_length, scale=3.0):
     for norm in backbone.norms:  # zero offsets would hide a wrong one
         torch.nn.init.normal_(norm.bias, std=0.3)
     encoder = Encoder(backbone=model.backbone, normalization=mode, unit_length=unit_length)
-    return MetaTask(model=model, encoder=encoder, steps=steps)
+    return MetaTask(model=model, encoder=encoder, steps=steps, engine=engine)
 
 
 def reference(task, episodes):
@@ -113,6 +114,40 @@ def test_equals_the_engine_with_the_network_inside(mode, steps, unit_length):
         assert error <= 1e-10 * torch.linalg.vector_norm(grad) + 1e-15, name
     norm = torch.linalg.vector_norm(expected["backbone.convolutions.0.weight"])
     assert (norm > 1e-3) == (steps > 0)  # a head that stays zero teaches the network nothing
+
+
+@pytest.mark.parametrize("engine", [Reverse(), Unrolled()], ids=["reverse", "unrolled"])
+@pytest.mark.parametrize("steps", [0, 1, 64])
+def test_the_heads_give_what_an_engine_gives(steps, engine):
+    episodes, outcomes, grads = make_episodes(), [], []
+    for chosen in (None, engine):
+        task = make_task(Normalization.GHOST, steps=steps, unit_length=True, engine=chosen)
+        outcomes.append(task.hypergradient(episodes))
+        grads.append({name: p.grad for name, p in task.model.named_parameters()})
+    assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-12)
+    assert outcomes[0].accuracy == outcomes[1].accuracy
+    for name, expected in grads[1].items():
+        error = torch.linalg.vector_norm(grads[0][name] - expected)
+        assert error <= 1e-10 * torch.linalg.vector_norm(expected) + 1e-15, name
+
+
+@pytest.mark.parametrize("engine", [None, Reverse()], ids=["heads", "reverse"])
+def test_divergence_is_one_error(engine):
+    task, episodes = make_task(Normalization.GHOST, steps=3, unit_length=False), make_episodes()
+    with torch.no_grad():
+        task.model.log_lr.fill_(800.0)
+    task = dataclasses.replace(task, engine=engine)
+    with pytest.raises(DivergenceError, match="lower the"):
+        task.hypergradient(episodes)
+    with pytest.raises(DivergenceError, match="lower the"):
+        task.accuracies(episodes)
+
+
+def test_a_loss_that_is_no_number_is_refused():
+    task, episodes = make_task(Normalization.SUPPORT, steps=1, unit_length=False), make_episodes()
+    episodes.query[0, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(DivergenceError, match="the loss on the query images is nan after T = 1"):
+        task.hypergradient(episodes)
 
 
 @pytest.mark.parametrize("steps", [1, 5])

@@ -188,7 +188,7 @@ def test_a_run_is_kept_without_resume(command, config_file, trained):
 def test_divergence_is_status_1(refused, config_file):
     settings = {"inner__lr": 1e38, "model__unit_length": False}
     line = refused(config_file(**settings), status=1)
-    assert line.startswith("error: after hyper-iteration 0: the inner run is not finite at step ")
+    assert line.startswith("error: after hyper-iteration 0: the heads are not finite after T = 5 ")
 
 
 def test_training_and_resuming(command, config_file, tmp_path, store):

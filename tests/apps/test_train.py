@@ -365,8 +365,8 @@ def test_divergence_keeps_the_last_checkpoint(tmp_path, config):
     message = str(caught.value)
     last = load_checkpoint(folder / "last.safetensors")
     assert last.record["step"] == 1
-    assert message.startswith("after hyper-iteration 1: the inner run is not finite at step 1 ")
-    assert "lower the inner step size" in message
+    assert message.startswith("after hyper-iteration 1: the heads are not finite after T = 1 ")
+    assert "lower the step size" in message
     assert message.endswith("last.safetensors keeps the last good state")
     assert all(torch.isfinite(t).all() for t in last.tensors.values())
     assert (
@@ -454,7 +454,7 @@ def test_a_second_process_is_refused(tmp_path, config, command, settings):
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100)
         assert not (folder / "config.yaml").exists()
     assert done.returncode == 2
-    assert done.stderr == f"error: {folder}: another process is training in this folder\n"
+    assert done.stderr == f"error: {folder}: another process is at work in this folder\n"
     train(config(train__steps=1), folder, resume=False)  # free again
 
 

@@ -12,7 +12,7 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.meta_task import HyperRepresentation, MetaTask
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
-from bilevel_models import Encoder, Normalization, create_model
+from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
 
 __all__ = ["episode_sampler", "make_task", "model_tensors", "store_of"]
 
@@ -76,6 +76,8 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
     options = {"channels": channels, "image_size": height}
     if config.model.filters is not None:
         options["filters"] = config.model.filters
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     try:
         backbone = create_model(config.model.name, **options)

@@ -11,10 +11,17 @@ from bilevel_apps.errors import InputError
 __all__ = ["choose_device", "choose_precision", "set_threads"]
 
 
-def set_threads(threads: int | None) -> int:
-    """Set and return the number of threads: as given, or all that the process may use."""
+def set_threads(threads: int | None, *, sharers: int = 1) -> int:
+    """Set and return the number of threads: as given, or all that the process may use.
+
+    Of several that share a machine (`sharers`), each takes at most its part of the cores: with more
+    threads than cores all of them wait.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = threads or available or 1
+    part = max(1, (available or 1) // sharers)
+    count = threads or part
+    if sharers > 1:
+        count = min(count, part)
     torch.set_num_threads(count)
     return count
 

@@ -14,10 +14,10 @@ STDERR = 2
 
 
 @contextmanager
-def stop_request() -> Iterator[list[int]]:
+def stop_request(*, tell: bool = True) -> Iterator[list[int]]:
     """Turn Ctrl-C and SIGTERM into an entry of the yielded list, for the loop to act on.
 
-    A second one interrupts at once.
+    A second one interrupts at once. `tell` says on stderr that the first one was heard.
     """
     received: list[int] = []
 
@@ -25,6 +25,8 @@ def stop_request() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        if not tell:
+            return
         # Not print: the signal may have come in the middle of one, which must not be entered twice.
         with suppress(OSError):
             os.write(STDERR, "finishing this hyper-iteration and saving …\n".encode())

@@ -7,20 +7,22 @@ A meta-batch of episodes becomes a bilevel problem (Eqs. 3, 4, 9 and 10 of the p
     L   mean cross-entropy of the heads on the support images
     E   mean cross-entropy of the heads on the query images, averaged over episodes
 
-The heads never touch the backbone. So the engine differentiates with respect to the features, and
-one pull-back takes its hypergradient to the weights (`bilevel_models.features`).
+The heads never touch the backbone. So the inner loop is differentiated in the features, and one
+pull-back takes that hypergradient to the weights (`bilevel_models.features`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from bilevel_core import Engine, GradientDescent, Problem, Reverse, hypergradient, solve_inner
+from bilevel_core import DivergenceError, Engine, GradientDescent, Problem, hypergradient
 from bilevel_data import EpisodeBatch
 from bilevel_models import Encoder, Features, as_images, heads
 
@@ -87,13 +89,14 @@ class MetaTask:
         model: λ.
         encoder: the model's backbone with its normalisation.
         steps: T, inner steps.
-        engine: how hypergradients are computed.
+        engine: how hypergradients are computed; None takes the adjoint of `heads.descend`, which is
+            written out by hand. An engine that is exact gives the same gradient, slower.
     """
 
     model: HyperRepresentation
     encoder: Encoder
     steps: int
-    engine: Engine = field(default_factory=Reverse)
+    engine: Engine | None = None
 
     def hypergradient(self, episodes: Episodes) -> Outcome:
         """Put ∇f_T of a meta-batch into the `grad` of the model's parameters (Algorithm 1).
@@ -104,22 +107,19 @@ class MetaTask:
         Cost: the backbone's forward and backward pass, once over the images, whatever T is.
         """
         features = self.encoder.encode(episodes.support, episodes.query, training=True)
-        computed = hypergradient(
-            _problem(episodes),
-            LEARNED_STEP,
-            self._lam(features),
-            steps=self.steps,
-            engine=self.engine,
-        )
+        lam = self._lam(features)
+        if self.engine is None:
+            found = _by_heads(episodes, lam, self.steps)
+        else:
+            found = _by_engine(episodes, lam, self.steps, self.engine)
         self.model.zero_grad()
-        features.pull_back(computed.grad["support"], computed.grad["query"])
+        features.pull_back(found.grad["support"], found.grad["query"])
         for name in ("log_lr", "log_scale"):
             parameter = getattr(self.model, name)
             if parameter.requires_grad:
-                parameter.grad = computed.grad[name]
-        scores = _scores(LEARNED_STEP.params(computed.state), self._lam(features), "query")
-        correct = heads.accuracy(scores, episodes.query_labels)
-        return Outcome(loss=float(computed.value), accuracy=float(correct.mean()))
+                parameter.grad = found.grad[name]
+        correct = heads.accuracy(found.scores, episodes.query_labels)
+        return Outcome(loss=float(found.value), accuracy=float(correct.mean()))
 
     def accuracies(self, episodes: Episodes) -> Tensor:
         """Return the fraction of query images classified right, one an episode, (batch,).
@@ -128,8 +128,9 @@ class MetaTask:
             bilevel_core.DivergenceError: the inner runs diverge.
         """
         lam = self._lam(self.encoder.encode(episodes.support, episodes.query, training=False))
-        head = solve_inner(_problem(episodes), LEARNED_STEP, lam, steps=self.steps)
-        return heads.accuracy(_scores(head, lam, "query"), episodes.query_labels)
+        with torch.no_grad():
+            scores = _trained_scores(episodes, lam, self.steps)
+        return heads.accuracy(scores, episodes.query_labels)
 
     def _lam(self, features: Features) -> dict[str, Tensor]:
         """Return what the inner loop sees of λ."""
@@ -152,6 +153,60 @@ def to_device(batch: EpisodeBatch, way: int, device: torch.device) -> Episodes:
     )
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """E, its gradient in what the inner loop sees of λ, and the query images' logits."""
+
+    value: Tensor
+    grad: dict[str, Tensor]
+    scores: Tensor
+
+
+def _by_heads(episodes: Episodes, lam: dict[str, Tensor], steps: int) -> _Found:
+    leaves = {name: leaf.requires_grad_() for name, leaf in lam.items()}
+    scores = _trained_scores(episodes, leaves, steps)
+    value = heads.cross_entropy(scores, episodes.query_labels).mean()
+    loss = float(value.detach())
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"the loss on the query images is {loss} after T = {steps} inner steps, although the "
+            "heads are finite: lower the step size, or look for features that are not finite"
+        )
+    grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    grad = dict(zip(leaves, grads, strict=True))
+    return _Found(value=value.detach(), grad=grad, scores=scores.detach())
+
+
+def _by_engine(episodes: Episodes, lam: dict[str, Tensor], steps: int, engine: Engine) -> _Found:
+    found = hypergradient(_problem(episodes), LEARNED_STEP, lam, steps=steps, engine=engine)
+    scores = _scores(LEARNED_STEP.params(found.state), lam, "query")
+    return _Found(value=found.value, grad=found.grad, scores=scores)
+
+
+def _trained_scores(episodes: Episodes, lam: dict[str, Tensor], steps: int) -> Tensor:
+    """Return the query images' logits, (batch, way*query, way), after T steps."""
+    targets = heads.one_hot(episodes.support_labels, episodes.way, lam["support"])
+    with _divergence():
+        head = heads.descend(
+            lam["support"],
+            targets,
+            steps=steps,
+            step_size=lam["log_lr"].exp(),
+            scale=lam["log_scale"].exp(),
+        )
+    return _scores(head, lam, "query")
+
+
+@contextmanager
+def _divergence() -> Iterator[None]:
+    """Let the heads' divergence be core's, so that callers know one."""
+    try:
+        yield
+    except heads.HeadDivergenceError as error:
+        raise DivergenceError(str(error)) from error
+
+
 def _problem(episodes: Episodes) -> Problem:
     return Problem(
         inner=lambda w, lam: heads.cross_entropy(
@@ -165,4 +220,4 @@ def _problem(episodes: Episodes) -> Problem:
 
 
 def _scores(head: heads.Head, lam: dict[str, Tensor], images: str) -> Tensor:
-    return heads.logits(head, lam[images] * lam["log_scale"].exp())
+    return heads.logits(head, lam[images], lam["log_scale"].exp())

@@ -125,7 +125,7 @@ class RunFolder:
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise InputError(f"{self.path}: another process is training in this folder") from None
+            raise InputError(f"{self.path}: another process is at work in this folder") from None
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot write to this folder ({error.strerror}): choose another --out"

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.meta_task import Episodes, to_device
+from bilevel_apps.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
 
 __all__ = ["Score", "nearest_pixel", "score", "score_episodes"]
@@ -48,6 +49,7 @@ def score_episodes(
     episodes: int,
     device: torch.device,
     progress: Callable[[int], None] = lambda _done: None,
+    processes: Processes = ALONE,
 ) -> Score:
     """Return the score over the first `episodes` episodes of a sampler.
 
@@ -57,17 +59,19 @@ def score_episodes(
         episodes: how many.
         device: where to put the images.
         progress: called with the number done after each batch.
+        processes: take turns at the batches; the score is that of one process.
     """
     spec = sampler.spec
     pixels = spec.way * (spec.shot + spec.query) * math.prod(sampler.split.images.shape[1:])
     size = max(1, BATCH_PIXELS // pixels)
-    results = []
-    for first in range(0, episodes, size):
+    results = torch.zeros(episodes, dtype=torch.float64)
+    for first in range(size * processes.rank, episodes, size * processes.size):
         count = min(size, episodes - first)
         batch = to_device(sampler.batch(first, count), spec.way, device)
-        results.append(classify(batch).cpu().numpy())
+        results[first : first + count] = classify(batch)
         progress(first + count)
-    return score(np.concatenate(results))
+    processes.add(results)
+    return score(results.numpy())
 
 
 def nearest_pixel(episodes: Episodes) -> torch.Tensor:

@@ -20,7 +20,7 @@ from bilevel_apps.run_folder import RunFolder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Target", "Tracker", "default_uri", "open_tracker", "tracked_again"]
+__all__ = ["Target", "Tracker", "closing", "default_uri", "open_tracker", "tracked_again"]
 
 FLUSH_SECONDS = 10.0
 CALL_LIMIT = 1000  # metrics that MLflow takes in one call
@@ -124,6 +124,20 @@ def open_tracker(
         warn(_one_line(f"no tracking at {target.uri}, training goes on without it", error))
         return Tracker(warn=warn)
     return Tracker(warn=warn, client=client, run_id=run_id)
+
+
+@contextmanager
+def closing(tracker: Tracker) -> Iterator[None]:
+    """End the tracked run with the status that the block deserves."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
 
 
 @contextmanager

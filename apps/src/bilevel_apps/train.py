@@ -7,26 +7,27 @@ run that was killed continues to the same bits: on a CPU, at the same number of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bilevel_apps.build import store_of
-from bilevel_apps.checkpoint import save_checkpoint
+from bilevel_apps.checkpoint import Checkpoint, save_checkpoint
 from bilevel_apps.config import Config
+from bilevel_apps.distributed import Shard, check_shareable, shared_hypergradient, use_own_gpu
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.hardware import choose_device
 from bilevel_apps.interrupt import stop_request
 from bilevel_apps.meta_task import to_device
 from bilevel_apps.meter import Meter
+from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.report import progress_bar, say, warn
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.schedules import learning_rate
 from bilevel_apps.scoring import Score, score_episodes
-from bilevel_apps.tracking import Target, Tracker, default_uri, open_tracker
+from bilevel_apps.tracking import Target, Tracker, closing, default_uri, open_tracker
 from bilevel_apps.training_state import Training, prepare, resolve, resumable
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
@@ -34,33 +35,52 @@ from bilevel_data import EpisodeLoader, Store
 __all__ = ["train"]
 
 
-def train(config: Config, out: Path, *, resume: bool) -> Score | None:
+def train(config: Config, out: Path, *, resume: bool, processes: Processes = ALONE) -> Score | None:
     """Run, or continue, a training; returns the best validation score of this process.
 
     Args:
         config: what to run; to continue, the configuration that the folder holds.
-        out: the run's folder; made if it is missing.
+        out: the run's folder; made if it is missing. The first process alone uses it.
         resume: continue from the folder's last checkpoint, if it has one.
+        processes: who divides the episodes; all of them call this, inside `connected`.
 
     Raises:
         InputError: the input cannot be used, or the folder holds a run and `resume` is off.
-        RunError: the training failed; the last checkpoint is kept.
+        RunError: the training failed, or another process is gone; the last checkpoint is kept.
         bilevel_data.DataError: the store cannot be used.
     """
     folder = RunFolder(out)
-    _refuse_another(folder, resume)
-    store = store_of(config.data)
-    device = choose_device(config.device)
-    config = resolve(config, store, device)
-    training = prepare(config, folder, store, device)
-    with folder.exclusive():
-        _refuse_another(folder, resume)  # again: one may have begun meanwhile
-        if resume and folder.last.exists():
-            training.restore(resumable(folder, training))
-        folder.save_config(config)
+    processes.from_first(lambda: _refuse_another(folder, resume))
+    with processes.agreed():
+        store = store_of(config.data)
+        training = _prepare(config, folder, store, processes)
+    with ExitStack() as stack:
+        begun = processes.from_first(lambda: _begin(training, stack, resume=resume))
+        if begun is not None:
+            training.restore(begun)
         tracker = _start_tracking(training, store, resume=resume)
-        with _closing(tracker):
+        with closing(tracker):
             return _run(training, tracker)
+
+
+def _prepare(config: Config, folder: RunFolder, store: Store, processes: Processes) -> Training:
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        use_own_gpu(processes)
+    config = resolve(config, store, device, processes)
+    training = prepare(config, folder, store, device, processes)
+    check_shareable(config, training.task.model, processes)
+    return training
+
+
+def _begin(training: Training, stack: ExitStack, *, resume: bool) -> Checkpoint | None:
+    """Take the folder, until the stack closes; return the checkpoint to continue from."""
+    folder = training.folder
+    stack.enter_context(folder.exclusive())
+    _refuse_another(folder, resume)  # again: one may have begun meanwhile
+    found = resumable(folder, training) if resume and folder.last.exists() else None
+    folder.save_config(training.config)
+    return found
 
 
 def _refuse_another(folder: RunFolder, resume: bool) -> None:
@@ -72,7 +92,7 @@ def _refuse_another(folder: RunFolder, resume: bool) -> None:
 
 def _start_tracking(training: Training, store: Store, *, resume: bool) -> Tracker:
     config, folder = training.config, training.folder
-    if not config.tracking.enabled:
+    if not (config.tracking.enabled and training.processes.first):
         return open_tracker(None, run_id=None, warn=warn)
     known = folder.load_tracking() if resume else {}
     target = Target(
@@ -91,27 +111,14 @@ def _start_tracking(training: Training, store: Store, *, resume: bool) -> Tracke
     return tracker
 
 
-@contextmanager
-def _closing(tracker: Tracker) -> Iterator[None]:
-    """End the tracked run with the status that the block deserves."""
-    status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-
-
 def _run(training: Training, tracker: Tracker) -> Score | None:
     config, steps = training.config, training.config.train.steps
+    several = training.processes.size > 1
     _announce(training)
     best = None
     meter = Meter()
     loader = EpisodeLoader(
-        training.train_episodes,
+        Shard(whole=training.train_episodes, processes=training.processes),
         meta_batch=config.train.meta_batch,
         first_step=training.step,
         steps=steps - training.step,
@@ -119,7 +126,7 @@ def _run(training: Training, tracker: Tracker) -> Score | None:
     with (
         loader as batches,
         progress_bar("training", steps, training.step) as show,
-        stop_request() as stopping,
+        stop_request(tell=training.processes.first) as training.signals,
     ):
         for batch in batches:
             meter.add(_hyper_iteration(training, batch), config.train.meta_batch)
@@ -130,10 +137,12 @@ def _run(training: Training, tracker: Tracker) -> Score | None:
             if step % config.train.validate_every == 0 or step == steps:
                 found = _validate(training, tracker)
                 best = found or best
-            stop = bool(stopping) and step < steps
+            # A signal reaches several processes at several times: they have agreed when to stop.
+            stop = (training.stop if several else bool(training.signals)) and step < steps
             if step % config.train.checkpoint_every == 0 or step == steps or stop:
-                save_checkpoint(training.folder.last, training.checkpoint())
+                _save(training, training.folder.last)
             if stop:
+                training.processes.wait()  # torchrun kills the others when one has ended
                 say(f"stopped at hyper-iteration {step}; continue with --resume")
                 raise KeyboardInterrupt
     return best
@@ -148,6 +157,7 @@ def _announce(training: Training) -> None:
         f"T = {task.steps} inner steps; {config.train.meta_batch} episodes of {spec.way}-way "
         f"{spec.shot}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"
+        + (f", {training.processes.size} processes" if training.processes.size > 1 else "")
     )
     if training.step:
         say(f"resuming after hyper-iteration {training.step} of {config.train.steps}")
@@ -161,7 +171,9 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
         group["lr"] = lr
     episodes = to_device(batch, training.train_episodes.spec.way, training.device)
     try:
-        outcome = training.task.hypergradient(episodes)
+        outcome, training.stop = shared_hypergradient(
+            training.task, episodes, training.processes, stop=bool(training.signals)
+        )
     except DivergenceError as error:
         raise _diverged(training, "after", error) from error
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -209,6 +221,7 @@ def _validate(training: Training, tracker: Tracker) -> Score | None:
             training.val_episodes,
             episodes=training.config.train.validate_episodes,
             device=training.device,
+            processes=training.processes,
         )
     except DivergenceError as error:
         raise _diverged(training, "validation after", error) from error
@@ -217,7 +230,12 @@ def _validate(training: Training, tracker: Tracker) -> Score | None:
     if found.accuracy <= training.best_accuracy:
         return None
     training.best_accuracy, training.best_step = found.accuracy, training.step
-    save_checkpoint(training.folder.best, training.checkpoint())
+    _save(training, training.folder.best)
     tracker.artifact(training.folder.best)
     tracker.metrics(training.step, {"val/best_accuracy": found.accuracy})
     return found
+
+
+def _save(training: Training, path: Path) -> None:
+    if training.processes.first:
+        save_checkpoint(path, training.checkpoint())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, final
 
@@ -15,6 +15,7 @@ from bilevel_apps.config import Config, flatten
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_precision, set_threads
 from bilevel_apps.meta_task import HyperRepresentation, MetaTask
+from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
 from bilevel_data import EpisodeSampler, Store
@@ -28,7 +29,11 @@ FREE = ("data", "device", "threads")
 @final
 @dataclass
 class Training:
-    """A run in progress: what a checkpoint saves, and what is made anew from the configuration."""
+    """A run in progress: what a checkpoint saves, and what is made anew from the configuration.
+
+    Of the rest, `signals` are those that this process has received, and `stop` says whether any of
+    the processes had received one at the last hyper-iteration.
+    """
 
     config: Config
     folder: RunFolder
@@ -41,6 +46,9 @@ class Training:
     step: int = 0
     best_accuracy: float = -1.0
     best_step: int = 0
+    processes: Processes = ALONE
+    signals: list[int] = field(default_factory=list)
+    stop: bool = False
 
     def checkpoint(self) -> Checkpoint:
         """Return all that a resume needs."""
@@ -74,14 +82,16 @@ class Training:
         self.best_step = record["best_step"]
 
 
-def resolve(config: Config, store: Store, device: torch.device) -> Config:
+def resolve(config: Config, store: Store, device: torch.device, processes: Processes) -> Config:
     """Settle what the configuration leaves open, so that the saved one says what was run."""
+    threads = set_threads(config.threads, sharers=processes.local_size)
     rotations = config.episode.rotations
     if rotations is None:
         rotations = store.manifest.rotations_are_classes
     return config.model_copy(
         update={
-            "threads": set_threads(config.threads),
+            # Each process's part of the cores is not what another number of them would take.
+            "threads": threads if processes.size == 1 else config.threads,
             "precision": choose_precision(config.precision, device),
             "data": str(store.path.resolve()),
             "episode": config.episode.model_copy(update={"rotations": rotations}),
@@ -89,7 +99,9 @@ def resolve(config: Config, store: Store, device: torch.device) -> Config:
     )
 
 
-def prepare(config: Config, folder: RunFolder, store: Store, device: torch.device) -> Training:
+def prepare(
+    config: Config, folder: RunFolder, store: Store, device: torch.device, processes: Processes
+) -> Training:
     """Build everything that can be refused before anything is written."""
     episode, training, rotations = config.episode, config.train, bool(config.episode.rotations)
     train_episodes = episode_sampler(
@@ -123,12 +135,14 @@ def prepare(config: Config, folder: RunFolder, store: Store, device: torch.devic
         device=device,
         environment={
             "threads": torch.get_num_threads(),
+            "processes": processes.size,
             "device": str(device),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "bilevel": version("bilevel-apps"),
             "data": {name: info.sha256 for name, info in store.manifest.splits.items()},
         },
+        processes=processes,
     )
 
 
@@ -146,7 +160,8 @@ def _optimizer(config: Config, model: HyperRepresentation) -> torch.optim.Optimi
 def resumable(folder: RunFolder, training: Training) -> Checkpoint:
     """Return the checkpoint to continue from, or refuse to continue it as another run."""
     checkpoint = load_checkpoint(folder.last)
-    before, now = checkpoint.record["environment"], training.environment
+    before = {"processes": 1} | checkpoint.record["environment"]
+    now = training.environment
     if before["data"] != now["data"]:
         raise InputError(
             f"{training.config.data}: its images are not those that the run began with: give the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -22,34 +23,43 @@ def make_app(help_text: str) -> typer.Typer:
     return typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
 
 
-def run_app(app: typer.Typer) -> None:
+def print_error(line: str, _status: int) -> None:
+    """Print an error on stderr."""
+    print(line, file=sys.stderr)
+
+
+def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) -> None:
     """Run a command and leave the process with its status.
 
     0: done. 1: the work failed. 2: the input cannot be used. 130: interrupted. An error is one
     line on stderr that begins with `error:`. A command without arguments prints its help.
+
+    Args:
+        app: the command.
+        report: takes the line of an error, and the status.
     """
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
-        _fail(2, getattr(error, "format_message", error.__str__)())
+        _fail(report, 2, getattr(error, "format_message", error.__str__)())
     except InputError as error:
-        _fail(2, str(error))
+        _fail(report, 2, str(error))
     except RunError as error:
-        _fail(1, str(error))
+        _fail(report, 1, str(error))
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     except Exception as error:  # a library's error, or ours: still one line
         from bilevel_data import DataError
 
         if isinstance(error, DataError):
-            _fail(2, str(error))
-        _fail(1, f"{type(error).__name__}: {error} (--debug shows the traceback)")
+            _fail(report, 2, str(error))
+        _fail(report, 1, f"{type(error).__name__}: {error} (--debug shows the traceback)")
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def _fail(status: int, message: str) -> None:
+def _fail(report: Callable[[str, int], None], status: int, message: str) -> None:
     if "--debug" in sys.argv:
         traceback.print_exc()
     line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
+    report(f"error: {line}", status)
     raise SystemExit(status)

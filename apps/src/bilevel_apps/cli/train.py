@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.together import one_voice
 from bilevel_apps.config import (
     Config,
     describe_keys,
@@ -18,6 +21,7 @@ from bilevel_apps.config import (
     with_settings,
 )
 from bilevel_apps.errors import InputError
+from bilevel_apps.processes import connected, launched
 
 
 def _keys() -> str:
@@ -38,6 +42,10 @@ Example:
   bilevel-train --preset glyphs-5way-1shot --data glyphs.h5 --out runs/glyphs
 
   bilevel-eval runs/glyphs
+
+Several processes, on one machine or more, share each meta-batch and give the same result:
+
+  torchrun --nproc-per-node 2 -m bilevel_apps.cli.train --preset … --data … --out …
 
 Presets (paper/… has the paper's own settings): {", ".join(list_presets())}.
 
@@ -79,10 +87,13 @@ def train(
     if out is None:
         raise InputError("--out DIR is missing: name a folder for the run")
     given = _collect(config, preset, data, device, assignments or [])
-    chosen = _chosen(given, out, resume=resume, named=config is not None or preset is not None)
-    from bilevel_apps.train import train as run_training
+    named = config is not None or preset is not None
+    processes = launched(os.environ)
+    with connected(processes):
+        chosen = processes.from_first(lambda: _chosen(given, out, resume=resume, named=named))
+        from bilevel_apps.train import train as run_training
 
-    best = run_training(chosen, out, resume=resume)
+        best = run_training(chosen, out, resume=resume, processes=processes)
     if best is not None:
         print(f"best validation accuracy {best}")
     print(f"evaluate with: bilevel-eval {out}")
@@ -126,8 +137,13 @@ def _chosen(given: Config, out: Path, *, resume: bool, named: bool) -> Config:
 
 
 def main() -> None:
-    """Run the command."""
-    run_app(app)
+    """Run the command, alone or as one of the processes that torchrun started."""
+    processes = launched(os.environ)
+    if processes.size == 1:
+        run_app(app)
+        return
+    with one_voice(processes, debug="--debug" in sys.argv) as report:
+        run_app(app, report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, final
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.report import say, warn
 from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.tracking import Target, Tracker, default_uri, open_tracker
+from bilevel_apps.tracking import Target, Tracker, closing, default_uri, open_tracker
 from bilevel_apps.tune.folder import TuneFolder, next_folder
 from bilevel_apps.tune.loop import INTERRUPTED, Loop
 from bilevel_apps.tune.picture import draw_history
@@ -67,7 +67,7 @@ def tune(tuning: Tuning, request: Request) -> dict[str, Any]:
     with folder.exclusive():
         tracker = _start_tracking(tuning, request, folder.path)
         loop = Loop(tuning=tuning, folder=folder, tracker=tracker)
-        with _closing(tracker), _mistakes(request.name):
+        with closing(tracker), _mistakes(request.name):
             return _whole(loop, request, start)
 
 
@@ -173,20 +173,6 @@ def _start_tracking(tuning: Tuning, request: Request, out: Path) -> Tracker:
     params = {f"set.{key}": value for key, value in what.pop("settings").items()}
     tracker.describe(what | params, {"problem": request.name, "title": tuning.title})
     return tracker
-
-
-@contextmanager
-def _closing(tracker: Tracker) -> Iterator[None]:
-    """End the tracked run with the status that the block deserves."""
-    status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
 
 
 def _metric(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -134,4 +133,5 @@ def _rate(rows: list[ConvergenceRow], rounding: float) -> float | None:
         for before, after in pairwise(seen)
         if after.steps > before.steps
     ]
-    return statistics.median(factors) if factors else None
+    # The lower median; the module `statistics` would take a tenth of the time of an import.
+    return sorted(factors)[(len(factors) - 1) // 2] if factors else None

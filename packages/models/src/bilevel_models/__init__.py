@@ -3,6 +3,7 @@
 from bilevel_models import heads
 from bilevel_models.convnet import ConvNet, c4l, omniglot_net
 from bilevel_models.features import Encoder, Features, as_images
+from bilevel_models.memory import keep_freed_memory
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
 from bilevel_models.registry import Backbone, create_model, list_models, register_model
 
@@ -20,6 +21,7 @@ __all__ = [
     "c4l",
     "create_model",
     "heads",
+    "keep_freed_memory",
     "list_models",
     "omniglot_net",
     "register_model",

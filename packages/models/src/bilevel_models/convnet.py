@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import final
+from collections.abc import Iterator, Sequence
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bilevel_models.fused import Plan, block
 from bilevel_models.normalization import EACH_SET, OffsetNorm2d, Statistics
 
 __all__ = ["ConvNet", "c4l", "omniglot_net"]
@@ -63,9 +65,35 @@ class ConvNet(nn.Module):
         """Return features (n, dim) of images (n, channels, size, size)."""
         x = images
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = functional.relu(norm(convolution(x), statistics))
-            if self.pool:
+            x = norm(convolution(x), statistics)
+            if self.pool:  # before the rectifier: they commute, and it then sees a quarter
                 x = functional.max_pool2d(x, 2)
+            x = functional.relu(x)
+        return torch.flatten(x, 1)
+
+    def forward_sets(self, images: Tensor, sizes: Sequence[int], *, track: bool) -> Tensor:
+        """Return features of several sets of images, each normalised by its own statistics.
+
+        What `forward` gives set by set, in one pass that is faster on a CPU. Its gradient can be
+        taken once, in the weights.
+
+        Args:
+            images: (n, channels, size, size).
+            sizes: images of each set, in their order; their sum is n.
+            track: let the running averages follow, set by set.
+        """
+        x = images
+        layers = zip(self.convolutions, self.norms, strict=True)
+        for convolution, norm in cast("Iterator[tuple[nn.Conv2d, OffsetNorm2d]]", layers):
+            plan = Plan(
+                sizes=tuple(sizes),
+                first=x is images,
+                pool=self.pool,
+                eps=norm.eps,
+                momentum=norm.momentum,
+                running=(norm.running_mean, norm.running_var) if track else None,
+            )
+            x = block(x, convolution.weight, norm.bias, plan)
         return torch.flatten(x, 1)
 
 

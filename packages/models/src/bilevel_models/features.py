@@ -8,10 +8,10 @@ hypergradient in the features goes through the backbone once backward. The resul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,6 +48,13 @@ class Features:
     support: Tensor
     query: Tensor
     pull_back: Callable[[Tensor, Tensor], None]
+
+
+@runtime_checkable
+class _TakesSets(Protocol):
+    """A backbone that passes several sets through itself at once, as `ConvNet` does."""
+
+    def forward_sets(self, images: Tensor, sizes: Sequence[int], *, track: bool) -> Tensor: ...
 
 
 @final
@@ -87,11 +94,11 @@ class Encoder:
         return Features(support=h_s.detach(), query=h_q.detach(), pull_back=pull_back)
 
     def _forward(self, support: Tensor, query: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-        """Pass sets of images that share their statistics through the backbone, set by set.
-
-        One episode a pass also keeps the activations in the processor's cache.
-        """
-        mode = self.normalization
+        """Pass the images through the backbone, at once where it can, or set by set."""
+        mode, backbone = self.normalization, self.backbone
+        own = mode is Normalization.EPISODE or (training and mode is not Normalization.SUPPORT)
+        if own and isinstance(backbone, _TakesSets) and support.device.type == "cpu":
+            return self._at_once(backbone, support, query, training=training)
         whole_batch = mode is Normalization.BATCH or not (
             training or mode in (Normalization.EPISODE, Normalization.SUPPORT)
         )
@@ -101,6 +108,26 @@ class Encoder:
             for s, q in zip(support.chunk(groups), query.chunk(groups), strict=True)
         ]
         h_s, h_q = (torch.cat(part) for part in zip(*parts, strict=True))
+        return h_s, h_q
+
+    def _at_once(
+        self, backbone: _TakesSets, support: Tensor, query: Tensor, *, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Encode a meta-batch each of whose sets has its own statistics."""
+        b, n, m = len(support), support.shape[1], query.shape[1]
+        mode = self.normalization
+        track = training and mode is not Normalization.EPISODE
+        if mode is Normalization.GHOST:
+            images, sizes = _joined(support, query, dim=1), [n + m] * b
+        else:
+            images = _joined(support.flatten(0, 1), query.flatten(0, 1), dim=0)
+            sizes = [n] * b + [m] * b if mode is Normalization.EPISODE else [b * (n + m)]
+        with self._autocast(images.device.type):
+            h = self._finished(backbone.forward_sets(images, sizes, track=track))
+        if mode is Normalization.GHOST:
+            h_s, h_q = h.view(b, n + m, -1).split_with_sizes((n, m), dim=1)
+        else:
+            h_s, h_q = (x.view(b, len(x) // b, -1) for x in h.split_with_sizes((b * n, b * m)))
         return h_s, h_q
 
     def _encode_group(
@@ -126,8 +153,17 @@ class Encoder:
         images = images.contiguous(memory_format=torch.channels_last)
         with self._autocast(images.device.type):
             h = self.backbone(images, statistics)
+        return self._finished(h)
+
+    def _finished(self, h: Tensor) -> Tensor:
         h = h if h.dtype == torch.float64 else h.float()
         return functional.normalize(h, dim=-1) if self.unit_length else h
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+
+
+def _joined(support: Tensor, query: Tensor, *, dim: int) -> Tensor:
+    """Return images (…, channels, height, width) of both sets as one batch, channels last."""
+    pixels = torch.cat([x.movedim(-3, -1) for x in (support, query)], dim)
+    return pixels.flatten(0, -4).movedim(-1, -3)
