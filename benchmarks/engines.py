@@ -106,10 +106,12 @@ def missing_peers() -> list[str]:
     ]
 
 
-def measure(case_name: str, steps: int, repeats: int, threads: int) -> list[Row]:
-    """Return a row for each contender that is installed, at one T."""
+def measure(case_name: str, steps: int, options: argparse.Namespace) -> list[Row]:
+    """Return a row for each contender that is wanted and installed, at one T."""
     case, missing = CASES[case_name](), missing_peers()
-    names = [name for name in case.names if name not in missing]
+    wanted = {*PEERS, *(options.only or case.names)}
+    names = [name for name in case.names if name in wanted and name not in missing]
+    repeats = options.repeats
     difference = differences(case, names, steps)
     turns = [{name: seconds(case, name, steps) for name in names} for _ in range(repeats)]
     median = {name: statistics.median(turn[name] for turn in turns) for name in names}
@@ -121,7 +123,9 @@ def measure(case_name: str, steps: int, repeats: int, threads: int) -> list[Row]
             name=name,
             ms=1000 * median[name],
             ratio=statistics.median(turn[name] / turn[fastest] for turn in turns),
-            peak=in_fresh_process(case_name, name, steps, threads),
+            peak=None
+            if options.no_memory
+            else in_fresh_process(case_name, name, steps, options.threads),
             difference=difference[name],
         )
         for name in names
@@ -246,6 +250,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="T = 10 only, once: a smoke test")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these engines, and the peers")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     if options.quick:
@@ -266,7 +272,7 @@ def main() -> None:
     for case_name, make in CASES.items():
         print(f"\n{make().title}")
         for steps in options.steps:
-            rows += (new := measure(case_name, steps, options.repeats, options.threads))
+            rows += (new := measure(case_name, steps, options))
             print_rows(new)
     verdicts = [
         agreement(rows),

@@ -40,7 +40,7 @@ class Reverse:
     Meta-Learning (Franceschi et al., 2018), Algorithm 1.
     """
 
-    slack: float = 0.4
+    slack: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.slack >= 0:
