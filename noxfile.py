@@ -79,7 +79,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types with mypy, strictly."""
-    install_all(session, "mypy", "types-PyYAML")
+    install_all(session, "mypy", "types-PyYAML", "jax")
     session.run("mypy", *(f"{package}/src" for package in PACKAGES))
 
 
