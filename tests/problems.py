@@ -106,7 +106,7 @@ def ridge(n: int = 12, d: int = 5) -> Known:
     )
 
 
-def linear_map(n: int = 9, d: int = 3, rho: float = 0.5) -> Known:
+def linear_map(n: int = 9, d: int = 4, rho: float = 0.5) -> Known:
     """Example 3.4: L_H(w) = ‖y - XHw‖² + ρ‖w‖², λ = H a square matrix, E on held-out data."""
     x, y = _randn(n, d, seed=11), _randn(n, seed=12)
     x_val, y_val = _randn(n, d, seed=13), _randn(n, seed=14)
