@@ -558,7 +558,7 @@ def test_tracking(here, monkeypatch):
     found = client.get_run(known["run_id"])
     assert client.get_experiment(found.info.experiment_id).name == "tune shift"
     assert (found.info.run_name, found.info.status) == ("found", "FINISHED")
-    assert found.data.params["engine"] == "Reverse()"
+    assert found.data.params["engine"] == str(Reverse())
     history = json.loads((here / "runs" / "found" / "history.json").read_text())
     logged = client.get_metric_history(known["run_id"], "outer/value")
     assert [m.value for m in logged] == [record["value"] for record in history]
