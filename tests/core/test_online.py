@@ -290,3 +290,21 @@ def test_a_dict_that_is_not_in_the_order_of_its_keys_has_the_same_run_in_jax():
     assert in_jax.values == pytest.approx(in_torch.values, rel=1e-12)
     assert in_jax.lam["z"].tolist() == pytest.approx(in_torch.lam["z"].tolist(), rel=1e-12)
     assert float(in_jax.lam["a"]) == pytest.approx(in_torch.lam["a"].item(), rel=1e-12)
+
+
+def test_a_hyperparameter_that_only_a_late_step_uses_is_not_refused_and_one_that_none_does_is():
+    known = shift()
+    dynamics = GradientDescent(step_size=lambda lam, t: lam["sizes"][t - 1])
+    problem = Problem(
+        inner=lambda w, lam: known.problem.inner(w, lam["target"]),
+        outer=lambda w, lam: known.problem.outer(w, lam["target"]),
+        init=lambda lam: 0 * lam["target"],
+    )
+    sizes = [torch.tensor(0.1 * t, dtype=torch.float64) for t in range(1, 5)]
+    lam = {"target": known.lam, "sizes": sizes}
+    still = partial(torch.optim.SGD, lr=0.0)
+    run = minimize_online(problem, dynamics, lam, steps=4, optimizer=still)
+    assert len(run.values) == 4
+    lam["sizes"] = [*sizes, torch.tensor(0.5, dtype=torch.float64)]
+    with pytest.raises(ValueError, match=r"nothing uses λ\['sizes'\]\[4\]"):
+        minimize_online(problem, dynamics, lam, steps=4, optimizer=still)

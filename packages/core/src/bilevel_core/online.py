@@ -104,7 +104,7 @@ def minimize_online(
             break
         value, grad = _direction(flow, lam, state, chunks, end)
         if position == 0:
-            refuse_unused(flow, lam, grad, every)
+            refuse_unused(flow, lam, grad, steps)
         values.append(value)
         losses.append(_loss(flow, lam, state, end))
         lams.append(lam)
