@@ -20,6 +20,7 @@ from jax import lax
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from bilevel_core.abstract import OuterOptimizer, Tree
+from bilevel_core.backends import loops
 from bilevel_core.results import Hypergradient
 from bilevel_core.tree import leaves, map_leaves, rebuild
 
@@ -172,9 +173,7 @@ class JaxBackend:
         try:
             return loop(_findable(body), carry, fixed, times.start, times.step, len(times))
         except UNTRACEABLE:
-            for t in times:
-                carry = body(carry, fixed, t)
-            return carry
+            return loops.fold(body, carry, fixed, times)
 
     def record(self, body: Body, carry: Tree, fixed: Tree, times: range) -> tuple[Tree, Tree]:
         """Loop in compiled code; the history's leaves have a leading axis over steps."""
@@ -184,11 +183,8 @@ class JaxBackend:
         try:
             return scan(_findable(body), carry, fixed, times.start, times.step, len(times))
         except UNTRACEABLE:
-            states = []
-            for t in times:
-                states.append(carry)
-                carry = body(carry, fixed, t)
-            return map_leaves(lambda *rows: jnp.stack(rows), *states), carry
+            states, last = loops.record(body, carry, fixed, times)
+            return map_leaves(lambda *rows: jnp.stack(rows), *states), last
 
     def recall(self, history: Tree, index: Any) -> Tree:
         """Return a row of every leaf."""

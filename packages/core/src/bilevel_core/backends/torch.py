@@ -1,7 +1,7 @@
 """The PyTorch adapter.
 
-It differentiates by ordinary autograd, which costs least, and by `torch.func` inside a transform
-such as `vmap`, where ordinary autograd cannot go.
+It differentiates by ordinary autograd, and by `torch.func` where that cannot go: forward, and
+inside a transform such as `vmap`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 
 from bilevel_core.abstract import OuterOptimizer, Tree
+from bilevel_core.backends import loops
 from bilevel_core.tree import leaves, map_leaves, rebuild
 
 __all__ = ["TorchBackend"]
@@ -186,20 +187,14 @@ class TorchBackend:
     def fold(
         self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
     ) -> Tree:
-        """Loop."""
-        for t in times:
-            carry = body(carry, fixed, t)
-        return carry
+        """Loop step by step."""
+        return loops.fold(body, carry, fixed, times)
 
     def record(
         self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
     ) -> tuple[list[Tree], Tree]:
-        """Loop; the history is a list."""
-        history = []
-        for t in times:
-            history.append(carry)
-            carry = body(carry, fixed, t)
-        return history, carry
+        """Loop step by step; the history is a list."""
+        return loops.record(body, carry, fixed, times)
 
     def recall(self, history: list[Tree], index: int) -> Tree:
         """Return an element of the list."""

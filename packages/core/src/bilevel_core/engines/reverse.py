@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from bilevel_core.abstract import Tree
-from bilevel_core.engines.sweep import pulled, start_sweep, sweep_through, through_start
+from bilevel_core.engines.sweep import (
+    PullBack,
+    pulled,
+    start_sweep,
+    step_vjp,
+    sweep_through,
+    through_start,
+)
 from bilevel_core.flow import Flow, trajectory
 from bilevel_core.results import Hypergradient, diagnose
 
@@ -67,7 +73,7 @@ class Reverse:
         )
 
 
-_Kept: TypeAlias = list[tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]]
+_Kept: TypeAlias = list[tuple[Tree, PullBack]]
 """For every step whose graph is kept, the state before it and the way back through it."""
 
 
@@ -82,7 +88,7 @@ def _keep_graphs(
         return kept, state
     most, before = steps, state
     while len(kept) < most:
-        moved, pull_back = backend.vjp(_Step(flow, len(kept) + 1), state, lam)
+        moved, pull_back = step_vjp(flow, lam, state, len(kept) + 1)
         if len(kept) == 1:
             # The second step shows what each adds: a state is stored anyway, and data once.
             added = backend.graph_entries(moved, before) - size
@@ -90,13 +96,3 @@ def _keep_graphs(
         kept.append((state, pull_back))
         state, before = backend.detach(moved), moved
     return kept, state
-
-
-@final
-@dataclass(frozen=True)
-class _Step:
-    flow: Flow
-    t: int
-
-    def __call__(self, state: Tree, lam: Tree) -> Tree:
-        return self.flow.step(state, lam, self.t)

@@ -19,10 +19,22 @@ from bilevel_core.abstract import Array, Tree
 from bilevel_core.flow import Flow, Trajectory
 from bilevel_core.tree import add
 
-__all__ = ["Sweep", "pulled", "start_sweep", "sweep_step", "sweep_through", "through_start"]
+__all__ = [
+    "PullBack",
+    "Sweep",
+    "pulled",
+    "start_sweep",
+    "step_vjp",
+    "sweep_step",
+    "sweep_through",
+    "through_start",
+]
 
 Sweep: TypeAlias = tuple[Tree, Tree]
 """(α, gathered)."""
+
+PullBack: TypeAlias = Callable[[Tree], tuple[Tree, ...]]
+"""The products of a cotangent with the derivatives in each argument."""
 
 
 def start_sweep(flow: Flow, lam: Tree, last: Tree) -> tuple[Array, Sweep]:
@@ -34,11 +46,16 @@ def start_sweep(flow: Flow, lam: Tree, last: Tree) -> tuple[Array, Sweep]:
 
 def sweep_step(flow: Flow, lam: Tree, sweep: Sweep, before: Tree, t: int) -> Sweep:
     """Pull α back through step t, which is run again from the state before it."""
-    _, pull_back = flow.backend.vjp(lambda s, x: flow.step(s, x, t), before, lam)
+    _, pull_back = step_vjp(flow, lam, before, t)
     return pulled(flow, sweep, pull_back)
 
 
-def pulled(flow: Flow, sweep: Sweep, pull_back: Callable[[Tree], tuple[Tree, ...]]) -> Sweep:
+def step_vjp(flow: Flow, lam: Tree, before: Tree, t: int) -> tuple[Tree, PullBack]:
+    """Return s_t with its graph, and the way back through step t to (s_{t-1}, λ)."""
+    return flow.backend.vjp(lambda s, x: flow.step(s, x, t), before, lam)
+
+
+def pulled(flow: Flow, sweep: Sweep, pull_back: PullBack) -> Sweep:
     """Pull α back through a step by its products with the derivatives in (state, λ)."""
     alpha, gathered = sweep
     alpha, partial = pull_back(alpha)
