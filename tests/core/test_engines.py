@@ -14,6 +14,7 @@ from bilevel_core import (
     Implicit,
     Problem,
     Reverse,
+    Spectral,
     Truncated,
     Unrolled,
     hypergradient,
@@ -35,7 +36,9 @@ ENGINES = [
     Forward(),
     Forward(chunk=2),
 ]
+ON_QUADRATICS = [*ENGINES, Spectral()]
 each_engine = pytest.mark.parametrize("engine", ENGINES, ids=str)
+each_on_quadratics = pytest.mark.parametrize("engine", ON_QUADRATICS, ids=str)
 each_problem = pytest.mark.parametrize("known", ALL, ids=lambda k: f"{k.name}-{k.lam.numel()}")
 
 
@@ -45,7 +48,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-10)
 
 
 @each_framework
-@each_engine
+@each_on_quadratics
 @each_problem
 @pytest.mark.parametrize("steps", [0, 1, 2, 8, 50])
 def test_value_and_gradient_are_those_of_the_closed_form(
@@ -65,7 +68,7 @@ def test_value_and_gradient_are_those_of_the_closed_form(
     close(framework.tensors(found.grad), grad)
 
 
-@each_engine
+@each_on_quadratics
 def test_hand_derived_gradient_of_the_scalar_problem(engine):
     known, eta, steps = shift(), 0.25, 7
     computed = hypergradient(
@@ -76,7 +79,7 @@ def test_hand_derived_gradient_of_the_scalar_problem(engine):
 
 @each_framework
 @pytest.mark.parametrize(
-    "engine", [Reverse(), Checkpointed(), Forward(), Implicit(), Exact()], ids=str
+    "engine", [Reverse(), Checkpointed(), Forward(), Implicit(), Exact(), Spectral()], ids=str
 )
 @pytest.mark.parametrize("known", [RIDGE, LINEAR_MAP], ids=lambda k: k.name)
 def test_long_runs_reach_the_exact_bilevel_problem(engine, known: Known, framework: Framework):
@@ -115,7 +118,7 @@ class ValueWithHypergradient(torch.autograd.Function):
 @each_framework
 @pytest.mark.parametrize(
     ("engine", "steps"),
-    [*((engine, 5) for engine in ENGINES), (Implicit(), 400), (Exact(), 0)],
+    [*((engine, 5) for engine in ON_QUADRATICS), (Implicit(), 400), (Exact(), 0)],
     ids=str,
 )
 @each_problem
@@ -180,7 +183,7 @@ def test_one_step_size_a_leaf(engine):
     close(computed.grad, -2 * 0.2 * 0.4 * lam)
 
 
-@each_engine
+@each_on_quadratics
 def test_captured_and_leaf_tensors_that_require_grad_stay_untouched(engine):
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     lam = torch.nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))

@@ -148,7 +148,7 @@ def test_an_objective_that_is_not_finite_is_refused():
 
 def test_batches_are_refused():
     problem = dataclasses.replace(shift().problem, batches=lambda t: t)
-    with pytest.raises(ValueError, match="Exact minimises the whole inner objective"):
+    with pytest.raises(ValueError, match="Exact takes one inner objective for all steps"):
         Exact()(flow_of(problem), shift().lam, 1)
 
 

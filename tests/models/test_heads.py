@@ -299,10 +299,17 @@ def test_divided_differences_are_those_of_exact_arithmetic(pair, steps):
         inner = a * inner + b ** (k - 1)
         second += inner
     nodes = torch.tensor([pair], dtype=torch.float64)
-    assert float(power_sums(nodes, steps)[0, 0]) == pytest.approx(float(first), rel=1e-13)
+    assert float(power_sums(1 - nodes, steps)[0, 0]) == pytest.approx(float(first), rel=1e-13)
     found = power_differences(nodes, steps)
     assert float(found[0, 0, 1]) == pytest.approx(float(second), rel=1e-13, abs=1e-13)
     assert torch.allclose(found, found.mT, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("y", [1e-18, 1e-12, -1e-17, 1e-3, 0.499, 0.5, 1.999, 2.0])
+def test_geometric_sums_keep_the_digits_of_their_argument(y):
+    exact = (1 - (1 - Fraction(y)) ** 4095) / Fraction(y)
+    found = power_sums(torch.tensor(y, dtype=torch.float64), 4095)
+    assert found.item() == pytest.approx(float(exact), rel=1e-14)
 
 
 @pytest.mark.parametrize("features", [repeated, lambda: normal(2, 6, 2).requires_grad_()])

@@ -18,6 +18,7 @@ from bilevel_core.engines import (
     Forward,
     Implicit,
     Reverse,
+    Spectral,
     Truncated,
     Unrolled,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "Result",
     "Reverse",
     "Simplex",
+    "Spectral",
     "StoppingRule",
     "Truncated",
     "Unrolled",

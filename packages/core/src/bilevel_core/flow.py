@@ -17,7 +17,8 @@ __all__ = ["Advance", "Flow", "Trajectory", "advance", "fold_ends", "run_ends", 
 class Flow:
     """s_0 = start(λ), s_t = step(s_{t-1}, λ, t), f_T(λ) = objective(s_T, λ).
 
-    Engines of f_T differentiate these maps; `Implicit` differentiates `problem.inner` itself.
+    Engines of f_T differentiate these maps; `Implicit`, `Exact` and `Spectral` differentiate
+    `problem.inner` itself.
     """
 
     problem: Problem

@@ -126,19 +126,23 @@ _CHECKED: WeakKeyDictionary[Problem, set[Hashable]] = WeakKeyDictionary()
 def _check_once(flow: Flow, lam: Tree, steps: int) -> None:
     """Check the maps, unless they passed before with these dynamics and shapes."""
     shapes = tuple((path, flow.backend.signature(leaf)) for path, leaf in named_leaves(lam))
-    key: Hashable = (flow.dynamics, flow.backend, shapes, steps > 0)
-    try:
-        passed = _CHECKED.setdefault(flow.problem, set())
-        hash(key)
-    except TypeError:  # something of the user's own that cannot be hashed
-        passed = set()
-        key = None
-    if key in passed:
+    key = (flow.dynamics, flow.backend, shapes, steps > 0)
+    passed = _passed(flow.problem, key)
+    if passed is not None and key in passed:
         return
     with flow.backend.values_only():
         _check_maps(flow, lam, steps)
-    if flow.backend.is_concrete(lam):
+    if passed is not None and flow.backend.is_concrete(lam):
         passed.add(key)
+
+
+def _passed(problem: Problem, key: Hashable) -> set[Hashable] | None:
+    """Return what a problem was found good with, or None where there is no remembering it."""
+    try:
+        hash(key)
+        return _CHECKED.setdefault(problem, set())
+    except TypeError:  # something of the user's own that cannot be hashed
+        return None
 
 
 def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bilevel_models.heads.guard import refuse_second_derivatives
+
 __all__ = ["Plan", "block", "channels_last"]
 
 
@@ -92,11 +94,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "the gradient of forward_sets was asked for with create_graph=True, but it can be "
-                "differentiated only once: call the network itself"
-            )
+        refuse_second_derivatives("forward_sets", "call the network itself")
         (x, w, y, where, a), plan = ctx.saved_tensors, ctx.plan
         g = torch.empty_like(y)
         sets = zip(

@@ -6,6 +6,7 @@ from bilevel_core.engines.exact import Exact
 from bilevel_core.engines.forward import Forward
 from bilevel_core.engines.implicit import Implicit
 from bilevel_core.engines.reverse import Reverse
+from bilevel_core.engines.spectral import Spectral
 from bilevel_core.engines.truncated import Truncated
 from bilevel_core.engines.unrolled import Unrolled
 
@@ -16,6 +17,7 @@ __all__ = [
     "Forward",
     "Implicit",
     "Reverse",
+    "Spectral",
     "Truncated",
     "Unrolled",
 ]

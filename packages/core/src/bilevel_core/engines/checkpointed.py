@@ -64,27 +64,14 @@ def _sweep_back(flow: Flow, lam: Tree, sweep: Sweep, start: Tree, steps: int, bu
         if position == end:
             stored.pop()
         elif end - position == 1 or len(stored) == budget:
-            fixed = (lam, advance(flow, lam, state, position, end - 1))
-            sweep = flow.backend.fold(_Back(flow), sweep, fixed, range(end, end + 1))
-            del fixed  # it would count beside the budget while the next state is computed
+            # Not bound to a name: it would count beside the budget while the next is computed.
+            sweep = sweep_step(flow, lam, sweep, advance(flow, lam, state, position, end - 1), end)
             end -= 1
         else:
             middle = position + binomial_split(end - position, budget - len(stored) + 1)
             further = advance(flow, lam, state, position, middle)
             stored.append((middle, further))
     return sweep
-
-
-@final
-@dataclass(frozen=True)
-class _Back:
-    """The body of a loop over one step, so that a backend compiles it once for all of them."""
-
-    flow: Flow
-
-    def __call__(self, sweep: Sweep, fixed: tuple[Tree, Tree], t: int) -> Sweep:
-        lam, before = fixed
-        return sweep_step(self.flow, lam, sweep, before, t)
 
 
 def binomial_split(steps: int, budget: int) -> int:

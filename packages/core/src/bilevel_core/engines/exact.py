@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import final
 
-from bilevel_core.abstract import Array, Backend, Tree
+from bilevel_core.abstract import Tree
 from bilevel_core.engines.implicit import Implicit
+from bilevel_core.engines.quadratic import Expansion, expand, refuse_batches, refuse_other
 from bilevel_core.flow import Flow
-from bilevel_core.linear.dense import Dense, matrix_of, solve_matrix
-from bilevel_core.results import DivergenceError, Hypergradient
+from bilevel_core.linear.dense import Dense, solve_matrix
+from bilevel_core.results import Hypergradient
 from bilevel_core.tree import map_leaves
 
 __all__ = ["Exact"]
@@ -31,8 +31,8 @@ class Exact:
 
     Raises:
         ValueError: the problem has batches; the Hessian is not positive definite, so that there is
-            no w_λ or not only one; or L is not quadratic, seen by its gradient at w_λ, which must
-            be √ε (‖∇L(w_0)‖ + ‖∇²L‖ ‖w_λ‖) at most, with ε the machine epsilon.
+            no w_λ or not only one; or L is not quadratic, seen by its gradient at w_λ
+            (`refuse_other` in quadratic.py).
         DivergenceError: the gradient or the Hessian is not finite at w_0.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
@@ -43,11 +43,7 @@ class Exact:
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return f(λ) and ∇f(λ), whatever `steps` is."""
         del steps
-        if flow.problem.batches is not None:
-            raise ValueError(
-                "Exact minimises the whole inner objective, but the problem has batches: give a "
-                "problem without, or use Reverse"
-            )
+        refuse_batches(flow, "Exact")
         w = _minimiser(flow, lam)
         problem = replace(flow.problem, init=lambda lam: w)  # noqa: ARG005
         return AT_THE_MINIMISER(replace(flow, problem=problem), lam, 0)
@@ -55,35 +51,19 @@ class Exact:
 
 def _minimiser(flow: Flow, lam: Tree) -> Tree:
     """Return w_λ by one Newton step."""
-    backend = flow.backend
-    slope = backend.gradient(lambda w: flow.problem.inner(w, lam))
-    w_0 = backend.detach(flow.problem.init(lam))
-    slope_0, pull_back = backend.vjp(slope, w_0)
-    slope_0 = backend.detach(slope_0)
-    hessian = matrix_of(lambda v: backend.detach(pull_back(v)[0]), slope_0, backend)
-    largest = _largest_eigenvalue(backend, slope_0, hessian)
-    way = solve_matrix(hessian, slope_0, backend)
-    w: Tree = map_leaves(lambda a, b: a - b, w_0, way)
-    first, last = backend.norm(slope_0), backend.norm(backend.detach(slope(w)))
-    if not last <= math.sqrt(backend.epsilon(w)) * (first + largest * backend.norm(w)):
-        raise ValueError(
-            "Exact needs an inner objective that is quadratic in w, and the gradient of this one "
-            f"has norm {last:.3g} after a Newton step from where it had {first:.3g}: use Implicit "
-            "or Reverse"
-        )
+    about = expand(flow, lam, "Exact")
+    largest = _largest_eigenvalue(flow, about)
+    way = solve_matrix(about.hessian, about.slope, flow.backend)
+    w: Tree = map_leaves(lambda a, b: a - b, about.start, way)
+    refuse_other(flow, lam, about, w, largest)
     return w
 
 
-def _largest_eigenvalue(backend: Backend, slope: Tree, hessian: Array) -> float:
+def _largest_eigenvalue(flow: Flow, about: Expansion) -> float:
     """Return ‖∇²L‖, or refuse a Hessian that is not positive definite."""
-    if not math.isfinite(backend.norm((slope, hessian))):
-        raise DivergenceError(
-            "the inner objective's gradient or Hessian is not finite at w_0: look for a division "
-            "by zero or a logarithm of zero in it"
-        )
-    values = backend.namespace.linalg.eigvalsh(hessian)
+    values = flow.backend.namespace.linalg.eigvalsh(about.hessian)
     lowest, largest = float(values[0]), float(values[-1])
-    if not lowest > max(0.0, len(hessian) * backend.epsilon(hessian) * largest):
+    if not lowest > max(0.0, len(values) * flow.backend.epsilon(values) * largest):
         raise ValueError(
             f"Exact needs one minimiser, but the inner objective's Hessian is singular or "
             f"indefinite, with eigenvalues from {lowest:.3g} to {largest:.3g}: add a penalty on w"

@@ -46,8 +46,9 @@ def start_sweep(flow: Flow, lam: Tree, last: Tree) -> tuple[Array, Sweep]:
 
 def sweep_step(flow: Flow, lam: Tree, sweep: Sweep, before: Tree, t: int) -> Sweep:
     """Pull α back through step t, which is run again from the state before it."""
-    _, pull_back = step_vjp(flow, lam, before, t)
-    return pulled(flow, sweep, pull_back)
+    # A loop of one step, whose body a backend compiles once for all of them.
+    behind: Sweep = flow.backend.fold(_Back(flow), sweep, (lam, before), range(t, t + 1))
+    return behind
 
 
 def step_vjp(flow: Flow, lam: Tree, before: Tree, t: int) -> tuple[Tree, PullBack]:
@@ -82,12 +83,19 @@ def through_start(flow: Flow, lam: Tree, sweep: Sweep) -> Tree:
 @final
 @dataclass(frozen=True)
 class _Back:
-    """The body of the loop in `sweep_through`."""
+    """The body of a loop over steps, the last one first; `fixed` is (λ, the states before them).
+
+    Attributes:
+        flow: the maps.
+        position: the step at which a history of states begins; None for a single state.
+    """
 
     flow: Flow
-    position: int
+    position: int | None = None
 
     def __call__(self, sweep: Sweep, fixed: tuple[Tree, Any], t: int) -> Sweep:
-        lam, history = fixed
-        before = self.flow.backend.recall(history, t - 1 - self.position)
-        return sweep_step(self.flow, lam, sweep, before, t)
+        lam, before = fixed
+        if self.position is not None:
+            before = self.flow.backend.recall(before, t - 1 - self.position)
+        _, pull_back = step_vjp(self.flow, lam, before, t)
+        return pulled(self.flow, sweep, pull_back)

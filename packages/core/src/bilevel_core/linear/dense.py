@@ -9,7 +9,7 @@ from typing import final
 from bilevel_core.abstract import Array, Backend, Tree
 from bilevel_core.tree import leaves, map_leaves
 
-__all__ = ["Dense", "matrix_of", "solve_matrix"]
+__all__ = ["Dense", "entries", "matrix_of", "solve_matrix"]
 
 
 @final
@@ -41,7 +41,7 @@ def solve_matrix(matrix: Array, b: Tree, backend: Backend) -> Tree:
         b: a tree of n entries, in the order of the matrix.
         backend: the framework.
     """
-    return backend.from_entries([backend.solve(matrix, _entries(b, backend))], b)
+    return backend.from_entries([backend.solve(matrix, entries(b, b, backend))], b)
 
 
 def matrix_of(product: Callable[[Tree], Tree], like: Tree, backend: Backend) -> Array:
@@ -54,11 +54,12 @@ def matrix_of(product: Callable[[Tree], Tree], like: Tree, backend: Backend) -> 
     columns = []
     for index in range(backend.size(like)):
         unit = map_leaves(lambda row: row[0], backend.unit_tangents(like, index, 1))
-        # By key and not by order: a framework may return dicts in another order than it was given.
-        column = map_leaves(lambda _, leaf: leaf, like, product(unit))
-        columns.append(_entries(column, backend))
+        columns.append(entries(product(unit), like, backend))
     return backend.namespace.stack(columns, 1)
 
 
-def _entries(tree: Tree, backend: Backend) -> Array:
-    return backend.namespace.concatenate([leaf.reshape(-1) for leaf in leaves(tree)])
+def entries(tree: Tree, like: Tree, backend: Backend) -> Array:
+    """Return the entries (n,) of a tree in the order of the leaves of `like`."""
+    # By key and not by order: a framework may return dicts in another order than it was given.
+    ordered = map_leaves(lambda _, leaf: leaf, like, tree)
+    return backend.namespace.concatenate([leaf.reshape(-1) for leaf in leaves(ordered)])

@@ -8,7 +8,8 @@ difference of the power x^T, which has no small denominators when its nodes coin
     f[x_i, x_j]          = -ε² x^T[a_i, a_j, 1]
     ∂f/∂ε (x_i)          =  T a_i^{T-1}
 
-They are built by doubling, x^{2T} = x^T · x^T, with the product rule of divided differences.
+The first has a formula, that of the geometric sum; the second is built by doubling,
+x^{2T} = x^T · x^T, with the product rule of divided differences.
 """
 
 from __future__ import annotations
@@ -78,16 +79,11 @@ def closed_form(
     return equations.head(solution)
 
 
-def power_sums(a: Tensor, steps: int) -> Tensor:
-    """Return x^T[a, 1] = Σ_{k<T} a^k, elementwise, by doubling."""
-    power, s = torch.ones_like(a), torch.zeros_like(a)
-    for bit in f"{steps:b}":
-        s.mul_(power + 1)
-        power.mul_(power)
-        if bit == "1":
-            s.mul_(a).add_(1)
-            power.mul_(a)
-    return s
+def power_sums(y: Tensor, steps: int) -> Tensor:
+    """Return Σ_{k<T} (1 - y)^k = (1 - (1 - y)^T) / y, elementwise, at the same cost for all T."""
+    near = -torch.expm1(steps * torch.log1p(-y))  # keeps the digits of a small y
+    rise = torch.where(y < 0.5, near, 1 - (1 - y) ** steps)
+    return torch.where(y == 0, steps, rise / y)
 
 
 def power_differences(a: Tensor, steps: int) -> Tensor:
@@ -97,18 +93,18 @@ def power_differences(a: Tensor, steps: int) -> Tensor:
     P²[a, b, 1] = P(a) P[a, b, 1] + P[a, b] P[b, 1] + P[a, b, 1] P(1), and likewise for x P.
     """
     node = torch.cat((a, torch.ones_like(a[:, :1])), dim=1)[..., None]
-    power = torch.ones_like(node)
-    d = torch.zeros_like(node * node.mT)
+    # At t = 1. Views follow `power` and `d`, which change in place: P(b), and P[b, 1] as a row.
+    power = node.clone()
+    d = torch.ones_like(node * node.mT)
     e = torch.zeros_like(d)
-    # Views that follow `power` and `d`, which change in place: P(b), and P[b, 1] as the last row.
     across, s = power.mT, d[:, -1:]
-    for bit in f"{steps:b}":
+    for bit in f"{steps:b}"[1:]:
         e.mul_(power + 1).addcmul_(d, s)
         d.mul_(power + across)
-        power.mul_(power)
+        power.square_()
         if bit == "1":
-            e.mul_(node).add_(s)
-            d.mul_(node).add_(across)
+            torch.addcmul(s, e, node, out=e)
+            torch.addcmul(across, d, node, out=d)
             power.mul_(node)
     return e[:, :-1, :-1]
 
@@ -117,9 +113,10 @@ class _Descent(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, right: Tensor, eps: Tensor, steps: int) -> Tensor:
         x, basis = torch.linalg.eigh(matrix)
-        a = 1 - eps * x
+        y = eps * x
+        a = 1 - y
         _check_growth(a, steps)
-        f, r = eps * power_sums(a, steps), basis.mT @ right
+        f, r = eps * power_sums(y, steps), basis.mT @ right
         ctx.steps = steps
         ctx.save_for_backward(a, basis, f, r, eps)
         solution: Tensor = basis @ (f[..., None] * r)
