@@ -76,3 +76,11 @@ def real_omniglot():
     if not path.is_dir():
         pytest.skip(f"needs the two zips of Omniglot in {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def real_mini_imagenet():
+    path = REAL / "mini-imagenet-train-val.zip"
+    if not path.is_file():
+        pytest.skip(f"needs the zip of mini-ImageNet at {path}")
+    return path

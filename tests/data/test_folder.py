@@ -207,8 +207,8 @@ def test_picture_that_vanished(pictures):
 
 
 def test_table_of_sources(tmp_path):
-    assert set(SOURCES) >= {"glyphs", "omniglot", "folder"}
-    with pytest.raises(DataError, match="expected one of glyphs, omniglot, folder, found 'x'"):
+    assert set(SOURCES) >= {"glyphs", "omniglot", "mini-imagenet", "folder", "torchvision:NAME"}
+    with pytest.raises(DataError, match=r"expected one of glyphs, .*, torchvision:NAME, found 'x'"):
         load_source("x")
     with pytest.raises(DataError, match="reads no files"):
         load_source("glyphs", tmp_path)

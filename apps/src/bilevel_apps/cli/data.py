@@ -22,13 +22,19 @@ app = make_app(HELP)
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="glyphs, omniglot or folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="glyphs, omniglot, mini-imagenet, folder or torchvision:NAME, such as "
+            "torchvision:CIFAR100."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE.h5", help="The store to write.")],
     source: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Where the raw files are.")
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch the raw files (omniglot), hash-checked.")
+        bool, typer.Option("--download", help="Fetch the raw files (omniglot, torchvision).")
     ] = False,
     options: Annotated[
         list[str] | None,
@@ -47,7 +53,14 @@ def prepare(
 
     omniglot reads images_background.zip and images_evaluation.zip, or their extracted folders.
 
+    mini-imagenet reads a zip or a folder with the pictures and any of train.csv, val.csv and
+    test.csv.
+
     folder reads your own pictures, a directory a class.
+
+    torchvision:NAME reads any labelled data set of torchvision. Its classes are dealt out by
+    --option fractions=[0.64,0.16,0.2] and seed=0, or by --option splits=FILE.json, lists of class
+    names by split. --source is torchvision's root.
     """
     del debug
     from bilevel_apps.report import progress_bar

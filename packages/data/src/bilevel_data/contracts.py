@@ -55,7 +55,9 @@ class SourceData:
         name: Short name, such as ``"omniglot"``.
         licence: Licence of the pictures.
         source: Where the pictures came from.
-        preprocessing: What was done to them.
+        preprocessing: What was done to them. Two phrases in it are read again when pictures are
+            prepared in the same way: `ink 255`, dark ink was made bright; `resized whole`, the
+            proportions were not kept.
         rotations_are_classes: Whether copies rotated by 90°, 180° and 270° may count as classes
             of their own.
         splits: At most one of each split name.

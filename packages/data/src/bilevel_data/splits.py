@@ -9,7 +9,9 @@ References:
         30 background and 20 evaluation alphabets.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -22,6 +24,7 @@ __all__ = [
     "OMNIGLOT_SPLITS",
     "ClassSplits",
     "by_fraction",
+    "from_file",
     "official",
     "santoro",
     "vinyals",
@@ -53,6 +56,7 @@ EVALUATION_ALPHABETS = (
 )
 _VINYALS_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 _VINYALS_FIRST_TEST = "Gurmukhi/character42"
+_MAX_FILE_BYTES = 8 << 20
 
 
 def santoro(names: Sequence[str], *, train: int = 1200, val: int = 100) -> ClassSplits:
@@ -114,7 +118,7 @@ def by_fraction(
     Raises:
         DataError: Fewer than three classes, a name twice, or shares that are not shares.
     """
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor with a NaN
         raise DataError(f"fractions: expected three positive shares with sum 1, found {fractions}")
     names = _sorted(names, minimum=3)
     order = [names[i] for i in permutation(len(names), f"bilevel-data by_fraction 1 {seed}")]
@@ -122,6 +126,53 @@ def by_fraction(
     val = min(max(1, round(fractions[1] * len(names))), len(names) - test - 1)
     train = len(names) - val - test
     return _tidy(order[:train], order[train : train + val], order[train + val :])
+
+
+def from_file(names: Sequence[str], path: Path) -> ClassSplits:
+    """Classes as a JSON file deals them out, such as ``{"train": ["cat"], "test": ["dog"]}``.
+
+    Splits and classes that the file does not name are left out.
+
+    Args:
+        names: The classes that there are.
+        path: The file.
+
+    Raises:
+        DataError: It cannot be read, is not such an object, or names a class that there is not,
+            or one class twice.
+    """
+    record = _read_json(path)
+    given = {name: record.get(name, []) for name in SPLIT_NAMES}
+    lists = all(isinstance(group, list) and group for group in record.values())
+    if not record or set(record) - set(SPLIT_NAMES) or not lists:
+        expected = f"an object with some of {', '.join(SPLIT_NAMES)}, each a list of class names"
+        raise DataError(f"{path}: expected {expected}, found {ascii(record)[:80]}")
+    every = [name for group in given.values() for name in group]
+    have = set(names)
+    for k, name in enumerate(every):
+        if not isinstance(name, str) or name not in have:
+            some = ", ".join(map(ascii, sorted(have)[:3]))
+            raise DataError(f"{path}: expected class names such as {some}, found {name!r}"[:300])
+        if name in every[:k]:
+            raise DataError(f"{path}: expected each class once, found {name!r} twice: remove one")
+    return {name: tuple(sorted(group)) for name, group in given.items() if group}
+
+
+def _read_json(path: Path) -> dict[str, list[str]]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as err:
+        raise DataError(f"{path}: cannot read this file of splits ({err.strerror})") from None
+    if len(content) > _MAX_FILE_BYTES:
+        raise DataError(f"{path}: more than {_MAX_FILE_BYTES} bytes: leave out what is no class")
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: expected JSON, found something else") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: expected a JSON object, found {ascii(record)[:80]}")
+    return record
 
 
 def _sorted(names: Sequence[str], *, minimum: int = 1) -> list[str]:

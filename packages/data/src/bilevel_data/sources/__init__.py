@@ -10,7 +10,9 @@ from bilevel_data.contracts import SourceData
 from bilevel_data.errors import DataError
 from bilevel_data.sources.folder import folder
 from bilevel_data.sources.glyphs import glyphs
+from bilevel_data.sources.mini_imagenet import mini_imagenet
 from bilevel_data.sources.omniglot import omniglot
+from bilevel_data.sources.torchvision import torchvision
 
 __all__ = ["SOURCES", "Source", "load_source"]
 
@@ -48,6 +50,11 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             takes_download=True,
             options={"split": "santoro (default), vinyals or official"},
         ),
+        "mini-imagenet": Source(
+            summary="100 classes of 600 photographs, from a zip or folder with its csv files",
+            load=mini_imagenet,
+            takes_path=True,
+        ),
         "folder": Source(
             summary="your own pictures, a directory a class",
             load=folder,
@@ -56,6 +63,20 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "size": "height and width in pixels (default 84)",
                 "channels": "1 for grey, 3 for colour (default)",
                 "seed": "deals the classes out otherwise, where no split is given (default 0)",
+            },
+        ),
+        "torchvision:NAME": Source(
+            summary="any labelled data set of torchvision, such as torchvision:CIFAR100",
+            load=torchvision,
+            takes_path=True,
+            takes_download=True,
+            options={
+                "size": "height and width in pixels (default: the first picture's, at most 84)",
+                "channels": "1 for grey, 3 for colour (default: the first picture's)",
+                "part": "one value of torchvision's split (default: all pictures)",
+                "fractions": "shares of train, val and test (default [0.64, 0.16, 0.2])",
+                "seed": "deals the classes out otherwise (default 0)",
+                "splits": "a JSON file, lists of class names by split, in place of fractions",
             },
         ),
     }
@@ -68,7 +89,7 @@ def load_source(
     """Open a source by name.
 
     Args:
-        name: A key of `SOURCES`.
+        name: A key of `SOURCES`; for one that ends in ``:NAME``, with a name in its place.
         path: The user's files, or the folder to download to.
         download: Fetch the files that are missing.
         options: What ``SOURCES[name].options`` lists.
@@ -76,14 +97,15 @@ def load_source(
     Raises:
         DataError: An unknown name or option, or the source refuses its files.
     """
-    source = SOURCES.get(name)
+    family, colon, member = name.partition(":")
+    source = SOURCES.get(f"{family}:NAME" if colon else name)
     if source is None:
         raise DataError(f"source: expected one of {', '.join(SOURCES)}, found {name!r}")
     unknown = sorted(set(options) - set(source.options))
     if unknown:
         have = ", ".join(source.options) or "none"
         raise DataError(f"source {name}: unknown option {unknown[0]!r}; its options: {have}")
-    arguments: dict[str, object] = dict(options)
+    arguments: dict[str, object] = {**options, **({"name": member} if colon else {})}
     if source.takes_path:
         arguments["path"] = None if path is None else Path(path)
     elif path is not None:

@@ -2,14 +2,45 @@
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from bilevel_data.errors import DataError
 
-__all__ = ["read_zip"]
+__all__ = ["open_zip", "read_member", "read_zip"]
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# ValueError: among others of names that are not the UTF-8 they claim to be.
+_DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
+
+
+@contextmanager
+def open_zip(path: Path, *, max_members: int) -> Iterator[zipfile.ZipFile]:
+    """A zip, closed again at the end; what is wrong with it inside the block too is a `DataError`.
+
+    Args:
+        path: The zip.
+        max_members: Most members that the zip may have.
+
+    Raises:
+        DataError: Not a zip, damaged, or with more members.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_count(path, len(archive.infolist()), max_members)
+            yield archive
+    except DataError:  # a ValueError itself
+        raise
+    except _DAMAGE as err:
+        reason = " ".join(str(err).split())[:120]
+        msg = f"{path}: expected a zip, cannot read it ({reason}): fetch it again"
+        raise DataError(msg) from None
+
+
+def _check_count(path: Path, count: int, cap: int) -> None:
+    if count > cap:
+        raise DataError(f"{path}: {count} members, more than {cap}")
 
 
 def read_zip(
@@ -31,26 +62,23 @@ def read_zip(
     """
     contents: dict[str, bytes] = {}
     total = 0
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > max_members:
-                raise DataError(f"{path}: {len(members)} members, more than {max_members}")
-            for member in members:
-                if member.filename.endswith(suffix):
-                    content = _read_member(archive, member, max_member_bytes)
-                    total += len(content)
-                    if total > max_bytes:
-                        raise DataError(f"{path}: unpacks to more than {max_bytes} bytes")
-                    contents[member.filename] = content
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as err:
-        reason = " ".join(str(err).split())[:120]
-        msg = f"{path}: expected a zip, cannot read it ({reason}): fetch it again"
-        raise DataError(msg) from None
+    with open_zip(path, max_members=max_members) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith(suffix):
+                content = read_member(archive, member, max_member_bytes)
+                total += len(content)
+                if total > max_bytes:
+                    raise DataError(f"{path}: unpacks to more than {max_bytes} bytes")
+                contents[member.filename] = content
     return contents
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, cap: int) -> bytes:
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, cap: int) -> bytes:
+    """One member of a zip that `open_zip` has opened.
+
+    Raises:
+        DataError: Encrypted, packed in another way, or more than ``cap`` bytes unpacked.
+    """
     where = f"{archive.filename}: {member.filename!r}"
     if member.flag_bits & 1 or member.compress_type not in _METHODS:
         raise DataError(f"{where}: encrypted, or packed in an unusual way: pack it again")

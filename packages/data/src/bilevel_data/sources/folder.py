@@ -8,7 +8,7 @@ import numpy as np
 
 from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
-from bilevel_data.sources.images import SUFFIXES, centre_square, read_picture
+from bilevel_data.sources.images import SUFFIXES, centre_square, check_shape, read_picture
 from bilevel_data.splits import by_fraction
 
 __all__ = ["folder"]
@@ -40,10 +40,7 @@ def folder(*, path: Path | None, size: int = 84, channels: int = 3, seed: int = 
     """
     if path is None or not path.is_dir():
         raise DataError(f"folder: expected a folder with a directory a class, found {path}")
-    if not isinstance(size, int) or not 1 <= size <= 1024:
-        raise DataError(f"folder: size: expected a whole number in 1 … 1024, found {size!r}")
-    if channels not in (1, 3):
-        raise DataError(f"folder: channels: expected 1 or 3, found {channels!r}")
+    check_shape("folder", size, channels)
     splits = _find(path, seed)
     return SourceData(
         name="folder",
