@@ -13,7 +13,14 @@ ROOT = Path(__file__).parent
 CORE, MODELS, DATA, APPS = "packages/core", "packages/models", "packages/data", "apps"
 PACKAGES = (CORE, MODELS, DATA, APPS)
 PINNED = ("-c", "constraints.txt")
-BENCHMARKS = ("hyperiteration", "engines")
+BENCHMARKS = (
+    "hyperiteration",
+    "engines",
+    "sampler",
+    "evaluation",
+    "scaling",
+    "time_to_accuracy",
+)
 # What the engines are measured against; no other session installs them.
 PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
@@ -22,7 +29,7 @@ ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 
 def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
     """Install the four packages together, because each of them is on no index."""
-    extras = {CORE: ["torch"], DATA: ["glyphs"]}
+    extras = {CORE: ["torch"], MODELS: ["torchvision"], DATA: ["glyphs", "torchvision"]}
     own = []
     for package in PACKAGES:
         wanted = ",".join([*extras.get(package, []), *(["test"] if test else [])])

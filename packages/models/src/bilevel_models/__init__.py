@@ -1,7 +1,10 @@
 """Few-shot backbones, linear heads, explicit normalisation and the encode-once bridge."""
 
 from bilevel_models import heads
-from bilevel_models.convnet import ConvNet, c4l, omniglot_net
+from bilevel_models.backbones.convnet import ConvNet, c4l, omniglot_net
+from bilevel_models.backbones.from_torchvision import TorchvisionBackbone, torchvision_backbone
+from bilevel_models.backbones.resnet12 import ResNet12, resnet12
+from bilevel_models.backbones.rn import ResidualNet, rn
 from bilevel_models.features import Encoder, Features, as_images
 from bilevel_models.memory import keep_freed_memory
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
@@ -16,7 +19,10 @@ __all__ = [
     "Features",
     "Normalization",
     "OffsetNorm2d",
+    "ResNet12",
+    "ResidualNet",
     "Statistics",
+    "TorchvisionBackbone",
     "as_images",
     "c4l",
     "create_model",
@@ -25,4 +31,7 @@ __all__ = [
     "list_models",
     "omniglot_net",
     "register_model",
+    "resnet12",
+    "rn",
+    "torchvision_backbone",
 ]

@@ -61,20 +61,30 @@ EACH_SET = Statistics()
 
 @final
 class OffsetNorm2d(nn.Module):
-    """y = (x - mean) / √(variance + ε) + β, one mean, variance and β a channel.
+    """y = γ (x - mean) / √(variance + ε) + β, one mean, variance, γ and β a channel.
 
-    There is no scale γ: a rectifier and a convolution that follow absorb it (the released code of
-    the paper). Shapes: (images, channels, height, width) in and out.
+    By default there is no scale γ: a rectifier and a convolution that follow absorb it (the
+    released code of the paper). Shapes: (images, channels, height, width) in and out.
 
-    Source: Batch Normalization (Ioffe, Szegedy, 2015), Algorithm 1, without γ.
+    Args:
+        channels: of the images.
+        scale: learn γ too, from 1.
+        eps: ε.
+        momentum: how fast the running averages follow.
+
+    Source: Batch Normalization (Ioffe, Szegedy, 2015), Algorithm 1.
     """
 
+    weight: nn.Parameter | None
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, *, eps: float = 1e-3, momentum: float = 0.1) -> None:
+    def __init__(
+        self, channels: int, *, scale: bool = False, eps: float = 1e-3, momentum: float = 0.1
+    ) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
+        self.register_parameter("weight", nn.Parameter(torch.ones(channels)) if scale else None)
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -83,7 +93,8 @@ class OffsetNorm2d(nn.Module):
         """Normalise x with the statistics asked for."""
         if statistics.running:
             return self._batch_norm(x, training=False, mean=self.running_mean, var=self.running_var)
-        if statistics.first is not None and statistics.first < len(x):
+        # Not len(x), which would fix the number of images when a program is exported.
+        if statistics.first is not None and statistics.first < x.shape[0]:
             return self._by_first(x, statistics.first)
         mean, var = (self.running_mean, self.running_var) if statistics.track else (None, None)
         return self._batch_norm(x, training=True, mean=mean, var=var)
@@ -95,6 +106,7 @@ class OffsetNorm2d(nn.Module):
             x,
             mean,
             var,
+            weight=self.weight,
             bias=self.bias,
             training=training,
             momentum=self.momentum,
@@ -106,5 +118,7 @@ class OffsetNorm2d(nn.Module):
         reference = x[:first].to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(reference, dim=(0, 2, 3), correction=0, keepdim=True)
         scale = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight.view(1, -1, 1, 1)
         offset = self.bias.view(1, -1, 1, 1) - mean * scale
         return (x * scale + offset).to(x.dtype)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from bilevel_models.convnet import c4l, omniglot_net
+from bilevel_models.backbones.convnet import c4l, omniglot_net
+from bilevel_models.backbones.from_torchvision import torchvision_backbone
+from bilevel_models.backbones.resnet12 import resnet12
+from bilevel_models.backbones.rn import rn
 from bilevel_models.normalization import Statistics
 
 __all__ = ["Backbone", "create_model", "list_models", "register_model"]
@@ -24,11 +28,16 @@ class Backbone(Protocol):
         ...
 
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"omniglot-net": omniglot_net, "c4l": c4l}
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "omniglot-net": omniglot_net,
+    "c4l": c4l,
+    "rn": rn,
+    "resnet12": resnet12,
+}
 
 
 def list_models() -> tuple[str, ...]:
-    """Return the names that `create_model` knows, sorted."""
+    """Return the names that `create_model` knows beside `torchvision:NAME`, sorted."""
     return tuple(sorted(_MODELS))
 
 
@@ -47,17 +56,33 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """Return a new backbone with fresh weights, drawn from torch's global generator.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or `torchvision:NAME` with a classification model of
+            torchvision, such as `torchvision:resnet18`.
         options: the keyword arguments of its function, such as `channels`, `image_size`, `filters`.
 
     Raises:
         ValueError: no such model, no such option, or a value that it refuses.
     """
-    if name not in _MODELS:
-        raise ValueError(f"no model {name!r}: choose one of {', '.join(list_models())}")
-    known = inspect.signature(_MODELS[name]).parameters
+    make = _maker(name)
+    known = inspect.signature(make).parameters
     if unknown := options.keys() - known.keys():
         raise ValueError(
             f"model {name!r} has no option {', '.join(sorted(unknown))}: it has {', '.join(known)}"
         )
-    return _MODELS[name](**options)
+    for option, value in options.items():
+        default = known[option].default
+        if isinstance(default, int) and type(value) is not type(default):
+            kind = "true or false" if isinstance(default, bool) else "a whole number"
+            raise ValueError(f"model {name!r}: {option}={value!r} must be {kind}")
+    return make(**options)
+
+
+def _maker(name: str) -> Callable[..., nn.Module]:
+    if name in _MODELS:
+        return _MODELS[name]
+    family, _, member = name.partition(":")
+    if family != "torchvision":
+        raise ValueError(
+            f"no model {name!r}: choose one of {', '.join(list_models())} or torchvision:NAME"
+        )
+    return functools.partial(torchvision_backbone, member)

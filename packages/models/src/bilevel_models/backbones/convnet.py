@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bilevel_models.backbones.sizes import check_sizes, halved
 from bilevel_models.fused import Plan, block
 from bilevel_models.normalization import EACH_SET, OffsetNorm2d, Statistics
 
@@ -30,7 +31,7 @@ class ConvNet(nn.Module):
     Images (n, channels, image_size, image_size) in [0, 1] become features (n, dim).
 
     Raises:
-        ValueError: the images are too small for that many halvings.
+        ValueError: a size below one, or images too small for that many halvings.
 
     Source: Matching Networks for One Shot Learning (Vinyals et al., 2016), section 4.1;
     Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et al.,
@@ -42,16 +43,9 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.pool = pool
+        check_sizes(channels=channels, filters=filters)
         # Pooling drops the last odd row and column; a strided convolution with padding keeps it.
-        final_size = image_size
-        for _ in range(depth):
-            final_size = final_size // 2 if self.pool else (final_size + 1) // 2
-        if final_size < 1:
-            raise ValueError(
-                f"image_size={image_size} is too small for {depth} halvings: "
-                f"use at least {2**depth}"
-            )
-        self.dim = filters * final_size**2
+        self.dim = filters * halved(image_size, depth, up=not pool) ** 2
         sizes = [channels] + [filters] * depth
         self.convolutions = nn.ModuleList(
             nn.Conv2d(i, o, kernel_size=3, stride=1 if pool else 2, padding=1, bias=False)
