@@ -10,18 +10,18 @@ import argparse
 import gc
 import importlib.util
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import final
 
+import memory
 import torch
 from contenders import CASES, CONTENDERS, WEIGHTS, Case, CountStates, by_engine
+from measuring import Verdict, print_verdicts
 
 from bilevel_core import Checkpointed
 
@@ -51,16 +51,6 @@ class Row:
     difference: float
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Whether a claim holds in this run: `met` is None where it was not measured."""
-
-    claim: str
-    met: bool | None
-    figure: str
-
-
 def seconds(case: Case, name: str, steps: int) -> float:
     """Return the wall time of one run; what the runs before it left behind is collected first."""
     gc.collect()
@@ -74,28 +64,12 @@ def peak_memory(case_name: str, name: str, steps: int, threads: int) -> int | No
     torch.set_num_threads(threads)
     case, run = CASES[case_name](), CONTENDERS[name].run
     run(case, min(1, steps))
-    gc.collect()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
-        before = high_water()
-        run(case, steps)
-        return high_water() - before
-    except OSError:
-        return None
-
-
-def high_water() -> int:
-    """Return the peak of this process's resident bytes since it was last reset."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return memory.peak_above(partial(run, case, steps))
 
 
 def in_fresh_process(case_name: str, name: str, steps: int, threads: int) -> int | None:
     """Return `peak_memory` as a new interpreter measures it."""
-    # Large arrays go back to the system when they are freed: resident means alive.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_memory, case_name, name, steps, threads).result()
+    return memory.in_fresh_process(peak_memory, case_name, name, steps, threads)
 
 
 def missing_peers() -> list[str]:
@@ -232,14 +206,6 @@ def flatness(rows: Sequence[Row]) -> Verdict:
         f"{peak / 1e6:.1f} MB at T = {steps}" for steps, peak in peaks.items() if peak
     )
     return Verdict(claim=claim, met=max(known) <= 1.1 * min(known), figure=figure)
-
-
-def print_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """Print a line for each criterion."""
-    words = {True: "met", False: "missed", None: "not measured"}
-    print("\nCriteria, in this run:")
-    for verdict in verdicts:
-        print(f"- {words[verdict.met]}: {verdict.claim} ({verdict.figure})")
 
 
 def parse() -> argparse.Namespace:

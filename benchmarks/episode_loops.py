@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_apps.meta_task import Episodes
-from bilevel_models import ConvNet
+from bilevel_models import ConvNet, OffsetNorm2d
 
 __all__ = ["LOOPS", "hyper_iteration", "stock_network"]
 
@@ -35,9 +35,17 @@ def stock_network(model: ConvNet) -> nn.Module:
             bias=False,
         )
         copy.load_state_dict({"weight": convolution.weight.detach().contiguous()})
-        layers += [copy, nn.BatchNorm2d(convolution.out_channels, eps=norm.eps), nn.ReLU()]
+        layers += [copy, _stock_norm(norm), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if model.pool else []
     return nn.Sequential(*layers, nn.Flatten())
+
+
+def _stock_norm(norm: OffsetNorm2d) -> nn.BatchNorm2d:
+    """Return torch's own normalisation with the offsets and running averages of another."""
+    copy = nn.BatchNorm2d(len(norm.bias), eps=norm.eps, momentum=norm.momentum)
+    own = {name: value.detach().clone() for name, value in norm.state_dict().items()}
+    copy.load_state_dict(copy.state_dict() | own)
+    return copy
 
 
 def hyper_iteration(
@@ -76,7 +84,7 @@ def by_higher(h: Tensor, labels: Tensor, lr: Tensor, steps: int) -> Callable[[Te
     """Take differentiable SGD steps on a patched linear layer."""
     import higher
 
-    head = nn.Linear(h.shape[1], int(labels.max()) + 1)
+    head = nn.Linear(h.shape[1], int(labels.max()) + 1, device=h.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     plain = torch.optim.SGD(head.parameters(), lr=1.0)

@@ -6,35 +6,97 @@ bare         one forward and backward pass of the backbone, at the best of sever
 ours         `MetaTask.hypergradient`
 loop, …      the loops of episode_loops.py, in float32
 
-Every side has a process of its own, because `keep_freed_memory`, which our command lines call,
-holds for a whole process: bare and ours have it, the loops have it with --keep-memory.
+Bare and ours run in the machine's best precision and in float32. Every side has a process of its
+own, because `keep_freed_memory`, which our command lines call, holds for a whole process: bare and
+ours have it, the loops have it with --keep-memory.
+
+The last table is of `heads.closed_form`, whose cost should hardly know T.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import final
+from typing import Any, final
 
 import torch
+from closed_form import ClosedRow, closed_form_rows, flatness, print_closed
 from episode_loops import LOOPS, hyper_iteration, stock_network
+from measuring import (
+    Times,
+    Verdict,
+    device_of,
+    finish,
+    make_parser,
+    milliseconds,
+    precisions,
+    ratio,
+)
 from torch import Tensor
+from workers import answer, worker
 
-from bilevel_apps.hardware import choose_precision
 from bilevel_apps.meta_task import Episodes, HyperRepresentation, MetaTask
 from bilevel_models import EACH_SET, Encoder, Normalization, create_model, keep_freed_memory
+from bilevel_models.registry import list_models
 
 OWN = ("bare", "ours")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A meta-batch of 1-shot episodes with 15 query images a class, and what is asked of it.
+
+    Attributes:
+        over_bare: T to the most that ours may cost, in bare passes.
+        over_peers: T to the least that the fastest peer costs, in ours.
+    """
+
+    title: str
+    model: str
+    channels: int
+    size: int
+    batch: int
+    over_bare: dict[int, float]
+    over_peers: dict[int, float]
+    way: int = 5
+
+
 CASES = {
-    "Omniglot net, 32 episodes of 5-way 1-shot": ("omniglot-net", 1, 28, 32, 5),
-    "C4L at 84×84, 4 episodes of 5-way 1-shot": ("c4l", 3, 84, 4, 5),
+    "omniglot": Case(
+        title="Omniglot net, 32 episodes of 5-way 1-shot",
+        model="omniglot-net",
+        channels=1,
+        size=28,
+        batch=32,
+        over_bare={5: 1.08, 256: 1.15},
+        over_peers={5: 2.5, 64: 5.0},
+    ),
+    "c4l": Case(
+        title="C4L at 84×84, 4 episodes of 5-way 1-shot",
+        model="c4l",
+        channels=3,
+        size=84,
+        batch=4,
+        over_bare={5: 1.08, 256: 1.15},
+        over_peers={5: 5.0, 64: 5.0},
+    ),
+    # The loops know only plain stacks of convolutions.
+    "rn": Case(
+        title="RN at 84×84, 2 episodes of 5-way 1-shot",
+        model="rn",
+        channels=3,
+        size=84,
+        batch=2,
+        over_bare={},
+        over_peers={},
+    ),
 }
 
 
@@ -43,30 +105,63 @@ CASES = {
 class Setting:
     """What a process runs."""
 
-    case: str
+    case: Case
     side: str
-    threads: int
     precision: str
+    threads: int
+    device: str
     keep_memory: bool
+    tries: int
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others of a case."""
+        return f"{self.side} {self.precision}"
 
 
-def make_side(setting: Setting) -> Callable[[int], float]:
-    """Return a function of T that runs one hyper-iteration, or pass, and returns its loss."""
-    name, channels, size, batch, way = CASES[setting.case]
+@final
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A side at one T, in milliseconds and in medians of ratios turn by turn.
+
+    Attributes:
+        over_bare: to the bare pass of its own precision.
+        over_ours: to ours, in the machine's best precision.
+        over_ours_float32: to ours, in float32.
+    """
+
+    case: str
+    steps: int
+    side: str
+    precision: str
+    ms: float
+    over_bare: float
+    over_ours: float
+    over_ours_float32: float
+
+
+@contextmanager
+def make_side(setting: Setting) -> Iterator[Callable[[int], tuple[float, float]]]:
+    """Yield a function of T that runs one hyper-iteration, or pass: milliseconds and the loss."""
+    torch.set_num_threads(setting.threads)
+    if setting.keep_memory:
+        keep_freed_memory()
+    device = torch.device(setting.device)
+    run = _side(setting, device)
+    yield lambda steps: milliseconds(partial(run, steps), device)
+
+
+def _side(setting: Setting, device: torch.device) -> Callable[[int], float]:
+    case = setting.case
     torch.manual_seed(0)
-    backbone = create_model(name, channels=channels, image_size=size)
-    labels = torch.arange(way).expand(batch, way).contiguous()
-    episodes = Episodes(
-        support=_images(batch, way, channels, size),
-        query=_images(batch, 15 * way, channels, size),
-        support_labels=labels,
-        query_labels=labels.repeat_interleave(15, dim=1),
-        way=way,
-    )
+    backbone = create_model(case.model, channels=case.channels, image_size=case.size)
+    episodes = _episodes(case, device)
     model = HyperRepresentation(backbone, inner_lr=0.1, scale=10.0, learn_lr=True, learn_scale=True)
     if setting.side in LOOPS:
-        return partial(_loop, setting.side, model, stock_network(backbone), episodes)
-    model.to(memory_format=torch.channels_last)
+        return partial(
+            _loop, setting.side, model.to(device), stock_network(backbone).to(device), episodes
+        )
+    model.to(memory_format=torch.channels_last).to(device)
     encoder = Encoder(
         backbone=backbone,
         normalization=Normalization.GHOST,
@@ -75,7 +170,21 @@ def make_side(setting: Setting) -> Callable[[int], float]:
     )
     if setting.side == "ours":
         return partial(_ours, MetaTask(model=model, encoder=encoder, steps=0), episodes)
-    return _best_chunks(encoder, torch.cat((episodes.support, episodes.query), dim=1))
+    images = torch.cat((episodes.support, episodes.query), dim=1)
+    each, count = images.shape[1], images[:, :, 0, 0, 0].numel()
+    sizes = {each // 8, each, 2 * each, 4 * each, count} if setting.tries > 1 else {each}
+    return _best_chunks(encoder, images, sizes, setting.tries)
+
+
+def _episodes(case: Case, device: torch.device) -> Episodes:
+    labels = torch.arange(case.way, device=device).expand(case.batch, case.way).contiguous()
+    return Episodes(
+        support=_images(case.batch, case.way, case.channels, case.size).to(device),
+        query=_images(case.batch, 15 * case.way, case.channels, case.size).to(device),
+        support_labels=labels,
+        query_labels=labels.repeat_interleave(15, dim=1),
+        way=case.way,
+    )
 
 
 def _images(*shape: int) -> Tensor:
@@ -95,117 +204,192 @@ def _loop(
 
 
 def _ours(task: MetaTask, episodes: Episodes, steps: int) -> float:
-    task = MetaTask(model=task.model, encoder=task.encoder, steps=steps)
-    return task.hypergradient(episodes).loss
+    return replace(task, steps=steps).hypergradient(episodes).loss
 
 
-def _best_chunks(encoder: Encoder, images: Tensor) -> Callable[[int], float]:
+def _best_chunks(
+    encoder: Encoder, images: Tensor, sizes: Iterable[int], tries: int
+) -> Callable[[int], float]:
     """Return the bare pass, forward and backward chunk by chunk, at its fastest chunk size."""
+    device = images.device
 
     def bare(size: int, steps: int) -> float:
         del steps
         encoder.backbone.zero_grad()
         for chunk in images.flatten(0, 1).split(size):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=encoder.bfloat16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=encoder.bfloat16):
                 h = encoder.backbone(chunk.contiguous(memory_format=torch.channels_last), EACH_SET)
             h.backward(torch.ones_like(h))
         return 0.0
 
-    each, count = images.shape[1], images[:, :, 0, 0, 0].numel()
-    sizes = sorted({each // 8, each, 2 * each, 4 * each, count})
-    best = min(sizes, key=lambda n: min(milliseconds(partial(bare, n), 0)[0] for _ in range(4)))
-    return partial(bare, best)
+    def cost(size: int) -> float:
+        return min(milliseconds(partial(bare, size, 0), device)[0] for _ in range(tries))
+
+    return partial(bare, min(sorted(sizes), key=cost))
 
 
-def milliseconds(function: Callable[[int], float], steps: int) -> tuple[float, float]:
-    """Return the wall time of one call and what it returned."""
-    start = time.perf_counter()
-    value = function(steps)
-    return 1000 * (time.perf_counter() - start), value
+def compare(case: Case, options: argparse.Namespace) -> list[Row]:
+    """Return the rows of a case, printed as they come."""
+    settings = _settings(case, options)
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        pipes = {s.label: stack.enter_context(worker(make_side, s)) for s in settings}
+        for steps in options.steps:
+            times = measure(pipes, steps, options.repeats)
+            new = [_row(times, setting, settings, steps) for setting in settings]
+            print_rows(new)
+            rows += new
+    return rows
 
 
-def serve(pipe: Connection, setting: Setting) -> None:
-    """Run one side each time that a number of steps arrives, until None does."""
-    torch.set_num_threads(setting.threads)
-    if setting.keep_memory:
-        keep_freed_memory()
-    function = make_side(setting)
-    while (steps := pipe.recv()) is not None:
-        pipe.send(milliseconds(function, steps))
+def _settings(case: Case, options: argparse.Namespace) -> list[Setting]:
+    """Return the sides of a case: ours first in the best precision, then in float32."""
+    both = dict.fromkeys((*precisions(options), "float32"))
+    sides = [(side, precision) for precision in both for side in OWN]
+    if case.model != "rn":
+        sides += [(s, "float32") for s in options.sides if s in LOOPS and s not in missing()]
+    return [
+        Setting(
+            case=replace(case, batch=max(1, case.batch // 8)) if options.quick else case,
+            side=side,
+            precision=precision,
+            threads=options.threads,
+            device=options.device,
+            keep_memory=side in OWN or options.keep_memory,
+            tries=1 if options.quick else 4,
+        )
+        for side, precision in sides
+    ]
 
 
-def measure(sides: dict[str, Connection], steps: int, repeats: int) -> dict[str, list[float]]:
+def missing() -> list[str]:
+    """Return the loops whose package is not installed."""
+    return [n for n, (_, package) in LOOPS.items() if package and not _installed(package)]
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def measure(pipes: dict[str, Connection], steps: int, repeats: int) -> dict[str, list[float]]:
     """Return each side's times; the first turn is not counted."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    losses = {}
+    times: dict[str, list[float]] = {label: [] for label in pipes}
+    losses: dict[str, float] = {}
     for turn in range(repeats + 1):
-        for side, pipe in sides.items():
+        for label, pipe in pipes.items():
             pipe.send(steps)
-            elapsed, losses[side] = pipe.recv()
+            elapsed, losses[label] = answer(pipe)
             if turn:
-                times[side].append(elapsed)
-    apart = {side: abs(losses[side] / losses["ours"] - 1) for side in sides if side in LOOPS}
+                times[label].append(elapsed)
+    ours = losses["ours float32"]
+    apart = {s: abs(x / ours - 1) for s, x in losses.items() if not s.startswith("bare")}
     if wrong := {side: d for side, d in apart.items() if d > 0.02}:
         raise SystemExit(f"error: losses differ from ours at T = {steps} (relatively): {wrong}")
     return times
 
 
-def row(times: dict[str, list[float]], side: str) -> str:
-    """Return a side's median and the medians of its ratios to the bare pass and to ours."""
+def _row(times: Times, setting: Setting, settings: Sequence[Setting], steps: int) -> Row:
+    def to(side: str, precision: str) -> float:
+        return ratio(times, setting.label, f"{side} {precision}")
 
-    def ratio(to: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[side], times[to], strict=True))
+    return Row(
+        case=setting.case.model,
+        steps=steps,
+        side=setting.side,
+        precision=setting.precision,
+        ms=statistics.median(times[setting.label]),
+        over_bare=to("bare", setting.precision),
+        over_ours=to("ours", settings[0].precision),
+        over_ours_float32=to("ours", "float32"),
+    )
 
-    return f"{statistics.median(times[side]):.0f} | {ratio('bare'):.2f} | {ratio('ours'):.2f}"
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print rows as parts of a table."""
+    for r in rows:
+        print(
+            f"| {r.case} | {r.steps} | {r.side} | {r.precision} | {r.ms:.1f} | {1000 / r.ms:.2f} "
+            f"| {r.over_bare:.2f} | {r.over_ours:.2f} | {r.over_ours_float32:.2f} |",
+            flush=True,
+        )
+
+
+def judge(rows: Sequence[Row], closed: Sequence[ClosedRow]) -> list[Verdict]:
+    """Return what holds of the issue's criteria, in their order."""
+    cases = [case for case in CASES.values() if any(r.case == case.model for r in rows)]
+    verdicts = [
+        near_bare(rows, case, steps, most)
+        for case in cases
+        for steps, most in case.over_bare.items()
+    ]
+    verdicts += [
+        beyond_peers(rows, case, steps, least)
+        for case in cases
+        for steps, least in case.over_peers.items()
+    ]
+    return [*verdicts, flatness(closed)]
+
+
+def near_bare(rows: Sequence[Row], case: Case, steps: int, most: float) -> Verdict:
+    """Judge ours beside the bare pass of the same precision; the best precision decides."""
+    found = [r for r in rows if (r.case, r.steps, r.side) == (case.model, steps, "ours")]
+    return Verdict(
+        claim=f"{case.model}, T = {steps}: at most {most} × the bare backbone",
+        met=found[0].over_bare <= most if found else None,
+        figure=", ".join(f"{r.over_bare:.2f} in {r.precision}" for r in found) or "T not run",
+    )
+
+
+def beyond_peers(rows: Sequence[Row], case: Case, steps: int, least: float) -> Verdict:
+    """Judge ours, in the best precision, beside the fastest peer that is installed."""
+    claim = f"{case.model}, T = {steps}: at least {least} × faster than the fastest peer"
+    found = [r for r in rows if (r.case, r.steps) == (case.model, steps) and r.side in LOOPS]
+    if not found:
+        return Verdict(claim=claim, met=None, figure="T or peers not run")
+    fastest = min(found, key=lambda row: row.ms)
+    figure = (
+        f"{fastest.over_ours:.2f} × of {', '.join(r.side for r in found)}: {fastest.side} is the "
+        f"fastest; float32 against float32 {fastest.over_ours_float32:.2f} ×"
+    )
+    return Verdict(claim=claim, met=fastest.over_ours >= least, figure=figure)
+
+
+def parse() -> argparse.Namespace:
+    """Return the options."""
+    parser = make_parser(__doc__, repeats=11)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 64, 256], help="values of T")
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), help="default: rn on GPUs only")
+    parser.add_argument("--sides", nargs="+", choices=(*OWN, *LOOPS), help="default: all")
+    parser.add_argument("--keep-memory", action="store_true", help="the loops keep freed memory")
+    options = parser.parse_args()
+    if options.quick:
+        options.steps, options.repeats = [5], 1
+    options.cases = options.cases or [c for c in CASES if c != "rn" or options.device == "cuda"]
+    options.sides = options.sides or ([*OWN, "loop"] if options.quick else [*OWN, *LOOPS])
+    return options
 
 
 def main() -> None:
-    """Print a row for each case, T and side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 64, 256])
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--sides", nargs="+", choices=(*OWN, *LOOPS), default=[*OWN, *LOOPS])
-    parser.add_argument("--keep-memory", action="store_true", help="the loops keep freed memory")
-    options = parser.parse_args()
-    precision = choose_precision(options.precision, torch.device("cpu"))
-    print(
-        f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats; bare "
-        f"and ours in {precision}, loops in float32{', keeping memory' * options.keep_memory}"
-    )
-    missing = {side for side, (_, package) in LOOPS.items() if package and not _installed(package)}
-    for side in sorted(missing & set(options.sides)):
+    """Print a row for each case, T and side, then a line for each criterion."""
+    options = parse()
+    device = device_of(options)
+    if device is None:
+        return
+    print(f"loops in float32{', keeping memory' * options.keep_memory}")
+    for side in missing():
         print(f"{side}: not installed")
-    print("| case | T | side | ms | over bare | over ours |\n| --- | --- | --- | --- | --- | --- |")
-    for case in CASES:
-        chosen = [*OWN, *(s for s in options.sides if s in LOOPS and s not in missing)]
-        _compare(case, chosen, options, precision)
-
-
-def _compare(case: str, chosen: list[str], options: argparse.Namespace, precision: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    sides = {}
-    for side in chosen:
-        setting = Setting(
-            case=case,
-            side=side,
-            threads=options.threads,
-            precision=precision,
-            keep_memory=side in OWN or options.keep_memory,
-        )
-        sides[side], other = context.Pipe()
-        context.Process(target=serve, args=(other, setting), daemon=True).start()
-    for steps in options.steps:
-        times = measure(sides, steps, options.repeats)
-        for side in chosen:
-            print(f"| {case} | {steps} | {side} | {row(times, side)} |", flush=True)
-    for pipe in sides.values():
-        pipe.send(None)
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    print("\n| case | T | side | precision | ms | a second | over bare | over ours | float32 |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows: list[Row] = []
+    for name in options.cases:
+        if CASES[name].model in list_models():
+            rows += compare(CASES[name], options)
+        else:
+            print(f"{name}: no such model here")
+    closed = closed_form_rows(device, options.repeats)
+    print_closed(closed)
+    everything: list[Any] = [*rows, *closed]
+    finish(options, everything, judge(rows, closed))
 
 
 if __name__ == "__main__":
