@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ BATCH, WAY, SHOT, QUERY, SIZE = 2, 3, 2, 3, 8
 MODES = list(Normalization)
 
 
-def make_episodes():
-    generator = torch.Generator().manual_seed(1)
+def make_episodes(seed=1):
+    generator = torch.Generator().manual_seed(seed)
 
     def images(each):
         shape = (BATCH, WAY * each, 1, SIZE, SIZE)
@@ -35,7 +36,7 @@ def make_episodes():
     )
 
 
-def make_task(mode, *, steps, unit_length, scale=3.0, engine=None):
+def make_task(mode, *, steps, unit_length, scale=3.0, **choices):
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=SIZE, filters=4)
     model = HyperRepresentation(
@@ -44,7 +45,18 @@ def make_task(mode, *, steps, unit_length, scale=3.0, engine=None):
     for norm in backbone.norms:  # zero offsets would hide a wrong one
         torch.nn.init.normal_(norm.bias, std=0.3)
     encoder = Encoder(backbone=model.backbone, normalization=mode, unit_length=unit_length)
-    return MetaTask(model=model, encoder=encoder, steps=steps, engine=engine)
+    return MetaTask(model=model, encoder=encoder, steps=steps, **choices)
+
+
+def gradients(task):
+    return {name: p.grad for name, p in task.model.named_parameters()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        error = torch.linalg.vector_norm(found[name] - grad)
+        assert error <= 1e-10 * torch.linalg.vector_norm(grad) + 1e-15, name
 
 
 def reference(task, episodes):
@@ -81,9 +93,13 @@ def reference(task, episodes):
     def scores(w, lam, which):
         return heads.logits(w, encode(lam["backbone"])[which] * lam["log_scale"].exp())
 
+    def outer(w, lam):
+        z, labels = scores(w, lam, 1).flatten(0, 1), episodes.query_labels.flatten()
+        return functional.cross_entropy(z, labels, label_smoothing=task.label_smoothing)
+
     problem = Problem(
         inner=lambda w, lam: heads.cross_entropy(scores(w, lam, 0), episodes.support_labels).sum(),
-        outer=lambda w, lam: heads.cross_entropy(scores(w, lam, 1), episodes.query_labels).mean(),
+        outer=outer,
         init=lambda lam: {
             "weight": torch.zeros(BATCH, task.model.backbone.dim, WAY, dtype=torch.float64),
             "bias": torch.zeros(BATCH, 1, WAY, dtype=torch.float64),
@@ -107,11 +123,7 @@ def test_equals_the_engine_with_the_network_inside(mode, steps, unit_length):
     value, expected = reference(task, episodes)
     outcome = task.hypergradient(episodes)
     assert outcome.loss == pytest.approx(float(value), rel=1e-12)
-    found = {name: p.grad for name, p in task.model.named_parameters()}
-    assert found.keys() == expected.keys()
-    for name, grad in expected.items():
-        error = torch.linalg.vector_norm(found[name] - grad)
-        assert error <= 1e-10 * torch.linalg.vector_norm(grad) + 1e-15, name
+    assert_equal(gradients(task), expected)
     norm = torch.linalg.vector_norm(expected["backbone.convolutions.0.weight"])
     assert (norm > 1e-3) == (steps > 0)  # a head that stays zero teaches the network nothing
 
@@ -123,12 +135,70 @@ def test_the_heads_give_what_an_engine_gives(steps, engine):
     for chosen in (None, engine):
         task = make_task(Normalization.GHOST, steps=steps, unit_length=True, engine=chosen)
         outcomes.append(task.hypergradient(episodes))
-        grads.append({name: p.grad for name, p in task.model.named_parameters()})
+        grads.append(gradients(task))
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-12)
     assert outcomes[0].accuracy == outcomes[1].accuracy
-    for name, expected in grads[1].items():
-        error = torch.linalg.vector_norm(grads[0][name] - expected)
-        assert error <= 1e-10 * torch.linalg.vector_norm(expected) + 1e-15, name
+    assert_equal(*grads)
+
+
+@pytest.mark.parametrize("engine", [None, Reverse()], ids=["heads", "reverse"])
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_smoothed_labels_are_in_the_outer_loss_alone(smoothing, engine):
+    episodes = make_episodes()
+    task = make_task(
+        Normalization.GHOST, steps=5, unit_length=True, label_smoothing=smoothing, engine=engine
+    )
+    value, expected = reference(task, episodes)
+    outcome = task.hypergradient(episodes)
+    assert outcome.loss == pytest.approx(float(value), rel=1e-12)
+    assert_equal(gradients(task), expected)
+    plain = dataclasses.replace(task, label_smoothing=0.0)
+    assert outcome.loss != pytest.approx(plain.hypergradient(episodes).loss, rel=1e-3)
+    assert outcome.accuracy == plain.hypergradient(episodes).accuracy  # the heads are the same
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("mode", [m for m in MODES if m is not Normalization.BATCH])
+def test_in_parts_it_is_the_same_hypergradient(mode, parts):
+    """Also the running averages, which follow episode by episode."""
+    pair = make_episodes(), make_episodes(seed=2)
+    episodes = Episodes(
+        way=WAY,
+        **{
+            name: torch.cat([getattr(half, name) for half in pair])
+            for name in ("support", "query", "support_labels", "query_labels")
+        },
+    )
+    whole = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1)
+    divided = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1, parts=parts)
+    outcomes = whole.hypergradient(episodes), divided.hypergradient(episodes)
+    assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-12)
+    assert outcomes[0].accuracy == pytest.approx(outcomes[1].accuracy, rel=1e-12)
+    assert_equal(gradients(divided), gradients(whole))
+    assert_equal(dict(divided.model.named_buffers()), dict(whole.model.named_buffers()))
+
+
+def test_one_part_is_in_memory_at_a_time(monkeypatch):
+    sizes, graphs = [], []
+    whole = Encoder.encode
+
+    def encode(encoder, support, query, *, training):
+        sizes.append(len(support))
+        assert not any(graph() for graph in graphs)  # the part before has been freed
+        found = whole(encoder, support, query, training=training)
+        graphs.append(weakref.ref(found.pull_back))
+        return found
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    make_task(Normalization.GHOST, steps=2, unit_length=True, parts=2).hypergradient(
+        make_episodes()
+    )
+    assert sizes == [1, 1]
+
+
+def test_parts_of_a_meta_batch_are_equal():
+    with pytest.raises(ValueError, match="2 episodes do not divide into 3 equal parts"):
+        list(make_episodes().parts(3))
 
 
 @pytest.mark.parametrize("engine", [None, Reverse()], ids=["heads", "reverse"])

@@ -14,6 +14,8 @@ import torch
 import yaml
 from PIL import Image
 
+from bilevel_apps.checkpoint import load_checkpoint
+
 TEXT = "not a store\n" * 100
 
 
@@ -282,7 +284,7 @@ def test_evaluation_follows_the_checkpoint_and_not_an_edited_configuration(comma
 BAD_EVALUATIONS = [
     (["--episodes", 0], "'--episodes'"),
     (["--episodes", "many"], "'--episodes'"),
-    (["--steps", -1], "'--steps'"),
+    (["--steps", -1], "--steps -1: expected whole numbers ≥ 0"),
     (["--way", 7], "way=7 but split 'test' has 6 classes: lower way"),
     (["--way", 7], "(change --way, --shot, --query or --split)"),
     (["--shot", 10, "--query", 11], "has 20 images"),
@@ -330,6 +332,8 @@ def test_evaluation_as_json(command, trained, store):
         "seed": 0,
         "checkpoint_sha256": digest,
         "checkpoint": str(trained / "best.safetensors"),
+        "checkpoint_step": step_of(trained / "best.safetensors"),
+        "trained_steps": 5,
     }
     assert {key: found.get(key) for key in expected} == expected
     assert 0 < found["accuracy"] <= 1
@@ -362,11 +366,18 @@ def test_evaluation_with_baselines(command, trained):
     assert alone["accuracy"] == found["accuracy"]
 
 
+def step_of(path):
+    return load_checkpoint(path).record["step"]
+
+
 def test_evaluation_for_people(command, trained):
     found = command("eval", trained, "--episodes", 12)
     assert found.status == 0
     head, row = found.out.splitlines()
-    assert head == "5-way 1-shot, 12 episodes of test, T = 5, ghost normalisation"
+    assert head == (
+        "5-way 1-shot, 12 episodes of test, T = 5, ghost normalisation; "
+        f"best.safetensors of hyper-iteration {step_of(trained / 'best.safetensors')}"
+    )
     report = evaluate(command, trained, "--episodes", 12)
     assert row.split()[-4:] == [
         f"{100 * report['accuracy']:.2f}",
@@ -380,6 +391,8 @@ def test_evaluation_uses_the_last_checkpoint_before_any_validation(command, copy
     (copy / "best.safetensors").unlink()
     found = evaluate(command, copy, "--episodes", 3)
     assert found["checkpoint"] == str(copy / "last.safetensors")
+    assert found["checkpoint_step"] == 6
+    assert "last.safetensors of hyper-iteration 6" in command("eval", copy, "--episodes", 3).out
 
 
 @pytest.fixture
@@ -455,7 +468,18 @@ def test_verify_notices_one_bit(command, store, tmp_path):
 
 
 HELP = {
-    ("train",): ["CONFIG.yaml", "--preset", "--data", "--out", "--set", "--device", "--resume"],
+    ("train",): [
+        "CONFIG.yaml",
+        "--preset",
+        "--data",
+        "--out",
+        "--set",
+        "--device",
+        "--resume",
+        "--sweep",
+        "--sampler",
+        "--trials",
+    ],
     ("eval",): [
         "DIR",
         "--data",
@@ -465,6 +489,8 @@ HELP = {
         "--shot",
         "--query",
         "--steps",
+        "--choose",
+        "--plot",
         "--seed",
         "--baselines",
         "--track",
@@ -526,3 +552,38 @@ def test_a_reader_that_leaves_is_no_traceback(store):
     os.close(write)
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+def test_prepare_mini_imagenet_from_a_folder(command, tmp_path):
+    """Without its test split, which `info` says is absent."""
+    (tmp_path / "images").mkdir()
+    for split in ("train", "val"):
+        rows = [f"{split}{k}.png,{split}-class-{k % 3}" for k in range(6)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["filename,label", *rows]))
+        for k in range(6):
+            Image.new("RGB", (84, 84), (k, 0, 0)).save(tmp_path / "images" / f"{split}{k}.png")
+    out = tmp_path / "m.h5"
+    words = ["data", "prepare", "mini-imagenet", "--source", tmp_path, "--out", out]
+    found = command(*words)
+    assert found.status == 0, found.err
+    assert found.out.startswith(f"{out}: mini-imagenet, 84×84 colour; licence: research")
+    assert command("data", "info", out).out == found.out
+    assert "  absent: test\n" in found.out
+    (tmp_path / "images" / "val5.png").unlink()
+    assert "val.csv lists 1 pictures" in command(*words, "--overwrite").error
+    assert command("data", "verify", out).status == 0
+
+
+def test_prepare_a_family_by_name(command, pictures, tmp_path):
+    out = tmp_path / "t.h5"
+    splits = tmp_path / "splits.json"
+    splits.write_text('{"train": ["class-1", "class-0"], "val": ["class-5"]}')
+    words = ["data", "prepare", "torchvision:ImageFolder", "--out", out]
+    found = command(*words, "--source", pictures, "--option", f"splits={splits}")
+    if "install bilevel-data[torchvision]" in found.err:
+        pytest.skip("needs torchvision")
+    assert found.status == 0, found.err
+    assert found.out.startswith(f"{out}: torchvision:ImageFolder, 20×20 colour; ")
+    assert "  absent: test\n" in found.out
+    refused = command(*words, "--source", pictures, "--overwrite", "--option", "fractions=[1]")
+    assert "fractions: expected three numbers" in refused.error

@@ -42,7 +42,8 @@ def test_presets_parse(name):
 def test_presets_are_those_documented():
     tasks = ("5way-1shot", "5way-5shot", "20way-1shot", "20way-5shot")
     own = {f"omniglot-{task}" for task in tasks}
-    paper = {f"paper/omniglot-{task}" for task in tasks}
+    own |= {f"mini-imagenet-{model}-5way-{n}shot" for model in ("c4l", "rn") for n in (1, 5)}
+    paper = {f"paper/{name}" for name in own}
     assert set(list_presets()) >= {"glyphs-5way-1shot"} | own | paper
 
 
@@ -78,6 +79,52 @@ def test_paper_presets_have_the_papers_settings(way, shot, meta_batch):
     }
     assert {key: flat[key] for key in expected} == expected
     assert flat["inner.steps"] in (4, 5)
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize("model", ["c4l", "rn"])
+@pytest.mark.parametrize("prefix", ["", "paper/"])
+def test_mini_imagenet_presets_solve_the_task_that_they_name(prefix, model, shot):
+    name = f"{prefix}mini-imagenet-{model}-5way-{shot}shot"
+    config = parse_config(load_preset(name), name)
+    assert (config.episode.way, config.episode.shot, config.episode.query) == (5, shot, 15)
+    assert config.episode.rotations is False
+    assert config.model.name == model
+    assert config.model.norm == ("episode" if prefix else "ghost")
+    assert config.train.meta_batch % config.train.accumulate == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "shot", "eta", "meta_batch"),
+    [("c4l", 1, 0.01, 4), ("c4l", 5, 0.01, 2), ("rn", 1, 0.04, 2), ("rn", 5, 0.04, 2)],
+)
+def test_paper_presets_of_mini_imagenet(model, shot, eta, meta_batch):
+    name = f"paper/mini-imagenet-{model}-5way-{shot}shot"
+    flat = parse_config(load_preset(name), name).flat()
+    expected = {
+        "inner.lr": eta,
+        "inner.learn_lr": False,
+        "inner.scale": 1.0,
+        "inner.learn_scale": False,
+        "inner.steps": 5,
+        "model.unit_length": False,
+        "train.meta_batch": meta_batch,
+        "train.lr": 1e-3,
+        "train.schedule": "paper",
+        "train.optimizer": "adamw",
+        "train.weight_decay": 0.0,
+        "train.validate_every": 1000,
+        "train.validate_episodes": 600,
+        "train.patience": 40,
+        "train.augment": None,
+        "train.average": None,
+        "train.label_smoothing": 0.0,
+        "train.clip": None,
+        "train.way": None,
+        "train.shot": None,
+        "train.query": None,
+    }
+    assert {key: flat[key] for key in expected} == expected
 
 
 def test_unknown_preset_names_the_known_ones():
@@ -206,6 +253,24 @@ def test_unknown_key_without_one():
         "threads=0",
         "threads=1000000",
         "tracking.uri=[a]",
+        "train.minutes=0",
+        "train.minutes=true",
+        "train.patience=0",
+        "train.patience=1.5",
+        "train.accumulate=0",
+        "train.clip=0",
+        "train.clip=.inf",
+        "train.average=0",
+        "train.average=1",
+        "train.average=true",
+        "train.label_smoothing=1",
+        "train.label_smoothing=-0.1",
+        "train.optimizer=adam",
+        "train.schedule=linear",
+        "train.augment=3",
+        "train.augment=true",
+        "model.kernel_size=2",
+        "model.kernel_size=true",
     ],
 )
 def test_wrong_values_are_named(assignment):
@@ -213,6 +278,15 @@ def test_wrong_values_are_named(assignment):
     message = refused(assigned, assignment)
     assert message.startswith(f"--set: {key}: ")
     assert message.endswith(f", found {yaml.safe_load(value)!r}")
+
+
+def test_changes_of_images_are_a_list_or_one():
+    assert assigned("train.augment=[crop, flip]").train.augment == ("crop", "flip")
+    assert assigned("train.augment=flip").flat()["train.augment"] == ["flip"]
+    assert assigned("train.augment=null").train.augment is None
+    message = refused(assigned, "train.augment=[flip, turn]")
+    assert message.startswith("--set: train.augment.1: input should be 'crop', 'shift', ")
+    assert message.endswith("found 'turn'")
 
 
 def test_a_large_value_is_shortened():
@@ -314,6 +388,7 @@ configurations = st.fixed_dictionaries(
             norm=st.sampled_from(["episode", "batch", "ghost", "support"]),
             unit_length=switches,
             filters=maybe(counts),
+            kernel_size=st.sampled_from([None, 1, 3]),
         ),
         "inner": section(
             steps=st.integers(0, 10**6), lr=positive, learn_lr=switches, scale=positive
@@ -323,7 +398,17 @@ configurations = st.fixed_dictionaries(
             way=maybe(counts),
             lr=positive,
             weight_decay=positive | st.just(0.0),
-            schedule=st.sampled_from(["constant", "paper", "onecycle"]),
+            schedule=st.sampled_from(["constant", "paper", "cosine", "onecycle"]),
+            optimizer=st.sampled_from(["adamw", "sgd"]),
+            minutes=maybe(positive),
+            patience=maybe(counts),
+            accumulate=counts,
+            clip=maybe(positive),
+            average=maybe(st.floats(0, 1, exclude_min=True, exclude_max=True)),
+            label_smoothing=st.floats(0, 1, exclude_max=True),
+            augment=maybe(
+                st.lists(st.sampled_from(["crop", "shift", "flip", "colour"]), max_size=4)
+            ),
         ),
         "tracking": section(enabled=switches, uri=maybe(texts), experiment=maybe(texts)),
     },

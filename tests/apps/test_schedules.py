@@ -38,7 +38,15 @@ def test_onecycle_is_half_a_cosine_on_each_side():
     assert found[130] == pytest.approx(LR * (1 + 1e-5) / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "paper", "onecycle"])
+def test_cosine_falls_from_the_first_rate_to_the_last():
+    found = rates("cosine", 101)
+    assert found[0] == pytest.approx(LR, rel=1e-12)
+    assert found[50] == pytest.approx(LR * (1 + 1e-5) / 2, rel=1e-12)
+    assert found[-1] == pytest.approx(1e-5 * LR, rel=1e-9)
+    assert all(a > b for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "paper", "cosine", "onecycle"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_short_runs_have_a_rate(schedule, steps):
     assert all(0 < rate <= LR for rate in rates(schedule, steps))

@@ -9,7 +9,7 @@ import torch
 from bilevel_apps import scoring
 from bilevel_apps.build import episode_sampler, make_task
 from bilevel_apps.meta_task import Episodes
-from bilevel_apps.scoring import nearest_pixel, score, score_episodes
+from bilevel_apps.scoring import episode_accuracies, nearest_pixel, score, score_episodes
 from bilevel_data import open_store
 
 CPU = torch.device("cpu")
@@ -55,6 +55,8 @@ def test_score_does_not_depend_on_the_batch(opened, config, monkeypatch, pixels)
     single = torch.cat([task.accuracies(each) for each in _one_by_one(opened, 7)])
     assert torch.cat(results).tolist() == single.tolist()
     assert found == score(single.numpy())
+    each = episode_accuracies(task.accuracies, sampler_of(opened), episodes=7, device=CPU)
+    assert each.tolist() == single.tolist()
 
 
 def _one_by_one(opened, episodes):

@@ -11,6 +11,8 @@ import pytest
 from bilevel_apps import train as training
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.sweep import Plan, sweep
+from bilevel_apps.sweep.table import best_first
 from bilevel_apps.tracking import Target, Tracker, default_uri, open_tracker
 from bilevel_apps.train import train
 
@@ -125,6 +127,51 @@ def test_resume_continues_the_same_run(runs, tracked, monkeypatch, capsys):
     assert warnings_of(capsys) == []
 
 
+def test_children_of_a_sweep_are_nested(runs, tracked, monkeypatch, capsys):
+    folder, whole = runs / "lrs", training._hyper_iteration
+    given = tracked(model__unit_length=False, train__steps=4)
+
+    def interrupt(run, batch):
+        if run.step == 2:
+            raise KeyboardInterrupt
+        return whole(run, batch)
+
+    monkeypatch.setattr(training, "_hyper_iteration", interrupt)
+    plan = Plan(axes=("inner.lr=0.1,0.5,1e38",))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(given, folder, plan, resume=False)
+    client, run_id = client_of(folder)
+    assert client.get_run(run_id).info.status == "KILLED"
+    monkeypatch.setattr(training, "_hyper_iteration", whole)
+    children = sweep(given, folder, plan, resume=True)
+    parent = client.get_run(run_id)
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "lrs")
+    runs = client.search_runs([parent.info.experiment_id])
+    below = {run.info.run_name: run for run in runs if run.info.run_id != run_id}
+    assert below.keys() == {child.name for child in children}
+    statuses = []
+    for child in children:
+        run = below[child.name]
+        assert run.data.tags["mlflow.parentRunId"] == run_id
+        assert RunFolder(folder / child.name).load_tracking()["run_id"] == run.info.run_id
+        statuses.append(run.info.status)
+    assert statuses == ["FINISHED", "FINISHED", "FAILED"]
+    best = best_first(children)[0]
+    assert parent.data.tags["best"] == best.name
+    assert parent.data.tags["best.inner.lr"] == str(best.settings["inner.lr"])
+    assert parent.data.metrics["val/best_accuracy"] == best.accuracy
+    assert parent.data.metrics["train/loss"] == below[best.name].data.metrics["train/loss"]
+    assert (parent.data.metrics["sweep/finished"], parent.data.metrics["sweep/failed"]) == (2, 1)
+    history = client.get_metric_history(run_id, "child/accuracy")
+    assert [(m.step, m.value) for m in history] == [
+        (1, children[0].accuracy),
+        (2, children[1].accuracy),
+    ]
+    names = {entry.path for entry in client.list_artifacts(run_id)}
+    assert names == {"children.csv", "sweep.json"}
+    assert warnings_of(capsys) == []
+
+
 def test_a_failed_run_is_marked(runs, tracked):
     with pytest.raises(training.RunError):
         train(tracked(inner__lr=1e38, model__unit_length=False), runs / "run", resume=False)
@@ -164,6 +211,20 @@ def test_evaluation_is_logged_to_the_run(runs, tracked, capsys):
     assert run.data.metrics["test/5way-1shot/ci95"] == report["ci95"]
     assert run.info.status == "KILLED"  # a score says nothing about how the training ended
     assert warnings_of(capsys) == []
+
+
+def test_a_curve_is_logged_by_t(runs, tracked):
+    folder = runs / "run"
+    train(tracked(), folder, resume=False)
+    request = Request(split="val", episodes=5, steps=(1, 8), track=True, device="cpu")
+    report = evaluate_run(folder, request)
+    client, run_id = client_of(folder)
+    history = client.get_metric_history(run_id, "val/5way-1shot/accuracy")
+    assert {m.step: m.value for m in history} == {
+        row["steps"]: row["accuracy"] for row in report["curve"]
+    }
+    names = {entry.path for entry in client.list_artifacts(run_id, "pictures")}
+    assert names == {"pictures/steps-val.png"}
 
 
 def test_evaluation_of_an_untracked_run_warns(trained, capsys):

@@ -158,6 +158,112 @@ def test_resumed_to_the_bit_in_every_mode(tmp_path, config, stop_after, norm):
         assert same(tmp_path / "cut" / name, tmp_path / "whole" / name)
 
 
+EVERYTHING = {
+    "model__filters": 8,
+    "train__steps": 8,
+    "train__meta_batch": 4,
+    "train__schedule": "cosine",
+    "train__accumulate": 2,
+    "train__clip": 0.1,
+    "train__average": 0.8,
+    "train__label_smoothing": 0.1,
+    "train__augment": ["crop", "shift", "flip", "colour"],
+    "train__patience": 3,
+    "tracking__every": 3,
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_resumed_to_the_bit_with_every_option(tmp_path, config, stop_after, optimizer):
+    chosen = config(**EVERYTHING, train__optimizer=optimizer)
+    train(chosen, tmp_path / "whole", resume=False)
+    for step in (3, 5):
+        stop_after(step)
+        with pytest.raises(Killed):
+            train(chosen, tmp_path / "cut", resume=True)
+    stop_after(-1)
+    resume(tmp_path / "cut")
+    for name in ("last.safetensors", "best.safetensors"):
+        whole, cut = (tmp_path / folder / name for folder in ("whole", "cut"))
+        assert cut.read_bytes() == whole.read_bytes()
+    names = weights(tmp_path / "cut" / "last.safetensors")
+    kinds = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
+    held = {name.rpartition(".")[2] for name in names if name.startswith("optimizer.")}
+    assert held == kinds[optimizer]
+    assert any(name.startswith("average.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train__optimizer", "sgd"),
+        ("train__clip", 1e-3),
+        ("train__label_smoothing", 0.1),
+        ("train__augment", ["flip"]),
+        ("train__schedule", "cosine"),
+    ],
+)
+def test_every_option_has_an_effect(tmp_path, config, trained, key, value):
+    train(config(**{key: value}), tmp_path / "run", resume=False)
+    assert not same(tmp_path / "run" / "last.safetensors", trained / "last.safetensors")
+
+
+def test_in_parts_the_weights_are_the_same_to_rounding(tmp_path, config):
+    for parts in (1, 2, 4):
+        chosen = config(train__meta_batch=4, train__accumulate=parts, train__steps=2)
+        train(chosen, tmp_path / str(parts), resume=False)
+    whole = weights(tmp_path / "1" / "last.safetensors")
+    for parts in (2, 4):
+        found = weights(tmp_path / str(parts) / "last.safetensors")
+        for name in (name for name in whole if name.startswith("model.")):
+            assert torch.allclose(found[name], whole[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_a_clipped_step_of_gradient_descent_has_its_length(tmp_path, config):
+    """One step of sgd from a known start: with Nesterov's momentum it is (1 + 0.9) lr g."""
+    options = {"train__optimizer": "sgd", "train__weight_decay": 0.0, "train__steps": 1}
+    moved = {}
+    for name, clip, lr in (("start", None, 1e-30), ("clipped", 1e-3, 0.5), ("free", None, 0.5)):
+        train(config(**options, train__clip=clip, train__lr=lr), tmp_path / name, resume=False)
+        tensors = weights(tmp_path / name / "last.safetensors")
+        learned = [k for k in sorted(tensors) if k.startswith("model.") and "running" not in k]
+        moved[name] = torch.cat([tensors[k].flatten().double() for k in learned])
+    clipped = torch.linalg.vector_norm(moved["clipped"] - moved["start"])
+    free = torch.linalg.vector_norm(moved["free"] - moved["start"])
+    assert float(clipped) == pytest.approx(1.9 * 0.5 * 1e-3, rel=1e-3)
+    assert free > 10 * clipped
+    along = torch.dot(moved["clipped"] - moved["start"], moved["free"] - moved["start"])
+    assert float(along / clipped / free) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"train__accumulate": 2, "model__norm": "batch"},
+            "train.accumulate=2: with model.norm=batch the statistics are those of the whole",
+        ),
+        (
+            {"train__accumulate": 3, "train__meta_batch": 4},
+            "train.accumulate=3: 4 episodes do not divide into as many equal parts",
+        ),
+        (
+            {"episode__way": 20, "train__way": 5},
+            "way=20 but split 'val' has 16 classes: lower way or use a split with more classes "
+            r"\(change episode.way",
+        ),
+        ({"model__kernel_size": 1}, "model.name=omniglot-net: .* has no option kernel_size"),
+    ],
+)
+def test_refused_before_anything_is_written(tmp_path, config, make_store, changes, says):
+    data = str(make_store(classes={"train": 24, "val": 16}))
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match=says) as refusal:
+        train(config(data=data, **changes), folder, resume=False)
+    assert "\n" not in str(refusal.value)
+    assert not folder.exists()
+
+
 def test_killed_between_best_and_last(tmp_path, config, trained, monkeypatch):
     """The best checkpoint is then ahead of the last one; the resumed run comes to the same."""
     folder = tmp_path / "run"

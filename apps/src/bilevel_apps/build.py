@@ -14,7 +14,7 @@ from bilevel_apps.meta_task import HyperRepresentation, MetaTask
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
 from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
 
-__all__ = ["episode_sampler", "make_task", "model_tensors", "store_of"]
+__all__ = ["episode_sampler", "make_task", "model_tensors", "part_of", "store_of"]
 
 
 def store_of(path: str | Path | None) -> Store:
@@ -74,8 +74,8 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
     if height != width:
         raise InputError(f"images of {height}×{width}: the models here take square images")
     options = {"channels": channels, "image_size": height}
-    if config.model.filters is not None:
-        options["filters"] = config.model.filters
+    chosen = {"filters": config.model.filters, "kernel_size": config.model.kernel_size}
+    options |= {name: value for name, value in chosen.items() if value is not None}
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
@@ -98,10 +98,21 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         unit_length=config.model.unit_length,
         bfloat16=config.precision == "bfloat16",
     )
-    return MetaTask(model=model, encoder=encoder, steps=config.inner.steps)
+    return MetaTask(
+        model=model,
+        encoder=encoder,
+        steps=config.inner.steps,
+        parts=config.train.accumulate,
+        label_smoothing=config.train.label_smoothing,
+    )
 
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a checkpoint's weights under the model's own names."""
-    prefix = "model."
+    """Return a checkpoint's weights to use, under the model's own names: the average, if any."""
+    return part_of(tensors, "average") or part_of(tensors, "model")
+
+
+def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part of a checkpoint, under the names that they have there."""
+    prefix = f"{part}."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

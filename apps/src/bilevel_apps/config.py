@@ -45,6 +45,17 @@ Threads = Annotated[int, Field(strict=True, ge=1, le=1024)]
 Switch = Annotated[bool, Field(strict=True)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+
+
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+# One change of the pictures or a list of them.
+Changes = Annotated[
+    tuple[Literal["crop", "shift", "flip", "colour"], ...], BeforeValidator(_several)
+]
 
 
 class Section(BaseModel):
@@ -68,12 +79,15 @@ class EpisodeSection(Section):
 class ModelSection(Section):
     """The representation."""
 
-    name: str = Field(default="omniglot-net", description="omniglot-net or c4l")
+    name: str = Field(default="omniglot-net", description="omniglot-net, c4l, rn, resnet12 or torchvision:NAME")
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
         default="ghost", description="episode, batch, ghost or support statistics"
     )
     unit_length: Switch = Field(default=True, description="divide each feature by its length")
     filters: Count | None = Field(default=None, description="a layer; null: the model's own")
+    kernel_size: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] | None = Field(
+        default=None, description="1 or 3, of a block's convolutions (rn); null: the model's own"
+    )
 
 
 class InnerSection(Section):
@@ -90,15 +104,41 @@ class TrainSection(Section):
     """The outer problem."""
 
     steps: Count = Field(default=1500, description="hyper-iterations")
+    minutes: Positive | None = Field(
+        default=None, description="end the run after so many, resumes included; null: no limit"
+    )
+    patience: Count | None = Field(
+        default=None, description="end after so many validations without a better one; null: never"
+    )
     meta_batch: Count = Field(default=8, description="episodes a hyper-iteration")
+    accumulate: Count = Field(
+        default=1, description="parts in which a meta-batch passes: as much less memory"
+    )
     way: Count | None = Field(default=None, description="in training; null: episode.way")
     shot: Count | None = Field(default=None, description="in training; null: episode.shot")
     query: Count | None = Field(default=None, description="in training; null: episode.query")
     lr: Positive = Field(default=3e-3, description="outer learning rate (the peak, for onecycle)")
-    schedule: Literal["constant", "paper", "onecycle"] = Field(
-        default="onecycle", description="constant, paper (lr / (1 + 1e-5 k)) or onecycle"
+    schedule: Literal["constant", "paper", "cosine", "onecycle"] = Field(
+        default="onecycle", description="constant, paper (lr / (1 + 1e-5 k)), cosine or onecycle"
     )
-    weight_decay: NonNegative = Field(default=1e-3, description="decoupled; on the backbone alone")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="adamw, or sgd with Nesterov momentum 0.9"
+    )
+    weight_decay: NonNegative = Field(
+        default=1e-3, description="on the backbone alone; decoupled (sgd: in the gradient)"
+    )
+    clip: Positive | None = Field(
+        default=None, description="longest gradient, over all outer parameters; null: any"
+    )
+    average: Annotated[Fraction, Field(gt=0)] | None = Field(
+        default=None, description="decay of an average of the weights, which is scored; null: none"
+    )
+    label_smoothing: Fraction = Field(
+        default=0.0, description="of the outer loss: part of a label that all classes share"
+    )
+    augment: Changes | None = Field(
+        default=None, description="training images: any of [crop, shift, flip, colour]; null: none"
+    )
     validate_every: Count = Field(default=250, description="hyper-iterations between validations")
     validate_episodes: Count = Field(default=200, description="episodes a validation")
     checkpoint_every: Count = Field(default=100, description="hyper-iterations between checkpoints")

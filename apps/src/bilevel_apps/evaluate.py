@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 from bilevel_apps.build import make_task
-from bilevel_apps.errors import RunError
+from bilevel_apps.chosen_steps import save_choice
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.feature_table import feature_table
+from bilevel_apps.head_scores import HeadScores, head_scores
 from bilevel_apps.meta_task import MetaTask, to_device
 from bilevel_apps.report import progress_bar, warn
-from bilevel_apps.scoring import Score, nearest_pixel, score_episodes
+from bilevel_apps.scoring import Score, nearest_pixel, score, score_episodes
+from bilevel_apps.step_curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.tracking import tracked_again
 from bilevel_apps.trained_run import TrainedRun, load_run
-from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler, Store
 
 __all__ = ["Request", "evaluate_run"]
@@ -25,7 +29,13 @@ CALIBRATION_EPISODES = 64
 @final
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to score; None stands for what the run was trained for."""
+    """What to score; None stands for what the run was trained for.
+
+    Attributes:
+        steps: T; none takes the run's own; several give the accuracy at each.
+        choose: make the best of several T the run's own.
+        plot: a PNG file for the curve over several T; None takes one in the run's folder.
+    """
 
     data: Path | None = None
     split: str = "test"
@@ -33,7 +43,9 @@ class Request:
     way: int | None = None
     shot: int | None = None
     query: int | None = None
-    steps: int | None = None
+    steps: tuple[int, ...] = ()
+    choose: bool = False
+    plot: Path | None = None
     seed: int = 0
     baselines: bool = False
     track: bool = False
@@ -45,11 +57,14 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
 
     Raises:
         InputError: the run, the store or the numbers do not fit together.
-        RunError: the inner runs diverge.
+        RunError: the inner runs diverge, or a file cannot be written.
         bilevel_data.DataError: the store cannot be used, or has too few classes or images.
     """
+    _check(request)
     run = load_run(folder, request.device)
     store = run.store(request.data)
+    if request.choose:
+        _check_classes(run, store)
     sampler = run.sampler(
         store,
         request.split,
@@ -59,11 +74,55 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         shot=request.shot,
         query=request.query,
     )
-    steps = run.config.inner.steps if request.steps is None else request.steps
-    task = dataclasses.replace(run.task, steps=steps)
+    picture = picture_path(folder, request.split, request.plot) if _several(request) else None
+    report = _scored(run, store, sampler, request)
+    if request.choose:
+        _choose(folder, report)
+    if picture is not None:
+        report["picture"] = str(picture)
+        draw_curve(picture, report)
+    if request.track:
+        _track(folder, report)
+    return report
+
+
+def _several(request: Request) -> bool:
+    return len(request.steps) > 1
+
+
+def _check(request: Request) -> None:
+    """Refuse options that do not go together, before any work."""
+    if request.choose and request.split != "val":
+        raise InputError(
+            f"--choose with --split {request.split}: T is chosen on the validation classes alone, "
+            "or the test would no longer be one: give --split val"
+        )
+    for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
+        if given and not _several(request):
+            raise InputError(f"{name}: give several T to compare, such as --steps 1,3,5,8,12")
+
+
+def _check_classes(run: TrainedRun, store: Store) -> None:
+    """Refuse to choose T on what another store calls its validation split."""
+    info = store.manifest.splits.get("val")
+    if info is not None and info.sha256 != run.data.get("val"):
+        raise InputError(
+            f"{store.path}: its validation images are not those of the run's own store: choose T "
+            "on the classes that the run was validated on"
+        )
+
+
+def _scored(
+    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: Request
+) -> dict[str, Any]:
     spec = sampler.spec
+    steps = request.steps[0] if len(request.steps) == 1 else run.task.steps
+    jobs = [(sampler, sorted({steps, *request.steps}))]
+    if sampler.rotations and spec.way <= sampler.split.num_classes:
+        jobs.append((replace(sampler, rotations=False), [steps]))
+    found = _measured("evaluating", run.task, jobs, run, request)
     report: dict[str, Any] = {
-        **_entry(_scored("evaluating", task, sampler, run, request)),
+        **_entry(_sound("evaluating", found[0], steps)),
         "episodes": request.episodes,
         "way": spec.way,
         "shot": spec.shot,
@@ -75,45 +134,81 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "rotations": sampler.rotations,
         "checkpoint": str(run.path),
+        "checkpoint_step": run.step,
         "checkpoint_sha256": run.sha256,
+        "trained_steps": run.config.inner.steps,
     }
-    if sampler.rotations and spec.way <= sampler.split.num_classes:
-        upright = dataclasses.replace(sampler, rotations=False)
-        report["upright"] = _entry(_scored("upright", task, upright, run, request))
+    if _several(request):
+        report["curve"] = curve_of(found[0], steps)
+    if len(found) > 1:
+        report["upright"] = _entry(_sound("upright", found[1], steps))
     if request.baselines:
-        report["baselines"] = _baselines(task, sampler, store, run, request)
-    if request.track:
-        _track(folder, report)
+        report["baselines"] = _baselines(steps, sampler, store, run, request)
     return report
 
 
-def _scored(
-    what: str, task: MetaTask, sampler: EpisodeSampler, run: TrainedRun, request: Request
-) -> Score:
-    try:
-        with progress_bar(what, request.episodes) as show:
-            return score_episodes(
-                task.accuracies,
-                sampler,
-                episodes=request.episodes,
-                device=run.device,
-                progress=show,
+def _measured(
+    what: str,
+    task: MetaTask,
+    jobs: Sequence[tuple[EpisodeSampler, Sequence[int]]],
+    run: TrainedRun,
+    request: Request,
+) -> list[HeadScores]:
+    """Return the heads' scores on the episodes of each sampler, for its T; one bar over all."""
+    episodes, device = request.episodes, run.device
+    total = len(jobs) * episodes
+    with progress_bar(what, total) as show:
+        table = feature_table(
+            task,
+            [sampler for sampler, _ in jobs],
+            episodes=episodes,
+            device=device,
+            progress=lambda share: show(int(share * total)),
+        )
+        found: list[HeadScores] = []
+        for sampler, steps in jobs:
+            before = len(found) * episodes if table is None else total
+            found.append(
+                head_scores(
+                    task,
+                    sampler,
+                    steps=steps,
+                    episodes=episodes,
+                    device=device,
+                    table=table,
+                    progress=partial(_after, show, before, total),
+                )
             )
-    except DivergenceError as error:
-        raise RunError(f"{what}: {error}; or evaluate with fewer --steps") from error
+    return found
+
+
+def _after(show: Callable[[int], None], before: int, total: int, done: int) -> None:
+    if before < total:  # with a table the bar is at its end, and the rest takes no time
+        show(before + done)
+
+
+def _sound(what: str, found: HeadScores, steps: int) -> Score:
+    """Return the score at a T.
+
+    Raises:
+        RunError: the inner runs diverged.
+    """
+    if steps in found.diverged:
+        raise RunError(f"{what}: {found.diverged[steps]}; or evaluate with fewer --steps")
+    return score(found.accuracies[steps])
 
 
 def _baselines(
-    task: MetaTask, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+    steps: int, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training."""
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
     scores = {"raw-pixel nearest neighbour": _entry(pixels)}
-    fresh = make_task(run.config, run.image_shape, run.device)
-    untrained = dataclasses.replace(fresh, steps=task.steps)
+    untrained = make_task(run.config, run.image_shape, run.device)
     try:
         _calibrate(untrained, store, run)
-        scores["untrained network"] = _entry(_scored("untrained", untrained, sampler, run, request))
+        (found,) = _measured("untrained", untrained, [(sampler, [steps])], run, request)
+        scores["untrained network"] = _entry(_sound("untrained", found, steps))
     except RunError as error:  # the run's own score is worth more than this one
         warn(f"no score of the untrained network: {error}")
     return scores
@@ -134,11 +229,27 @@ def _entry(found: Score) -> dict[str, float]:
     return {"accuracy": found.accuracy, "ci95": found.ci95}
 
 
+def _choose(folder: Path, report: dict[str, Any]) -> None:
+    """Make the best T the run's own."""
+    best = best_of(report["curve"], report["steps"])
+    report["chosen"] = best["steps"]
+    kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
+    choice = {"steps": best["steps"]} | {key: report[key] for key in (*kept, "seed", "curve")}
+    save_choice(folder, choice)
+
+
 def _track(folder: Path, report: dict[str, Any]) -> None:
     """Log the scores to the run in MLflow, under the split and the kind of episode."""
     task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
     values = {f"{task}/accuracy": report["accuracy"], f"{task}/ci95": report["ci95"]}
     if "upright" in report:
         values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
+    others = [row for row in report.get("curve", []) if row["steps"] != report["steps"]]
     with tracked_again(folder) as tracker:
-        tracker.metrics(report["steps"], values)  # MLflow then charts accuracy against T
+        for row in others:  # MLflow then charts accuracy against T
+            if row["accuracy"] is not None:
+                scores = {f"{task}/{key}": row[key] for key in ("accuracy", "ci95")}
+                tracker.metrics(row["steps"], scores)
+        tracker.metrics(report["steps"], values)
+        if "picture" in report:
+            tracker.artifact(Path(report["picture"]), "pictures")

@@ -5,7 +5,8 @@ A meta-batch of episodes becomes a bilevel problem (Eqs. 3, 4, 9 and 10 of the p
     λ   the representation: backbone, inner step size η and feature scale s
     w   one linear head an episode, from zero
     L   mean cross-entropy of the heads on the support images
-    E   mean cross-entropy of the heads on the query images, averaged over episodes
+    E   mean cross-entropy of the heads on the query images, averaged over episodes; in training the
+        labels may be smoothed
 
 The heads never touch the backbone. So the inner loop is differentiated in the features, and one
 pull-back takes that hypergradient to the weights (`bilevel_models.features`).
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -26,7 +27,15 @@ from bilevel_core import DivergenceError, Engine, GradientDescent, Problem, hype
 from bilevel_data import EpisodeBatch
 from bilevel_models import Encoder, Features, as_images, heads
 
-__all__ = ["LEARNED_STEP", "Episodes", "HyperRepresentation", "MetaTask", "Outcome", "to_device"]
+__all__ = [
+    "LEARNED_STEP",
+    "Episodes",
+    "HyperRepresentation",
+    "MetaTask",
+    "Outcome",
+    "outer_loss",
+    "to_device",
+]
 
 LEARNED_STEP = GradientDescent(step_size=lambda lam, _t: lam["log_lr"].exp())
 """Gradient descent whose step size is part of λ."""
@@ -50,6 +59,27 @@ class Episodes:
     support_labels: Tensor
     query_labels: Tensor
     way: int
+
+    def parts(self, count: int) -> Iterator[Episodes]:
+        """Yield the meta-batch in so many parts of as many episodes, which share its memory.
+
+        Raises:
+            ValueError: the episodes do not divide.
+        """
+        if len(self.support) % count:
+            raise ValueError(f"{len(self.support)} episodes do not divide into {count} equal parts")
+        size = len(self.support) // count
+        tensors = (self.support, self.query, self.support_labels, self.query_labels)
+        for support, query, support_labels, query_labels in zip(
+            *(torch.split(tensor, size) for tensor in tensors), strict=True
+        ):
+            yield replace(
+                self,
+                support=support,
+                query=query,
+                support_labels=support_labels,
+                query_labels=query_labels,
+            )
 
 
 @final
@@ -91,12 +121,18 @@ class MetaTask:
         steps: T, inner steps.
         engine: how hypergradients are computed; None takes the adjoint of `heads.descend`, which is
             written out by hand. An engine that is exact gives the same gradient, slower.
+        parts: in how many parts, one after the other, a meta-batch passes in training. The gradient
+            is the same to rounding, unless the episodes share their statistics (batch), and the
+            activations of one part are in memory at a time.
+        label_smoothing: ε in [0, 1), see `outer_loss`.
     """
 
     model: HyperRepresentation
     encoder: Encoder
     steps: int
     engine: Engine | None = None
+    parts: int = 1
+    label_smoothing: float = 0.0
 
     def hypergradient(self, episodes: Episodes) -> Outcome:
         """Put ∇f_T of a meta-batch into the `grad` of the model's parameters (Algorithm 1).
@@ -106,18 +142,29 @@ class MetaTask:
 
         Cost: the backbone's forward and backward pass, once over the images, whatever T is.
         """
+        self.model.zero_grad()
+        outcomes = [self._add(part) for part in episodes.parts(self.parts)]
+        return Outcome(
+            loss=sum(outcome.loss for outcome in outcomes) / self.parts,
+            accuracy=sum(outcome.accuracy for outcome in outcomes) / self.parts,
+        )
+
+    def _add(self, episodes: Episodes) -> Outcome:
+        """Add the share that a part of the meta-batch has in ∇f_T to the `grad`."""
         features = self.encoder.encode(episodes.support, episodes.query, training=True)
         lam = self._lam(features)
+        smoothing = self.label_smoothing
         if self.engine is None:
-            found = _by_heads(episodes, lam, self.steps)
+            found = _by_heads(episodes, lam, self.steps, smoothing)
         else:
-            found = _by_engine(episodes, lam, self.steps, self.engine)
-        self.model.zero_grad()
-        features.pull_back(found.grad["support"], found.grad["query"])
+            found = _by_engine(episodes, lam, self.steps, smoothing, self.engine)
+        share = {name: grad / self.parts for name, grad in found.grad.items()}
+        features.pull_back(share["support"], share["query"])
         for name in ("log_lr", "log_scale"):
             parameter = getattr(self.model, name)
             if parameter.requires_grad:
-                parameter.grad = found.grad[name]
+                before = parameter.grad
+                parameter.grad = share[name] if before is None else before + share[name]
         correct = heads.accuracy(found.scores, episodes.query_labels)
         return Outcome(loss=float(found.value), accuracy=float(correct.mean()))
 
@@ -163,10 +210,27 @@ class _Found:
     scores: Tensor
 
 
-def _by_heads(episodes: Episodes, lam: dict[str, Tensor], steps: int) -> _Found:
+def outer_loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return E = (1-ε) mean -log p_y + ε mean -log p_c, the mean over c that of all classes.
+
+    Args:
+        scores: logits of the query images, (batch, way*query, way).
+        labels: y, (batch, way*query).
+        smoothing: ε.
+
+    Source: Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016),
+    section 7.
+    """
+    loss = heads.cross_entropy(scores, labels).mean()
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * scores.log_softmax(dim=-1).mean()
+
+
+def _by_heads(episodes: Episodes, lam: dict[str, Tensor], steps: int, smoothing: float) -> _Found:
     leaves = {name: leaf.requires_grad_() for name, leaf in lam.items()}
     scores = _trained_scores(episodes, leaves, steps)
-    value = heads.cross_entropy(scores, episodes.query_labels).mean()
+    value = outer_loss(scores, episodes.query_labels, smoothing)
     loss = float(value.detach())
     if not math.isfinite(loss):
         raise DivergenceError(
@@ -178,8 +242,11 @@ def _by_heads(episodes: Episodes, lam: dict[str, Tensor], steps: int) -> _Found:
     return _Found(value=value.detach(), grad=grad, scores=scores.detach())
 
 
-def _by_engine(episodes: Episodes, lam: dict[str, Tensor], steps: int, engine: Engine) -> _Found:
-    found = hypergradient(_problem(episodes), LEARNED_STEP, lam, steps=steps, engine=engine)
+def _by_engine(
+    episodes: Episodes, lam: dict[str, Tensor], steps: int, smoothing: float, engine: Engine
+) -> _Found:
+    problem = _problem(episodes, smoothing)
+    found = hypergradient(problem, LEARNED_STEP, lam, steps=steps, engine=engine)
     scores = _scores(LEARNED_STEP.params(found.state), lam, "query")
     return _Found(value=found.value, grad=found.grad, scores=scores)
 
@@ -207,14 +274,12 @@ def _divergence() -> Iterator[None]:
         raise DivergenceError(str(error)) from error
 
 
-def _problem(episodes: Episodes) -> Problem:
+def _problem(episodes: Episodes, smoothing: float) -> Problem:
     return Problem(
         inner=lambda w, lam: heads.cross_entropy(
             _scores(w, lam, "support"), episodes.support_labels
         ).sum(),
-        outer=lambda w, lam: heads.cross_entropy(
-            _scores(w, lam, "query"), episodes.query_labels
-        ).mean(),
+        outer=lambda w, lam: outer_loss(_scores(w, lam, "query"), episodes.query_labels, smoothing),
         init=lambda lam: heads.zeros(lam["support"], episodes.way),
     )
 

@@ -80,6 +80,7 @@ class RunFolder:
         """Return the run's configuration, if what was given explicitly agrees with it.
 
         The device may change, and the store's place: hashes tell whether it holds the same images.
+        So may the time that the run is given.
 
         Raises:
             InputError: a setting differs, or the folder holds no usable run.
@@ -88,6 +89,9 @@ class RunFolder:
         kept = saved.flat()
         chosen = flatten(given.model_dump(mode="json", exclude_unset=True))
         free = {key: chosen.pop(key) for key in ("device", "data") if chosen.get(key) is not None}
+        if "train.minutes" in chosen:
+            minutes = chosen.pop("train.minutes")
+            free["train"] = saved.train.model_copy(update={"minutes": minutes})
         for key, value in chosen.items():
             settled = key in SETTLED and value in (None, "auto")
             if not settled and value != kept[key]:

@@ -16,7 +16,14 @@ from bilevel_apps.meta_task import Episodes, to_device
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
 
-__all__ = ["Score", "nearest_pixel", "score", "score_episodes"]
+__all__ = [
+    "Score",
+    "episode_accuracies",
+    "episodes_at_once",
+    "nearest_pixel",
+    "score",
+    "score_episodes",
+]
 
 BATCH_PIXELS = 250_000  # of images encoded at once, 320 of Omniglot: their activations fit a cache
 
@@ -51,7 +58,29 @@ def score_episodes(
     progress: Callable[[int], None] = lambda _done: None,
     processes: Processes = ALONE,
 ) -> Score:
-    """Return the score over the first `episodes` episodes of a sampler.
+    """Return the score over what `episode_accuracies` returns for the same arguments."""
+    return score(
+        episode_accuracies(
+            classify,
+            sampler,
+            episodes=episodes,
+            device=device,
+            progress=progress,
+            processes=processes,
+        )
+    )
+
+
+def episode_accuracies(
+    classify: Callable[[Episodes], torch.Tensor],
+    sampler: EpisodeSampler,
+    *,
+    episodes: int,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda _done: None,
+    processes: Processes = ALONE,
+) -> NDArray[np.float64]:
+    """Return the accuracy of each of the first `episodes` episodes of a sampler, (episodes,).
 
     Args:
         classify: accuracies (batch,) of a meta-batch, such as `MetaTask.accuracies`.
@@ -59,19 +88,24 @@ def score_episodes(
         episodes: how many.
         device: where to put the images.
         progress: called with the number done after each batch.
-        processes: take turns at the batches; the score is that of one process.
+        processes: take turns at the batches; the result is that of one process.
     """
-    spec = sampler.spec
-    pixels = spec.way * (spec.shot + spec.query) * math.prod(sampler.split.images.shape[1:])
-    size = max(1, BATCH_PIXELS // pixels)
+    size = episodes_at_once(sampler)
     results = torch.zeros(episodes, dtype=torch.float64)
     for first in range(size * processes.rank, episodes, size * processes.size):
         count = min(size, episodes - first)
-        batch = to_device(sampler.batch(first, count), spec.way, device)
+        batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         results[first : first + count] = classify(batch)
         progress(first + count)
     processes.add(results)
-    return score(results.numpy())
+    return results.numpy()
+
+
+def episodes_at_once(sampler: EpisodeSampler) -> int:
+    """Return how many episodes to encode in one batch."""
+    spec = sampler.spec
+    pixels = spec.way * (spec.shot + spec.query) * math.prod(sampler.split.images.shape[1:])
+    return max(1, BATCH_PIXELS // pixels)
 
 
 def nearest_pixel(episodes: Episodes) -> torch.Tensor:

@@ -20,11 +20,20 @@ from bilevel_apps.run_folder import RunFolder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Target", "Tracker", "closing", "default_uri", "open_tracker", "tracked_again"]
+__all__ = [
+    "Target",
+    "Tracker",
+    "begin_child",
+    "closing",
+    "default_uri",
+    "open_tracker",
+    "tracked_again",
+]
 
 FLUSH_SECONDS = 10.0
 CALL_LIMIT = 1000  # metrics that MLflow takes in one call
 SQLITE = "sqlite:///"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its interface folds children into their parent
 
 
 @final
@@ -97,6 +106,12 @@ class Tracker:
         """Copy a file to the run's artifacts."""
         self._attempt(lambda client: client.log_artifact(self.run_id, str(path), folder))
 
+    def latest(self, run_id: str) -> dict[str, float]:
+        """Return the last value of each metric of another run of the same tracker."""
+        found: dict[str, float] = {}
+        self._attempt(lambda client: found.update(client.get_run(run_id).data.metrics))
+        return found
+
     def finish(self, status: str) -> None:
         """Send what is left and end the run as FINISHED, FAILED or KILLED."""
         self.flush()
@@ -124,6 +139,22 @@ def open_tracker(
         warn(_one_line(f"no tracking at {target.uri}, training goes on without it", error))
         return Tracker(warn=warn)
     return Tracker(warn=warn, client=client, run_id=run_id)
+
+
+def begin_child(parent: Tracker, target: Target, folder: Path) -> Tracker:
+    """Make the run that a training in `folder` will continue, as a child of the parent's run.
+
+    A folder whose run began before keeps it.
+    """
+    if parent.client is None:
+        return Tracker(warn=parent.warn)
+    child = RunFolder(folder)
+    known = child.load_tracking()
+    tracker = open_tracker(target, run_id=known.get("run_id"), warn=parent.warn)
+    if tracker.client is not None:
+        child.save_tracking(target.uri, tracker.run_id)
+        tracker.describe({}, {PARENT_TAG: parent.run_id})
+    return tracker
 
 
 @contextmanager

@@ -16,17 +16,19 @@ import torch
 from bilevel_apps.build import store_of
 from bilevel_apps.checkpoint import Checkpoint, save_checkpoint
 from bilevel_apps.config import Config
-from bilevel_apps.distributed import Shard, check_shareable, shared_hypergradient, use_own_gpu
+from bilevel_apps.distributed import check_shareable, shared_hypergradient, use_own_gpu
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.hardware import choose_device
 from bilevel_apps.interrupt import stop_request
 from bilevel_apps.meta_task import to_device
-from bilevel_apps.meter import Meter
+from bilevel_apps.optimizers import clipped_norm
 from bilevel_apps.processes import ALONE, Processes
+from bilevel_apps.record import RunRecord
 from bilevel_apps.report import progress_bar, say, warn
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.schedules import learning_rate
 from bilevel_apps.scoring import Score, score_episodes
+from bilevel_apps.stopping import Ending, describe_ending, finished, stale
 from bilevel_apps.tracking import Target, Tracker, closing, default_uri, open_tracker
 from bilevel_apps.training_state import Training, prepare, resolve, resumable
 from bilevel_core import DivergenceError
@@ -57,7 +59,10 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes = ALO
     with ExitStack() as stack:
         begun = processes.from_first(lambda: _begin(training, stack, resume=resume))
         if begun is not None:
-            training.restore(begun)
+            checkpoint, record = begun
+            with processes.agreed():
+                training.restore(checkpoint.tensors, record)
+        processes.from_first(lambda: training.folder.save_config(training.config))
         tracker = _start_tracking(training, store, resume=resume)
         with closing(tracker):
             return _run(training, tracker)
@@ -73,14 +78,14 @@ def _prepare(config: Config, folder: RunFolder, store: Store, processes: Process
     return training
 
 
-def _begin(training: Training, stack: ExitStack, *, resume: bool) -> Checkpoint | None:
+def _begin(
+    training: Training, stack: ExitStack, *, resume: bool
+) -> tuple[Checkpoint, RunRecord] | None:
     """Take the folder, until the stack closes; return the checkpoint to continue from."""
     folder = training.folder
     stack.enter_context(folder.exclusive())
     _refuse_another(folder, resume)  # again: one may have begun meanwhile
-    found = resumable(folder, training) if resume and folder.last.exists() else None
-    folder.save_config(training.config)
-    return found
+    return resumable(folder, training) if resume and folder.last.exists() else None
 
 
 def _refuse_another(folder: RunFolder, resume: bool) -> None:
@@ -104,8 +109,9 @@ def _start_tracking(training: Training, store: Store, *, resume: bool) -> Tracke
     if tracker.client is not None:
         folder.save_tracking(target.uri, tracker.run_id)
     tags = {"data.name": store.manifest.name, "data.file": str(config.data)}
-    tags |= {f"data.sha256.{k}": v for k, v in training.environment["data"].items()}
-    tags |= {f"version.{k}": str(training.environment[k]) for k in ("python", "torch", "bilevel")}
+    tags |= {f"data.sha256.{k}": v for k, v in training.environment.data.items()}
+    versions = training.environment.model_dump(include={"python", "torch", "bilevel"})
+    tags |= {f"version.{k}": v for k, v in versions.items()}
     tracker.describe(config.flat(), tags)
     tracker.artifact(folder.config)
     return tracker
@@ -113,15 +119,13 @@ def _start_tracking(training: Training, store: Store, *, resume: bool) -> Tracke
 
 def _run(training: Training, tracker: Tracker) -> Score | None:
     config, steps = training.config, training.config.train.steps
-    several = training.processes.size > 1
     _announce(training)
     best = None
-    meter = Meter()
     loader = EpisodeLoader(
-        Shard(whole=training.train_episodes, processes=training.processes),
+        training.batches(),
         meta_batch=config.train.meta_batch,
         first_step=training.step,
-        steps=steps - training.step,
+        steps=0 if training.ended else steps - training.step,
     )
     with (
         loader as batches,
@@ -129,22 +133,48 @@ def _run(training: Training, tracker: Tracker) -> Score | None:
         stop_request(tell=training.processes.first) as training.signals,
     ):
         for batch in batches:
-            meter.add(_hyper_iteration(training, batch), config.train.meta_batch)
-            step = training.step
-            if step % config.tracking.every == 0:
-                tracker.metrics(step, meter.take() | _scalars(training))
-            show(step, meter.note(training.best_accuracy))
-            if step % config.train.validate_every == 0 or step == steps:
-                found = _validate(training, tracker)
-                best = found or best
-            # A signal reaches several processes at several times: they have agreed when to stop.
-            stop = (training.stop if several else bool(training.signals)) and step < steps
-            if step % config.train.checkpoint_every == 0 or step == steps or stop:
-                _save(training, training.folder.last)
-            if stop:
+            training.meter.add(_hyper_iteration(training, batch), config.train.meta_batch)
+            training.ended = _finished(training)
+            best = _report(training, tracker) or best
+            show(training.step, training.meter.note(training.best_accuracy))
+            if training.ended:
+                break
+            if training.stop:
                 training.processes.wait()  # torchrun kills the others when one has ended
-                say(f"stopped at hyper-iteration {step}; continue with --resume")
+                say(f"stopped at hyper-iteration {training.step}; continue with --resume")
                 raise KeyboardInterrupt
+    if training.ended:
+        say(describe_ending(training.ended, config.train, training.step))
+        tracker.describe({}, {"ended": training.ended})
+    return best
+
+
+def _finished(training: Training) -> Ending | None:
+    """Say whether the hyper-iterations or the time are used up; all processes say the same.
+
+    Clocks differ, and a signal reaches several processes at several times: that one of them wants
+    to stop has been agreed on with the hypergradient, and the first one's clock then decides.
+    """
+    clock, processes = training.clock, training.processes
+    if processes.size == 1:
+        training.stop, seconds = bool(training.signals), clock.seconds()
+    else:
+        seconds = processes.from_first(clock.seconds) if training.stop else 0.0
+    return finished(training.config.train, training.step, seconds)
+
+
+def _report(training: Training, tracker: Tracker) -> Score | None:
+    """Log, validate and save what is due; return the score if it is the best one so far."""
+    config, step = training.config, training.step
+    best = None
+    if step % config.tracking.every == 0:
+        tracker.metrics(step, training.meter.take() | _scalars(training))
+    if training.ended or step % config.train.validate_every == 0:
+        best = _validate(training, tracker)
+        training.ended = training.ended or stale(config.train, step, training.best_step)
+    if training.ended or training.stop or step % config.train.checkpoint_every == 0:
+        tracker.flush()  # what a kill would lose is not made again after this checkpoint
+        _save(training, training.folder.last)
     return best
 
 
@@ -170,14 +200,15 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
     for group in training.optimizer.param_groups:
         group["lr"] = lr
     episodes = to_device(batch, training.train_episodes.spec.way, training.device)
+    over = finished(config, 0, training.clock.seconds()) is not None
+    wish = bool(training.signals) or (over and training.processes.first)
     try:
         outcome, training.stop = shared_hypergradient(
-            training.task, episodes, training.processes, stop=bool(training.signals)
+            training.task, episodes, training.processes, stop=wish
         )
     except DivergenceError as error:
         raise _diverged(training, "after", error) from error
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(grads))
+    norm = clipped_norm(model, config.clip)
     if not math.isfinite(norm):  # a step along it would spoil the weights that are saved next
         raise RunError(
             f"after hyper-iteration {training.step}: the gradient of the weights is not finite: "
@@ -185,6 +216,8 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
         )
     training.optimizer.step()
     training.step += 1
+    if training.average is not None:
+        training.average.follow(training.step)
     return {
         "train/loss": outcome.loss,
         "train/accuracy": outcome.accuracy,
@@ -217,7 +250,7 @@ def _validate(training: Training, tracker: Tracker) -> Score | None:
     """Score the validation episodes; keep the checkpoint and return the score if it is the best."""
     try:
         found = score_episodes(
-            training.task.accuracies,
+            training.scored.accuracies,
             training.val_episodes,
             episodes=training.config.train.validate_episodes,
             device=training.device,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 import torch
 
 from bilevel_apps.build import episode_sampler, make_task, model_tensors, store_of
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.config import Config, parse_config
+from bilevel_apps.checkpoint import Checkpoint, load_checkpoint
+from bilevel_apps.chosen_steps import chosen_steps
+from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_device, set_threads
 from bilevel_apps.meta_task import MetaTask
+from bilevel_apps.record import read_record
 from bilevel_apps.run_folder import RunFolder
 from bilevel_data import EpisodeSampler, Store
 
@@ -27,18 +30,23 @@ class TrainedRun:
 
     Attributes:
         config: what was run.
-        task: the representation and its inner problem.
-        path: the checkpoint.
+        task: the representation and its inner problem, with the T that was chosen for it since, or
+            else that of the training.
+        path: the checkpoint, best or last.
+        step: the hyper-iteration after which it was taken.
         sha256: of the checkpoint's file, as it was when it was read.
         image_shape: (height, width, channels) of the images.
+        data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
     """
 
     config: Config
     task: MetaTask
     path: Path
+    step: int
     sha256: str
     image_shape: tuple[int, ...]
+    data: Mapping[str, str]
     device: torch.device
 
     def store(self, path: Path | None) -> Store:
@@ -97,17 +105,30 @@ def load_run(folder: Path, device: str) -> TrainedRun:
     if not path.exists():
         raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
     checkpoint = load_checkpoint(path)
-    config = parse_config(checkpoint.record["config"], str(path))
-    image_shape = tuple(checkpoint.record["image_shape"])
+    record = read_record(checkpoint, path)
     chosen = choose_device(device)
-    set_threads(config.threads)
-    task = make_task(config, image_shape, chosen)
-    task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    set_threads(record.config.threads)
+    task = make_task(record.config, record.image_shape, chosen)
+    _restore(task, checkpoint, path)
+    sha256 = str(checkpoint.file_sha256)
+    steps = chosen_steps(folder, sha256)
     return TrainedRun(
-        config=config,
-        task=task,
+        config=record.config,
+        task=task if steps is None else replace(task, steps=steps),
         path=path,
-        sha256=str(checkpoint.file_sha256),
-        image_shape=image_shape,
+        step=record.step,
+        sha256=sha256,
+        image_shape=record.image_shape,
+        data=record.environment.data,
         device=chosen,
     )
+
+
+def _restore(task: MetaTask, checkpoint: Checkpoint, path: Path) -> None:
+    try:
+        task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    except RuntimeError:  # names or shapes that differ, listed over many lines
+        raise InputError(
+            f"{path}: its weights are not those of the model that it names: it was written by "
+            "another version, or damaged; restore a copy"
+        ) from None

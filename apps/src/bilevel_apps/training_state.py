@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import platform
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, final
+from typing import final
 
 import torch
+from torch import Tensor
 
-from bilevel_apps.build import episode_sampler, make_task, model_tensors
+from bilevel_apps.augmentation import Augmented
+from bilevel_apps.averaging import WeightAverage, weight_average
+from bilevel_apps.build import episode_sampler, make_task, part_of
 from bilevel_apps.checkpoint import Checkpoint, load_checkpoint
-from bilevel_apps.config import Config, flatten
+from bilevel_apps.config import Config
+from bilevel_apps.distributed import Shard
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_precision, set_threads
-from bilevel_apps.meta_task import HyperRepresentation, MetaTask
+from bilevel_apps.meta_task import MetaTask
+from bilevel_apps.meter import Meter
+from bilevel_apps.optimizers import load_optimizer, make_optimizer, optimizer_tensors
 from bilevel_apps.processes import ALONE, Processes
+from bilevel_apps.record import Environment, RunRecord, read_record
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.stopping import Ending, Stopwatch, finished
 from bilevel_data import EpisodeSampler, Store
+from bilevel_data.loader import BatchSampler
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
-# What may differ when a run is resumed: hashes tell the images, and the rest costs a warning.
-FREE = ("data", "device", "threads")
+# What may differ when a run is resumed: hashes tell the images, another device or number of threads
+# costs a warning, and the time decides where a run ends but not how it gets there.
+FREE = ("data", "device", "threads", "train.minutes")
 
 
 @final
@@ -31,55 +43,93 @@ FREE = ("data", "device", "threads")
 class Training:
     """A run in progress: what a checkpoint saves, and what is made anew from the configuration.
 
-    Of the rest, `signals` are those that this process has received, and `stop` says whether any of
-    the processes had received one at the last hyper-iteration.
+    Of the rest, `signals` are those that this process has received, and `stop` says whether the
+    run was asked to stop: by a signal to one of the processes, or by the first one's clock.
     """
 
     config: Config
     folder: RunFolder
     task: MetaTask
+    average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
     val_episodes: EpisodeSampler
     device: torch.device
-    environment: dict[str, Any]
+    preprocessing: str
+    environment: Environment
     step: int = 0
     best_accuracy: float = -1.0
     best_step: int = 0
+    ended: Ending | None = None
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    meter: Meter = field(default_factory=Meter)
     processes: Processes = ALONE
     signals: list[int] = field(default_factory=list)
     stop: bool = False
 
+    @property
+    def scored(self) -> MetaTask:
+        """The weights that are validated: their average, if there is one."""
+        return self.task if self.average is None else self.average.task
+
+    def batches(self) -> BatchSampler:
+        """Return what makes this process's part of the meta-batches."""
+        whole: BatchSampler = self.train_episodes
+        if self.config.train.augment:
+            changes = frozenset(self.config.train.augment)
+            whole = Augmented(whole=whole, changes=changes, seed=self.config.seed)
+        return Shard(whole=whole, processes=self.processes)
+
     def checkpoint(self) -> Checkpoint:
         """Return all that a resume needs."""
-        tensors = {f"model.{k}": v for k, v in self.task.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
-        record = {
-            "step": self.step,
-            "best_accuracy": self.best_accuracy,
-            "best_step": self.best_step,
-            "config": self.config.model_dump(mode="json"),
-            "image_shape": list(self.train_episodes.split.images.shape[1:]),
-            "environment": self.environment,
+        limited = self.config.train.minutes is not None
+        parts = {
+            "model": self.task.model.state_dict(),
+            "average": {} if self.average is None else self.average.state(),
+            "optimizer": optimizer_tensors(self.optimizer),
         }
-        return Checkpoint(tensors=tensors, record=record)
+        height, width, channels = self.train_episodes.split.images.shape[1:]
+        record = RunRecord(
+            step=self.step,
+            best_accuracy=self.best_accuracy,
+            best_step=self.best_step,
+            ended=self.ended,
+            seconds=self.clock.seconds() if limited else None,
+            sums=self.meter.sums,
+            count=self.meter.count,
+            config=self.config,
+            image_shape=(height, width, channels),
+            preprocessing=self.preprocessing,
+            environment=self.environment,
+        )
+        return Checkpoint(
+            tensors={f"{part}.{k}": v for part, held in parts.items() for k, v in held.items()},
+            record=record.as_json(),
+        )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was taken."""
-        record, tensors = checkpoint.record, checkpoint.tensors
-        self.task.model.load_state_dict(model_tensors(tensors))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, key = rest.split(".")
-                state.setdefault(int(index), {})[key] = tensor
-        whole = self.optimizer.state_dict() | {"state": state}
-        self.optimizer.load_state_dict(whole)
-        self.step = record["step"]
-        self.best_accuracy = record["best_accuracy"]
-        self.best_step = record["best_step"]
+    def restore(self, tensors: Mapping[str, Tensor], record: RunRecord) -> None:
+        """Go back to where a checkpoint was taken.
+
+        Raises:
+            InputError: the tensors are not those of this configuration.
+        """
+        try:
+            self.task.model.load_state_dict(part_of(tensors, "model"))
+            if self.average is not None:
+                self.average.load(part_of(tensors, "average"))
+            load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
+        except (RuntimeError, ValueError) as error:
+            reason = textwrap.shorten(str(error), 300, placeholder=" …")
+            raise InputError(
+                f"{self.folder.last}: its tensors are not those of its configuration ({reason}): "
+                "begin anew in another --out"
+            ) from None
+        self.step, self.ended = record.step, record.ended
+        if self.ended is Ending.MINUTES:  # there may be more of them now
+            self.ended = finished(self.config.train, record.step, record.seconds or 0.0)
+        self.best_accuracy, self.best_step = record.best_accuracy, record.best_step
+        self.clock.before = record.seconds or 0.0
+        self.meter = Meter(sums=dict(record.sums), count=record.count)
 
 
 def resolve(config: Config, store: Store, device: torch.device, processes: Processes) -> Config:
@@ -102,7 +152,13 @@ def resolve(config: Config, store: Store, device: torch.device, processes: Proce
 def prepare(
     config: Config, folder: RunFolder, store: Store, device: torch.device, processes: Processes
 ) -> Training:
-    """Build everything that can be refused before anything is written."""
+    """Build everything that can be refused before anything is written.
+
+    Raises:
+        InputError: the model, the episodes or the meta-batch do not fit the data or one another.
+        bilevel_data.DataError: the store is damaged.
+    """
+    _check_parts(config, processes)
     episode, training, rotations = config.episode, config.train, bool(config.episode.rotations)
     train_episodes = episode_sampler(
         store,
@@ -125,57 +181,71 @@ def prepare(
         rotations=rotations,
     )
     task = make_task(config, train_episodes.split.images.shape[1:], device)
+    average = training.average
     return Training(
         config=config,
         folder=folder,
         task=task,
-        optimizer=_optimizer(config, task.model),
+        average=None if average is None else weight_average(task, average),
+        optimizer=make_optimizer(training, task.model),
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         device=device,
-        environment={
-            "threads": torch.get_num_threads(),
-            "processes": processes.size,
-            "device": str(device),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "bilevel": version("bilevel-apps"),
-            "data": {name: info.sha256 for name, info in store.manifest.splits.items()},
-        },
+        preprocessing=store.manifest.preprocessing,
+        environment=Environment(
+            threads=torch.get_num_threads(),
+            processes=processes.size,
+            device=str(device),
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+            bilevel=version("bilevel-apps"),
+            data={name: info.sha256 for name, info in store.manifest.splits.items()},
+        ),
         processes=processes,
     )
 
 
-def _optimizer(config: Config, model: HyperRepresentation) -> torch.optim.Optimizer:
-    """Return Adam with decoupled weight decay on the backbone (none: the paper's plain Adam)."""
-    scalars = [p for p in (model.log_lr, model.log_scale) if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": list(model.backbone.parameters()), "weight_decay": config.train.weight_decay}
-    ]
-    if scalars:
-        groups.append({"params": scalars, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=config.train.lr)
+def _check_parts(config: Config, processes: Processes) -> None:
+    """Refuse a meta-batch that cannot pass in parts."""
+    parts, meta_batch = config.train.accumulate, config.train.meta_batch
+    if parts > 1 and config.model.norm == "batch":
+        raise InputError(
+            f"train.accumulate={parts}: with model.norm=batch the statistics are those of the "
+            "whole meta-batch, which then has to pass at once: set train.accumulate=1, or "
+            "model.norm to ghost, support or episode"
+        )
+    if meta_batch % processes.size == 0 and (meta_batch // processes.size) % parts:
+        each = f" in each of {processes.size} processes" if processes.size > 1 else ""
+        raise InputError(
+            f"train.accumulate={parts}: {meta_batch // processes.size} episodes{each} do not "
+            "divide into as many equal parts: choose a divisor, or another train.meta_batch"
+        )
 
 
-def resumable(folder: RunFolder, training: Training) -> Checkpoint:
-    """Return the checkpoint to continue from, or refuse to continue it as another run."""
+def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRecord]:
+    """Return the checkpoint to continue from, or refuse to continue it as another run.
+
+    Raises:
+        InputError: it is damaged, or of another configuration or other images.
+    """
     checkpoint = load_checkpoint(folder.last)
-    before = {"processes": 1} | checkpoint.record["environment"]
-    now = training.environment
-    if before["data"] != now["data"]:
+    record = read_record(checkpoint, folder.last)
+    before, now = record.environment, training.environment
+    if before.data != now.data:
         raise InputError(
             f"{training.config.data}: its images are not those that the run began with: give the "
             "same store, or choose another --out"
         )
     given = training.config.flat()
-    for key, value in flatten(checkpoint.record["config"]).items():
+    for key, value in record.config.flat().items():
         if key not in FREE and given[key] != value:
             raise InputError(
                 f"{folder.config}: {key} is {given[key]}, but the run began with {value}: "
                 "restore it, or choose another --out"
             )
-    changed = [key for key in now if key != "data" and before.get(key) != now[key]]
+    past, present = before.model_dump(exclude={"data"}), now.model_dump(exclude={"data"})
+    changed = [key for key in present if past.get(key) != present[key]]
     if changed:
-        what = ", ".join(f"{key} {before.get(key)} → {now[key]}" for key in changed)
+        what = ", ".join(f"{key} {past.get(key)} → {present[key]}" for key in changed)
         warn(f"resuming with {what}: the result will not be the same to the last bit")
-    return checkpoint
+    return checkpoint, record

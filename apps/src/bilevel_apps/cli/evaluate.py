@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bilevel_apps.cli.common import Debug, Device, Track, make_app, run_app
+from bilevel_apps.errors import InputError
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
 
@@ -17,7 +18,15 @@ and scored on its query images. Episode i of a seed is the same for every model.
 
 Where rotated copies count as classes, the accuracy on upright classes alone is printed too.
 
-Example: bilevel-eval runs/omniglot --split test --episodes 600
+With several T, such as --steps 1,3,5,8,12,20, it prints and draws the accuracy at each, on the same
+episodes, and its difference to the run's own T. --choose makes the best one the run's own, for
+later commands: DIR/chosen.json says so, and deleting that file undoes it.
+
+Example:
+
+  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20 --choose
+
+  bilevel-eval runs/omniglot --split test --episodes 600
 """
 
 app = make_app(HELP)
@@ -34,7 +43,17 @@ def evaluate(
     way: Annotated[int | None, typer.Option(min=1, help="Classes an episode.")] = None,
     shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
     query: Annotated[int | None, typer.Option(min=1, help="Query images a class.")] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="T, inner steps.")] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
+    ] = None,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="Make the best of several T the run's own (val only).")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Picture of several T; else DIR/steps-SPLIT.png."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
     baselines: Annotated[
         bool,
@@ -58,7 +77,9 @@ def evaluate(
         way=way,
         shot=shot,
         query=query,
-        steps=steps,
+        steps=() if steps is None else _numbers(steps),
+        choose=choose,
+        plot=plot,
         seed=seed,
         baselines=baselines,
         track=track,
@@ -71,10 +92,23 @@ def evaluate(
         _print(report)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    """Return the T of `--steps`, each once, in order."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and len(word) < 10 for word in words):
+        raise InputError(
+            f"--steps {text}: expected whole numbers ≥ 0 with commas between, such as 1,3,5,8"
+        )
+    return tuple(sorted({int(word) for word in words}))
+
+
 def _print(report: dict[str, Any]) -> None:
+    steps, trained = report["steps"], report["trained_steps"]
+    note = "" if steps == trained else f" (trained with {trained})"
     print(
         f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
-        f"{report['split']}, T = {report['steps']}, {report['norm']} normalisation"
+        f"{report['split']}, T = {steps}{note}, {report['norm']} normalisation; "
+        f"{Path(report['checkpoint']).name} of hyper-iteration {report['checkpoint_step']}"
     )
     classes = "upright and rotated classes" if "upright" in report else "accuracy"
     rows = {classes: report}
@@ -83,7 +117,32 @@ def _print(report: dict[str, Any]) -> None:
     for name, row in report.get("baselines", {}).items():
         rows[f"baseline: {name}"] = row
     for name, row in rows.items():
-        print(f"  {name:38} {100 * row['accuracy']:6.2f} ± {100 * row['ci95']:.2f} %")
+        print(f"  {name:38} {_percent(row, 6)}")
+    if "curve" in report:
+        _print_curve(report)
+
+
+def _print_curve(report: dict[str, Any]) -> None:
+    from bilevel_apps.step_curve import best_of
+
+    best = best_of(report["curve"], report["steps"])
+    own = f"T = {report['steps']}"
+    print(f"\n  {'T':>5}  {'accuracy':>16}  {f'difference to {own}':>22}")
+    for row in report["curve"]:
+        if row["accuracy"] is None:
+            print(f"  {row['steps']:5}  {'diverges':>16}")
+            continue
+        paired = "" if row["steps"] == report["steps"] else _percent(row["difference"], 6, "+")
+        mark = "  best" if row is best else ""
+        print(f"  {row['steps']:5}  {_percent(row, 6):>16}  {paired:>22}{mark}".rstrip())
+    if "picture" in report:
+        print(f"\nwrote {report['picture']}")
+    if "chosen" in report:
+        print(f"T = {report['chosen']} is the run's own now: chosen.json keeps it")
+
+
+def _percent(row: dict[str, Any], width: int, sign: str = "") -> str:
+    return f"{100 * row['accuracy']:{sign}{width}.2f} ± {100 * row['ci95']:.2f} %"
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from bilevel_apps.config import (
     parse_config,
     with_settings,
 )
-from bilevel_apps.errors import InputError
+from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.processes import connected, launched
 
 
@@ -42,6 +42,14 @@ Example:
   bilevel-train --preset glyphs-5way-1shot --data glyphs.h5 --out runs/glyphs
 
   bilevel-eval runs/glyphs
+
+--sweep trains once for each combination of values, below DIR, as children of one run in MLflow, and
+prints a table of them. A failed child does not stop the others; --resume goes on where the sweep
+stopped. --sampler random or tpe (with optuna) tries --trials N settings, also of ranges:
+
+  bilevel-train --preset … --data … --out runs/T --sweep inner.steps=3,5,8 --sweep seed=0,1
+
+  bilevel-train … --out runs/lr --sweep train.lr=1e-4..1e-2 --sampler tpe --trials 20
 
 Several processes, on one machine or more, share each meta-batch and give the same result:
 
@@ -74,6 +82,18 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep", metavar="KEY=V,V…", help="Train with each value; repeat it for a grid."
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="grid|random|tpe", help="How a sweep chooses settings.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many settings random and tpe try.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
     ] = None,
@@ -89,6 +109,9 @@ def train(
     given = _collect(config, preset, data, device, assignments or [])
     named = config is not None or preset is not None
     processes = launched(os.environ)
+    if sweep or sampler or trials or _holds_sweep(out):
+        _sweep(given, out, sweep or [], sampler, trials, resume=resume, alone=processes.size == 1)
+        return
     with connected(processes):
         chosen = processes.from_first(lambda: _chosen(given, out, resume=resume, named=named))
         from bilevel_apps.train import train as run_training
@@ -122,6 +145,47 @@ def _collect(
     if device is not None:
         settings["device"] = device
     return parse_config(settings, "--device")
+
+
+def _holds_sweep(out: Path) -> bool:
+    from bilevel_apps.sweep.folder import SweepFolder
+
+    return SweepFolder(out).began()
+
+
+def _sweep(
+    given: Config,
+    out: Path,
+    axes: list[str],
+    sampler: str | None,
+    trials: int | None,
+    *,
+    resume: bool,
+    alone: bool,
+) -> None:
+    """Run a sweep and print its children."""
+    from bilevel_apps.sweep import Plan, sweep
+    from bilevel_apps.sweep.table import as_lines, best_first
+
+    if not alone:
+        raise InputError(
+            "--sweep under torchrun: a sweep is one process: leave torchrun out, or train its "
+            "children one by one"
+        )
+    if not axes and (sampler or trials):
+        raise InputError("--sampler and --trials: give --sweep KEY=VALUE,… too")
+    plan = Plan(axes=tuple(axes), sampler=sampler or "grid", trials=trials) if axes else None
+    children = sweep(given, out, plan, resume=resume)
+    print("\n".join(as_lines(children)))
+    failed = [child for child in children if child.error is not None]
+    if len(failed) < len(children):
+        print(f"evaluate the best with: bilevel-eval {out / best_first(children)[0].name}")
+    if failed:
+        names = ", ".join(child.name for child in failed)
+        raise RunError(
+            f"{len(failed)} of {len(children)} children failed: {names}; the first: "
+            f"{failed[0].error}"
+        )
 
 
 def _chosen(given: Config, out: Path, *, resume: bool, named: bool) -> Config:

@@ -1,0 +1,140 @@
+"""`FewShotClassifier`: a trained run behind scikit-learn's estimator interface."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin  # type: ignore[import-untyped]
+from sklearn.utils.multiclass import check_classification_targets  # type: ignore[import-untyped]
+from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
+from torch import Tensor
+
+from bilevel_apps.few_shot_head import learner_of
+from bilevel_apps.few_shot_run import load_trained
+from bilevel_apps.trained_run import TrainedRun
+
+__all__ = ["FewShotClassifier"]
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier that learns from a few images a class, by a meta-trained representation.
+
+    `fit` trains a linear head from zero with the run's T, step size and scale on the mean
+    cross-entropy of the images; the representation stays as it is. Any number of classes, two or
+    more, and of images a class. Inductive: each image is classified by itself.
+
+    Images are those of the run's data set: of its size and channels, prepared in its way
+    (`bilevel_apps.predict_pictures` prepares files). They come as (n, height, width, channels), as
+    (n, height, width) where they are grey, or flat as (n, height·width·channels); whole numbers
+    are pixels of 0 … 255, others intensities of 0 … 1.
+
+    Args:
+        run: the folder of a run, or a checkpoint.
+        device: `auto`, `cpu` or `cuda`.
+
+    After `fit`:
+        classes_: the labels, sorted; columns of `predict_proba` are in this order.
+        n_features_in_: height·width·channels.
+        head_: the head, a `FewShotHead`.
+
+    A run with `episode` normalisation takes the query images' statistics from all of them together;
+    here the support images' are taken instead, and a `UserWarning` says so.
+    """
+
+    def __init__(self, run: str | Path, device: str = "auto") -> None:
+        self.run = run
+        self.device = device
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train a head on labelled images.
+
+        Args:
+            X: images, see above.
+            y: (n,) labels of any kind that scikit-learn takes.
+
+        Raises:
+            ValueError: images or labels that do not fit, one class only, or no usable run.
+            bilevel_models.heads.HeadDivergenceError: the training diverges.
+        """
+        trained = self._load()
+        self.image_shape_ = trained.image_shape
+        rows, y = validate_data(self, self._flat(X), y)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has one class, {self.classes_[0]}: give images of two or more")
+        if not trained.task.encoder.normalization.inductive:
+            warnings.warn(
+                "the run normalises query images by the statistics of all of them: here those of "
+                "the support images are used, and its transductive accuracy will not be reached",
+                UserWarning,
+                stacklevel=2,
+            )
+        images = self._images(rows).to(trained.device)
+        targets = torch.as_tensor(labels, device=trained.device)
+        self.head_ = learner_of(trained.task).adapt(images, targets, len(self.classes_))
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes), of images."""
+        check_is_fitted(self)
+        rows = validate_data(self, self._flat(X), reset=False)
+        images = self._images(rows).to(self.head_.head["bias"].device)
+        found: NDArray[np.float64] = self.head_.probabilities(images).cpu().numpy()
+        return found
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the most probable label of each image, (n,)."""
+        probabilities = self.predict_proba(X)
+        labels: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        return tags
+
+    def _load(self) -> TrainedRun:
+        threads = torch.get_num_threads()
+        try:
+            return load_trained(Path(self.run), self.device)
+        finally:  # a command takes the run's number of threads, a program keeps its own
+            torch.set_num_threads(threads)
+
+    def _flat(self, X: Any) -> Any:
+        """Return images as rows; what is no array of images is for scikit-learn to check."""
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)
+        if not isinstance(X, np.ndarray) or X.ndim < 3:
+            return X
+        found = X.shape[1:] if X.ndim > 3 else (*X.shape[1:], 1)
+        if found != self.image_shape_:
+            raise ValueError(
+                f"X has images of (height, width, channels) {found}, but the run was trained on "
+                f"{self.image_shape_}: resize them as its data set was"
+            )
+        return X.reshape(len(X), math.prod(found))
+
+    def _images(self, rows: NDArray[Any]) -> Tensor:
+        """Return validated rows as (n, channels, height, width) in [0, 1]."""
+        height, width, channels = self.image_shape_
+        if rows.shape[1] != height * width * channels:
+            raise ValueError(
+                f"X has {rows.shape[1]} features, but the run was trained on images of "
+                f"{height}×{width}×{channels} = {height * width * channels}"
+            )
+        limit = 255 if rows.dtype.kind in "iu" else 1
+        if rows.min() < 0 or rows.max() > limit:
+            what = "Negative values in data" if rows.min() < 0 else "Values too large"
+            raise ValueError(
+                f"{what}: X has values from {rows.min()} to {rows.max()}: give pixels of 0 … 255 "
+                "as whole numbers, or intensities of 0 … 1"
+            )
+        pixels = rows.astype(np.float32).reshape(-1, height, width, channels)
+        return torch.from_numpy(pixels).div_(limit).movedim(-1, -3)

@@ -1,0 +1,138 @@
+"""Accuracies of an episode's heads after several numbers of inner steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bilevel_apps.feature_table import FeatureTable, episode_keys
+from bilevel_apps.meta_task import MetaTask, to_device
+from bilevel_apps.scoring import episodes_at_once
+from bilevel_data import EpisodeSampler
+from bilevel_models import heads
+
+__all__ = ["HeadScores", "head_scores"]
+
+FEATURE_BYTES = 16 << 20  # of the features that heads are trained on at once
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """What heads came to, by T.
+
+    Attributes:
+        accuracies: of each episode, (episodes,), for the T whose inner runs stayed finite.
+        diverged: why there are none, for the others.
+    """
+
+    accuracies: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    diverged: dict[int, str] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """Features and labels of the episodes first, first + 1, …, as in `Episodes`."""
+
+    first: int
+    support: Tensor
+    query: Tensor
+    support_labels: Tensor
+    query_labels: Tensor
+
+
+def head_scores(
+    task: MetaTask,
+    sampler: EpisodeSampler,
+    *,
+    steps: Sequence[int],
+    episodes: int,
+    device: torch.device,
+    table: FeatureTable | None = None,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> HeadScores:
+    """Return what `task.accuracies` gives for each T, over the first episodes of a sampler.
+
+    Args:
+        task: the representation; its own T does not matter.
+        sampler: fixes the episodes.
+        steps: the T.
+        episodes: how many.
+        device: where to compute.
+        table: the features of the episodes' images; None encodes each batch of episodes, once.
+        progress: called with the number done after each batch.
+
+    Cost: the backbone's forward pass, once whatever the T; the heads' sum of all T steps.
+    """
+    scores = HeadScores(accuracies={count: np.zeros(episodes) for count in steps})
+    batches = (
+        _encoded(task, sampler, episodes, device)
+        if table is None
+        else _looked_up(table, sampler, episodes)
+    )
+    for batch in batches:
+        done = batch.first + len(batch.support)
+        for count in list(scores.accuracies):
+            try:
+                found = _accuracies(task, batch, sampler.spec.way, count)
+            except heads.HeadDivergenceError as error:
+                scores.diverged[count] = str(error)
+                del scores.accuracies[count]
+            else:
+                scores.accuracies[count][batch.first : done] = found.cpu().numpy()
+        progress(done)
+    return scores
+
+
+@torch.no_grad()
+def _accuracies(task: MetaTask, batch: _Encoded, way: int, steps: int) -> Tensor:
+    """Return the accuracies (batch,) of heads trained from zero."""
+    step_size, scale = task.model.log_lr.exp(), task.model.log_scale.exp()
+    targets = heads.one_hot(batch.support_labels, way, batch.support)
+    head = heads.descend(batch.support, targets, steps=steps, step_size=step_size, scale=scale)
+    return heads.accuracy(heads.logits(head, batch.query, scale), batch.query_labels)
+
+
+def _encoded(
+    task: MetaTask, sampler: EpisodeSampler, episodes: int, device: torch.device
+) -> Iterator[_Encoded]:
+    """Encode episodes with the statistics of their own."""
+    for first, count in _parts(episodes, episodes_at_once(sampler)):
+        images = to_device(sampler.batch(first, count), sampler.spec.way, device)
+        features = task.encoder.encode(images.support, images.query, training=False)
+        yield _Encoded(
+            first=first,
+            support=features.support,
+            query=features.query,
+            support_labels=images.support_labels,
+            query_labels=images.query_labels,
+        )
+
+
+def _looked_up(table: FeatureTable, sampler: EpisodeSampler, episodes: int) -> Iterator[_Encoded]:
+    spec, device = sampler.spec, table.features.device
+    images = spec.way * (spec.shot + spec.query)
+    size = max(1, FEATURE_BYTES // (images * table.features[0].nbytes))
+    classes = torch.arange(spec.way, device=device)
+    for first, count in _parts(episodes, size):
+        support, query = episode_keys(sampler, first, count)
+        yield _Encoded(
+            first=first,
+            support=table.of(support),
+            query=table.of(query),
+            support_labels=classes.repeat_interleave(spec.shot).expand(count, -1),
+            query_labels=classes.repeat_interleave(spec.query).expand(count, -1),
+        )
+
+
+def _parts(total: int, size: int) -> Iterator[tuple[int, int]]:
+    for number in range(math.ceil(total / size)):
+        yield number * size, min(size, total - number * size)

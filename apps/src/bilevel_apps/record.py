@@ -1,0 +1,95 @@
+"""What a run's checkpoint says beside its tensors, checked before it is used."""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bilevel_apps.checkpoint import Checkpoint
+from bilevel_apps.config import Config, Count, CountOrZero, NonNegative, Number, parse_config
+from bilevel_apps.errors import InputError
+from bilevel_apps.stopping import Ending
+
+__all__ = ["Environment", "RunRecord", "read_record"]
+
+
+class Environment(BaseModel):
+    """What a run's last bits depend on beside its configuration; a change of it is told.
+
+    Attributes:
+        data: SHA-256 of the pixels of each split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    threads: Count
+    processes: Count = 1
+    device: str
+    python: str
+    torch: str
+    bilevel: str
+    data: dict[str, str]
+
+
+class RunRecord(BaseModel):
+    """Where a training was when the checkpoint was taken.
+
+    Attributes:
+        step: hyper-iterations done.
+        best_accuracy: of the best validation, -1 before the first.
+        best_step: hyper-iterations done at the best validation.
+        ended: why the run has come to its end, if it has.
+        seconds: what it had taken, where `train.minutes` limits that.
+        sums: what hyper-iterations have reported since the last entry of the log, added up.
+        count: how many of them.
+        config: what is run.
+        image_shape: (height, width, channels) of the images.
+        preprocessing: how the store says that its images were made.
+        environment: in which.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step: CountOrZero
+    best_accuracy: Number
+    best_step: CountOrZero
+    ended: Ending | None = None
+    seconds: NonNegative | None = None
+    sums: dict[str, Number] = {}
+    count: CountOrZero = 0
+    config: Config
+    image_shape: tuple[Count, Count, Count]
+    preprocessing: str | None = None
+    environment: Environment
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `read_record` reads.
+
+        The seconds are left out where they do not count: equal runs then have equal checkpoints.
+        """
+        return self.model_dump(mode="json", exclude={"seconds"} if self.seconds is None else None)
+
+
+def read_record(checkpoint: Checkpoint, path: Path) -> RunRecord:
+    """Return the record of a checkpoint that was read from `path`.
+
+    Raises:
+        InputError: it is not what a training of this version writes.
+    """
+    record = checkpoint.record
+    try:
+        if isinstance(record, dict) and isinstance(record.get("config"), dict):
+            parse_config(record["config"], f"{path}: config")  # its messages are clearer
+        return RunRecord.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "record"
+        what = first["msg"][0].lower() + first["msg"][1:]
+        found = reprlib.repr(first["input"])
+        raise InputError(
+            f"{path}: its record is not that of a training of this version ({key}: {what}, found "
+            f"{found}): begin anew in another --out"
+        ) from None

@@ -1,0 +1,93 @@
+"""The folder of a sweep: what was planned, and what its children came to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from pydantic import TypeAdapter
+
+from bilevel_apps.errors import InputError
+from bilevel_apps.files import write_text
+from bilevel_apps.sweep.axes import Settings
+from bilevel_apps.sweep.table import Child, as_csv, short
+
+__all__ = ["SweepFolder", "child_name"]
+
+FORMAT = "bilevel-sweep-1"
+LONGEST_NAME = 100
+
+
+@final
+@dataclass(frozen=True)
+class SweepFolder:
+    """sweep.json, children.csv and a run's folder a child."""
+
+    path: Path
+
+    @property
+    def file(self) -> Path:
+        """The plan and the children's records."""
+        return self.path / "sweep.json"
+
+    @property
+    def table(self) -> Path:
+        """The children, best first, for a spreadsheet."""
+        return self.path / "children.csv"
+
+    def began(self) -> bool:
+        """Say whether the folder holds a sweep."""
+        try:
+            return self.file.exists()
+        except OSError:  # such as a name that is too long: `RunFolder.exclusive` says so
+            return False
+
+    def save(
+        self, plan: Mapping[str, Any], settings: Mapping[str, Any], children: Sequence[Child]
+    ) -> None:
+        """Write both files.
+
+        Raises:
+            RunError: a file cannot be written.
+        """
+        document = {
+            "format": FORMAT,
+            "plan": dict(plan),
+            "settings": dict(settings),
+            "children": [asdict(child) for child in children],
+        }
+        write_text(self.file, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.table, as_csv(children))
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Any], list[Child]]:
+        """Return what was saved.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            document = json.loads(self.file.read_text("utf-8"))
+            if document["format"] != FORMAT:
+                raise self.damaged()
+            children = TypeAdapter(list[Child]).validate_python(document["children"])
+            return dict(document["plan"]), dict(document["settings"]), children
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise self.damaged() from None
+
+    def damaged(self) -> InputError:
+        """Return what to say of a record that cannot be used."""
+        return InputError(
+            f"{self.file}: damaged, or not a sweep of this version: restore a copy, or choose "
+            "another --out"
+        )
+
+
+def child_name(number: int, settings: Settings) -> str:
+    """Return `2-inner.steps=5-model.name=c4l`, with letters that every file system takes."""
+    parts = [f"{key}={short(value)}" for key, value in settings.items()]
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join([str(number), *parts]), flags=re.ASCII)
+    return name[:LONGEST_NAME]

@@ -1,0 +1,169 @@
+"""Changes of training images: what each does, and that it is a function of the episode's number."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bilevel_apps import train as module
+from bilevel_apps.augmentation import LUMA, Augmented, coloured, flipped, moved
+from bilevel_apps.build import episode_sampler
+from bilevel_apps.distributed import Shard
+from bilevel_apps.processes import Processes
+from bilevel_apps.train import train
+from bilevel_apps.training_state import Training
+from bilevel_data import EpisodeSampler, open_store
+
+ALL = frozenset({"crop", "shift", "flip", "colour"})
+
+
+def pictures(n, size, channels, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, size, size, channels), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def sampler(store):
+    spec = {"way": 3, "shot": 2, "query": 4}
+    return episode_sampler(open_store(store), "train", spec, keys="them", seed=0, rotations=False)
+
+
+def equal(a, b):
+    return all(
+        np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("edge", [False, True], ids=["black", "edge"])
+def test_moved_by_hand(channels, edge):
+    images, margin = pictures(40, 6, channels), 2
+    draws = np.random.default_rng(1).random((40, 2))
+    draws[:2] = [[0, 0], [1 - 2**-53, 1 - 2**-53]]  # the farthest corners
+    found = moved(images, draws, margin, edge=edge)
+    for image, draw, result in zip(images, draws, found, strict=True):
+        top, left = (int(5 * u) - margin for u in draw)
+        for row in range(6):
+            for column in range(6):
+                y, x = row + top, column + left
+                inside = 0 <= y < 6 and 0 <= x < 6
+                expected = image[np.clip(y, 0, 5), np.clip(x, 0, 5)]
+                assert np.array_equal(result[row, column], expected * (inside or edge))
+
+
+def test_not_moved_in_the_middle():
+    images = pictures(2, 8, 3)
+    assert np.array_equal(moved(images, np.full((2, 2), 0.5), 3, edge=False), images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flipped_by_hand(channels):
+    images, chosen = pictures(5, 7, channels), np.array([True, False, True, True, False])
+    before = images.copy()
+    found = flipped(images, chosen)
+    for image, result, mirrored in zip(images, found, chosen, strict=True):
+        assert np.array_equal(result, np.fliplr(image) if mirrored else image)
+    assert np.array_equal(images, before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_coloured_by_hand(channels):
+    """One change after the other, in float64, each as its own blend."""
+    images = pictures(30, 9, channels)
+    factors = np.random.default_rng(1).uniform(0.6, 1.4, (30, 3))
+    weights = np.array(LUMA) if channels == 3 else np.ones(1)
+    x = images * factors[:, :1, None, None]
+    mean = (x @ weights).mean(axis=(1, 2))[:, None, None, None]
+    x = mean + factors[:, 1, None, None, None] * (x - mean)
+    grey = (x @ weights)[..., None]
+    x = grey + factors[:, 2, None, None, None] * (x - grey)
+    expected = np.floor(np.clip(x, 0, 255) + 0.5).clip(0, 255)
+    found = coloured(images, factors)
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 1  # float32 rounds a few ties the other way
+    assert (found != expected).mean() < 1e-3
+    assert (found == 0).any()
+    assert (found == 255).any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_colours_times_one_are_the_image(channels):
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(channels, axis=-1)
+    images = np.concatenate([images, pictures(20, 16, channels)])
+    assert np.array_equal(coloured(images, np.ones((21, 3))), images)
+
+
+def test_no_saturation_is_grey_and_no_contrast_is_the_mean():
+    images = pictures(3, 8, 3)
+    grey = coloured(images, np.array([[1, 1, 0]] * 3))
+    assert np.abs(grey - (images @ np.array(LUMA))[..., None]).max() <= 0.5 + 1e-3
+    flat = coloured(images, np.array([[1, 0, 1]] * 3))
+    assert all(len(np.unique(image)) == 1 for image in flat)
+    mean = (images @ np.array(LUMA)).mean(axis=(1, 2))
+    assert np.abs(flat[:, 0, 0, 0] - mean).max() <= 0.5 + 1e-3
+
+
+def test_equal_however_episodes_are_drawn(sampler):
+    whole = Augmented(whole=sampler, changes=ALL, seed=3)
+    batch = whole.batch(5, 4)
+    single = [whole.batch(5 + i, 1) for i in range(4)]
+    shards = [
+        Shard(whole=whole, processes=Processes(rank=rank, size=2)).batch(5, 4) for rank in (0, 1)
+    ]
+    for parts in (single, shards):
+        for name in ("support", "query", "support_labels", "query_labels"):
+            together = np.concatenate([getattr(part, name) for part in parts])
+            assert np.array_equal(together, getattr(batch, name))
+    assert not equal(batch, whole.batch(6, 4))
+    assert not equal(batch, Augmented(whole=sampler, changes=ALL, seed=4).batch(5, 4))
+
+
+def test_what_is_changed(sampler):
+    plain = sampler.batch(0, 4)
+    assert equal(Augmented(whole=sampler, changes=frozenset(), seed=0).batch(0, 4), plain)
+    for change in ALL:
+        found = Augmented(whole=sampler, changes=frozenset({change}), seed=0).batch(0, 4)
+        for name in ("support", "query"):
+            before, after = getattr(plain, name), getattr(found, name)
+            assert after.shape == before.shape
+            assert after.dtype == np.uint8
+            assert not np.array_equal(after, before)
+        assert np.array_equal(found.query_labels, plain.query_labels)
+    assert equal(sampler.batch(0, 4), plain)  # the split itself is untouched
+
+
+def test_images_change_each_by_itself(sampler):
+    found = Augmented(whole=sampler, changes=frozenset({"flip"}), seed=0).batch(0, 200)
+    plain = sampler.batch(0, 200)
+    same = (found.query == plain.query).all(axis=(2, 3, 4))
+    mirrored = (found.query == plain.query[:, :, :, ::-1]).all(axis=(2, 3, 4))
+    assert (same | mirrored).all()
+    assert mirrored.mean() == pytest.approx(0.5, abs=0.05)
+    assert 0 < mirrored[0].sum() < len(mirrored[0])
+
+
+def test_one_change_does_not_alter_another(sampler):
+    both = Augmented(whole=sampler, changes=frozenset({"flip", "colour"}), seed=0).batch(0, 3)
+    flip = Augmented(whole=sampler, changes=frozenset({"flip"}), seed=0)
+    colour = Augmented(whole=flip, changes=frozenset({"colour"}), seed=0)
+    assert equal(both, colour.batch(0, 3))
+
+
+def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):
+    used = []
+
+    def watch(classify, sampler, **options):
+        used.append(sampler)
+        return module.Score(accuracy=0.5, ci95=0.0, episodes=4)
+
+    monkeypatch.setattr(module, "score_episodes", watch)
+    made = []
+    whole = Training.batches
+    monkeypatch.setattr(Training, "batches", lambda self: made.append(whole(self)) or made[-1])
+    train(config(train__augment=["flip"], train__steps=2), tmp_path / "a", resume=False)
+    train(config(train__steps=2), tmp_path / "b", resume=False)
+    assert all(isinstance(sampler, EpisodeSampler) for sampler in used)
+    with_, without = made
+    assert isinstance(with_.whole, Augmented)
+    assert with_.whole.changes == {"flip"}
+    assert isinstance(without.whole, EpisodeSampler)

@@ -1,0 +1,118 @@
+"""The average of the weights: its closed form, what it holds, and that it is what is scored."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bilevel_apps import train as module
+from bilevel_apps.averaging import weight_average
+from bilevel_apps.build import make_task, model_tensors, part_of
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.scoring import score_episodes
+from bilevel_apps.train import train
+from bilevel_apps.trained_run import load_run
+
+SHAPE, CPU = (16, 16, 1), torch.device("cpu")
+
+
+def walk(task, steps):
+    """Move all weights and running averages at random; yield a copy after each step."""
+    torch.manual_seed(1)
+    for _ in range(steps):
+        with torch.no_grad():
+            for tensor in task.model.state_dict().values():
+                tensor.copy_(torch.randn_like(tensor))
+        yield {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("decay", [0.1, 0.9, 0.999])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_it_is_the_weighted_mean(config, decay, steps):
+    task = make_task(config(), SHAPE, CPU)
+    task.model.double()
+    average = weight_average(task, decay)
+    seen = []
+    for step, state in enumerate(walk(task, steps), start=1):
+        average.follow(step)
+        seen.append(state)
+    weights = [decay ** (steps - i) for i in range(1, steps + 1)]
+    found = average.state()
+    assert found.keys() == seen[0].keys()
+    assert {"log_lr", "log_scale", "backbone.norms.0.running_var"} <= found.keys()
+    for name, tensor in found.items():
+        expected = sum(w * s[name] for w, s in zip(weights, seen, strict=True)) / sum(weights)
+        assert torch.allclose(tensor, expected, rtol=1e-10, atol=1e-12), name
+
+
+def test_following_leaves_the_weights_alone(config):
+    task = make_task(config(), SHAPE, CPU)
+    average = weight_average(task, 0.5)
+    for step, state in enumerate(walk(task, 3), start=1):
+        average.follow(step)
+        assert all(torch.equal(task.model.state_dict()[k], v) for k, v in state.items())
+    assert not any(p.requires_grad for p in average.task.model.parameters())
+    assert average.task.encoder.backbone is average.task.model.backbone
+
+
+def test_the_average_is_scored_saved_and_evaluated(tmp_path, config):
+    folder = tmp_path / "run"
+    chosen = config(train__average=0.9, train__lr=1e-2)
+    best = train(chosen, folder, resume=False)
+    run = load_run(folder, "cpu")
+    saved = load_checkpoint(run.path)
+    sampler = run.sampler(run.store(None), "val", seed=chosen.seed, rotations=False)
+    episodes = chosen.train.validate_episodes
+
+    def scored(weights):
+        run.task.model.load_state_dict(weights)
+        return score_episodes(run.task.accuracies, sampler, episodes=episodes, device=CPU)
+
+    used = {name: tensor.clone() for name, tensor in run.task.model.state_dict().items()}
+    averaged, raw = (part_of(saved.tensors, part) for part in ("average", "model"))
+    assert all(torch.equal(used[name], averaged[name]) for name in averaged)
+    assert averaged.keys() == raw.keys()
+    assert not any(torch.equal(averaged[n], raw[n]) for n in raw if "convolutions" in n)
+    assert scored(averaged) == best
+    assert saved.record["best_accuracy"] == best.accuracy
+
+
+def test_averaging_does_not_change_the_weights_that_learn(tmp_path, config, trained):
+    train(config(train__average=0.9), tmp_path / "run", resume=False)
+    with_, without = (
+        part_of(load_checkpoint(folder / "last.safetensors").tensors, "model")
+        for folder in (tmp_path / "run", trained)
+    )
+    assert all(torch.equal(with_[name], without[name]) for name in without)
+
+
+def test_without_an_average_the_weights_are_used(trained):
+    tensors = load_checkpoint(trained / "last.safetensors").tensors
+    assert not part_of(tensors, "average")
+    assert model_tensors(tensors).keys() == part_of(tensors, "model").keys()
+
+
+def test_validation_leaves_the_average_alone(tmp_path, config, monkeypatch):
+    """In the modes that track statistics too."""
+    seen = []
+    whole = module.score_episodes
+
+    def watch(classify, *arguments, **options):
+        task = classify.__self__
+        before = {k: v.clone() for k, v in task.model.state_dict().items()}
+        found = whole(classify, *arguments, **options)
+        seen.append(all(torch.equal(before[k], v) for k, v in task.model.state_dict().items()))
+        return found
+
+    monkeypatch.setattr(module, "score_episodes", watch)
+    train(config(train__average=0.9, model__norm="ghost"), tmp_path / "run", resume=False)
+    assert seen == [True] * 3
+
+
+def test_an_average_keeps_the_tasks_other_choices(config):
+    task = make_task(config(inner__steps=7, model__norm="support"), SHAPE, CPU)
+    average = weight_average(task, 0.5)
+    for found, expected in ((average.task, task), (average.task.encoder, task.encoder)):
+        for field in dataclasses.fields(expected):
+            if field.name not in ("model", "encoder", "backbone"):
+                assert getattr(found, field.name) == getattr(expected, field.name)

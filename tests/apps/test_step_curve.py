@@ -1,0 +1,270 @@
+"""Accuracy against T: from features made once, with paired differences, and the best T kept."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bilevel_apps import feature_table as tables
+from bilevel_apps import head_scores as head_scoring
+from bilevel_apps.build import episode_sampler, make_task
+from bilevel_apps.evaluate import Request, evaluate_run
+from bilevel_apps.feature_table import episode_keys, feature_table
+from bilevel_apps.head_scores import HeadScores, head_scores
+from bilevel_apps.scoring import episode_accuracies, score
+from bilevel_apps.step_curve import best_of, curve_of
+from bilevel_apps.trained_run import load_run
+from bilevel_data import open_store
+
+CPU = torch.device("cpu")
+STEPS = (0, 1, 4, 9)
+SPEC = {"way": 4, "shot": 2, "query": 3}
+
+
+@pytest.fixture(scope="module")
+def opened(store):
+    return open_store(store)
+
+
+def sampler_of(opened, *, rotations, seed=0):
+    return episode_sampler(opened, "test", SPEC, keys="them", seed=seed, rotations=rotations)
+
+
+def task_of(config, norm):
+    task = make_task(config(model__norm=norm, inner__lr=1.0), (16, 16, 1), CPU)
+    for module in task.model.modules():  # running averages that are not those of a fresh network
+        if hasattr(module, "running_mean"):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return task
+
+
+@pytest.mark.parametrize("rotations", [False, True])
+def test_keys_are_the_images_of_the_episodes(opened, rotations):
+    sampler = sampler_of(opened, rotations=rotations)
+    batch = sampler.batch(3, 4)
+    for keys, pixels in zip(episode_keys(sampler, 3, 4), (batch.support, batch.query), strict=True):
+        found = [np.rot90(sampler.split.images[key // 4], key % 4) for key in keys.flat]
+        assert np.array_equal(np.stack(found), pixels.reshape(-1, 16, 16, 1))
+    turned = episode_keys(sampler, 0, 20)[0] % 4
+    assert set(turned.flat) == ({0, 1, 2, 3} if rotations else {0})
+
+
+@pytest.mark.parametrize("norm", ["ghost", "batch", "support", "episode"])
+@pytest.mark.parametrize("rotations", [False, True])
+def test_every_t_is_scored_as_alone(opened, config, norm, rotations):
+    task, sampler = task_of(config, norm), sampler_of(opened, rotations=rotations)
+    table = feature_table(task, [sampler], episodes=7, device=CPU)
+    assert (table is None) == (norm in ("support", "episode"))
+    found = head_scores(task, sampler, steps=STEPS, episodes=7, device=CPU, table=table)
+    assert found.diverged == {}
+    for steps in STEPS:
+        alone = replace(task, steps=steps).accuracies
+        expected = episode_accuracies(alone, sampler, episodes=7, device=CPU)
+        assert found.accuracies[steps].tolist() == expected.tolist()
+    assert len({tuple(row) for row in found.accuracies.values()}) > 2  # T matters here
+
+
+def test_an_image_is_encoded_once(opened, config, monkeypatch):
+    task = task_of(config, "ghost")
+    samplers = [sampler_of(opened, rotations=turned) for turned in (True, False)]
+    seen, shares, whole = [], [], tables._encoded
+
+    def watch(task, pixels, device):
+        seen.extend(image.tobytes() for image in pixels)
+        return whole(task, pixels, device)
+
+    monkeypatch.setattr(tables, "_encoded", watch)
+    monkeypatch.setattr(tables, "BATCH_PIXELS", 256 * 7)
+    table = feature_table(task, samplers, episodes=9, device=CPU, progress=shares.append)
+    assert len(seen) == len(set(seen)) == len(table.features)
+    assert len(seen) < 9 * 2 * 4 * 5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    turned = episode_keys(samplers[0], 0, 9)[1]
+    assert table.of(turned).shape == (9, 12, task.model.backbone.dim)
+
+
+def test_a_table_that_is_too_large_is_not_made(opened, config, monkeypatch):
+    monkeypatch.setattr(tables, "TABLE_BYTES", 100)
+    task, sampler = task_of(config, "ghost"), sampler_of(opened, rotations=False)
+    assert feature_table(task, [sampler], episodes=3, device=CPU) is None
+
+
+def test_heads_are_trained_in_parts(opened, config, monkeypatch):
+    task, sampler = task_of(config, "ghost"), sampler_of(opened, rotations=False)
+    table = feature_table(task, [sampler], episodes=5, device=CPU)
+    whole = head_scores(task, sampler, steps=[3], episodes=5, device=CPU, table=table)
+    monkeypatch.setattr(head_scoring, "FEATURE_BYTES", 2 * 20 * table.features[0].nbytes)
+    done = []
+    parts = head_scores(
+        task, sampler, steps=[3], episodes=5, device=CPU, table=table, progress=done.append
+    )
+    assert done == [2, 4, 5]
+    assert parts.accuracies[3].tolist() == whole.accuracies[3].tolist()
+
+
+def test_divergence_costs_only_the_t_that_diverges(opened, config):
+    task = make_task(config(model__unit_length=False, inner__lr=1e38), (16, 16, 1), CPU)
+    sampler = sampler_of(opened, rotations=False)
+    found = head_scores(task, sampler, steps=[0, 10], episodes=4, device=CPU)
+    assert (found.accuracies.keys(), found.diverged.keys()) == ({0}, {10})
+    assert "T = 10 inner steps" in found.diverged[10]
+    assert found.accuracies[0].tolist() == [0.25] * 4
+
+
+FOUND = HeadScores(
+    accuracies={1: np.array([0.2, 0.4, 0.9]), 5: np.array([0.3, 0.6, 0.9])},
+    diverged={9: "too far"},
+)
+
+
+def test_differences_are_paired():
+    one, five, nine = curve_of(FOUND, 5)
+    assert (one["steps"], five["steps"], nine["steps"]) == (1, 5, 9)
+    paired = score(np.array([-0.1, -0.2, 0.0]))
+    assert one["accuracy"] == pytest.approx(0.5)
+    assert one["difference"]["accuracy"] == pytest.approx(-0.1)
+    assert one["difference"]["ci95"] == pytest.approx(paired.ci95)
+    assert paired.ci95 < one["ci95"] / 2  # what the episodes have in common has gone
+    assert five["difference"] == {"accuracy": 0.0, "ci95": 0.0}
+    assert nine == {"steps": 9, "accuracy": None, "ci95": None, "difference": None}
+
+
+def test_the_best_of_equal_ones():
+    rows = [{"steps": steps, "accuracy": a} for steps, a in ((1, 0.5), (3, 0.7), (8, 0.7))]
+    assert best_of(rows, 1)["steps"] == 3
+    assert best_of(rows, 8)["steps"] == 8
+    assert best_of([*rows, {"steps": 9, "accuracy": None}], 9)["steps"] == 3
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_curve_as_json_and_picture(command, copy):
+    words = ["eval", copy, "--split", "val", "--episodes", 12, "--steps", "8,1,3"]
+    found = command(*words, "--json")
+    assert found.status == 0, found.err
+    report = json.loads(found.out)
+    curve = {row["steps"]: row for row in report["curve"]}
+    assert list(curve) == [1, 3, 5, 8]  # the run's own is among them
+    assert report["steps"] == 5
+    assert report["accuracy"] == curve[5]["accuracy"]
+    for steps, row in curve.items():
+        alone = json.loads(command(*words[:6], "--steps", steps, "--json").out)
+        assert (alone["accuracy"], alone["ci95"]) == (row["accuracy"], row["ci95"])
+        assert "curve" not in alone
+    picture = copy / "steps-val.png"
+    assert report["picture"] == str(picture)
+    with Image.open(picture) as image:
+        assert image.size[0] > 800
+    assert not (copy / "chosen.json").exists()
+    told = command(*words, "--plot", copy / "own.PNG")
+    assert f"wrote {copy / 'own.PNG'}" in told.out
+    rows = [line.split() for line in told.out.splitlines()]
+    assert [row[0] for row in rows if row and row[0].isdecimal()] == ["1", "3", "5", "8"]
+
+
+def test_choosing_t(command, copy):
+    words = ["--split", "val", "--episodes", 12, "--steps", "0,1,3,8,20"]
+    found = command("eval", copy, *words, "--choose", "--json")
+    assert found.status == 0, found.err
+    report = json.loads(found.out)
+    best = best_of(report["curve"], 5)["steps"]
+    assert report["chosen"] == best
+    assert load_run(copy, "cpu").task.steps == best
+    choice = json.loads((copy / "chosen.json").read_text())
+    assert choice["steps"] == best
+    assert choice["curve"] == report["curve"]
+    later = json.loads(command("eval", copy, "--episodes", 12, "--json").out)
+    assert (later["steps"], later["trained_steps"]) == (best, 5)
+
+
+def test_a_chosen_t_belongs_to_its_checkpoint(command, copy, capsys):
+    path = copy / "chosen.json"
+    path.write_text(json.dumps({"steps": 2, "checkpoint_sha256": "0" * 64}))
+    assert load_run(copy, "cpu").task.steps == 5
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {path}: T = 2 was chosen for weights that are no longer")
+    sha256 = load_run(copy, "cpu").sha256
+    path.write_text(json.dumps({"steps": 2, "checkpoint_sha256": sha256}))
+    assert load_run(copy, "cpu").task.steps == 2
+    head = command("eval", copy, "--episodes", 2).out.splitlines()[0]
+    assert "T = 2 (trained with 5)" in head
+
+
+DAMAGED = ["", "{", "[]", "3", '{"steps": 2}', '{"steps": true, "checkpoint_sha256": "x"}']
+DAMAGED += ['{"steps": -1, "checkpoint_sha256": "x"}', '{"steps": 2, "checkpoint_sha256": 3}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_choice(command, copy, text):
+    (copy / "chosen.json").write_text(text)
+    found = command("eval", copy)
+    assert found.status == 2
+    assert found.error.startswith(f"error: {copy / 'chosen.json'}: damaged: delete it")
+
+
+REFUSED = [
+    (["--choose", "--steps", "1,3"], "--choose with --split test: T is chosen on the validation"),
+    (["--choose", "--steps", "1,3", "--split", "train"], "--choose with --split train"),
+    (["--choose", "--split", "val"], "--choose: give several T to compare"),
+    (["--choose", "--split", "val", "--steps", "3"], "--choose: give several T to compare"),
+    (["--plot", "x.png"], "--plot: give several T to compare"),
+    (["--plot", "x.pdf", "--steps", "1,3"], "--plot x.pdf: expected the name of a PNG file"),
+    (["--plot", "/nowhere/x.png", "--steps", "1,3"], "--plot /nowhere/x.png: cannot write there"),
+    (["--steps", "1,x"], "--steps 1,x: expected whole numbers"),
+    (["--steps", "-1"], "--steps -1: expected whole numbers"),
+    (["--steps", "1,,3"], "--steps 1,,3: expected whole numbers"),
+    (["--steps", "1234567890"], "--steps 1234567890: expected whole numbers"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=range(len(REFUSED)))
+def test_unusable_curves(command, copy, arguments, says):
+    before = sorted(path.name for path in copy.iterdir())
+    found = command("eval", copy, *arguments)
+    assert found.status == 2
+    assert says in found.error
+    assert sorted(path.name for path in copy.iterdir()) == before
+
+
+def test_no_choice_on_the_classes_of_another_store(command, copy, make_store):
+    other = make_store(seed=1)
+    words = ["--split", "val", "--steps", "1,3", "--episodes", 2, "--data", other]
+    found = command("eval", copy, *words, "--choose")
+    assert found.status == 2
+    assert f"{other}: its validation images are not those of the run's own store" in found.error
+    assert command("eval", copy, *words).status == 0
+
+
+def test_a_folder_that_cannot_be_written_costs_the_picture(copy, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    request = Request(split="val", episodes=3, steps=(1, 3), device="cpu")
+    report = evaluate_run(copy, request)
+    assert "picture" not in report
+    assert len(report["curve"]) == 3
+    assert "so there is no picture: choose a place with --plot" in capsys.readouterr().err
+
+
+def test_own_divergence_is_status_1(command, tmp_path, config):
+    from bilevel_apps.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from bilevel_apps.train import train
+
+    folder = tmp_path / "run"
+    train(config(model__unit_length=False, train__steps=1), folder, resume=False)
+    path = folder / "best.safetensors"
+    whole = load_checkpoint(path)
+    tensors = dict(whole.tensors) | {"model.log_lr": torch.tensor(80.0)}
+    save_checkpoint(path, Checkpoint(tensors=tensors, record=whole.record))
+    found = command("eval", folder, "--episodes", 3)
+    assert found.status == 1
+    line = found.err.splitlines()[-1]
+    assert line.startswith("error: evaluating: the heads")
+    assert line.endswith("or evaluate with fewer --steps")

@@ -1,0 +1,162 @@
+"""How a run ends: by its hyper-iterations, its minutes or its patience, and says which."""
+
+import shutil
+
+import pytest
+import torch
+
+from bilevel_apps import train as module
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.config import TrainSection, parse_config
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.stopping import Ending, Stopwatch, finished, stale
+from bilevel_apps.train import train
+
+
+def test_a_stopwatch_counts_on():
+    times = iter([100.0, 103.0, 110.0])
+    watch = Stopwatch(before=7.0, now=lambda: next(times))
+    assert watch.seconds() == 10.0
+    assert watch.seconds() == 17.0
+
+
+@pytest.mark.parametrize(
+    ("minutes", "step", "seconds", "ending"),
+    [
+        (None, 9, 1e9, None),
+        (None, 10, 0.0, Ending.STEPS),
+        (0.5, 9, 29.9, None),
+        (0.5, 9, 30.0, Ending.MINUTES),
+        (0.5, 10, 30.0, Ending.STEPS),
+    ],
+)
+def test_what_is_used_up(minutes, step, seconds, ending):
+    assert finished(TrainSection(steps=10, minutes=minutes), step, seconds) is ending
+
+
+@pytest.mark.parametrize(
+    ("patience", "step", "ending"),
+    [(None, 10_000, None), (3, 250, None), (3, 749, None), (3, 1000, Ending.PATIENCE)],
+)
+def test_patience_counts_validations(patience, step, ending):
+    assert stale(TrainSection(patience=patience, validate_every=250), step, 250) is ending
+
+
+def last(folder):
+    return load_checkpoint(folder / "last.safetensors")
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def resume(folder, **train_changes):
+    given = parse_config({"train": train_changes} if train_changes else {}, "test")
+    return train(RunFolder(folder).continued(given), folder, resume=True)
+
+
+def test_minutes_end_a_run_cleanly(tmp_path, config, trained, capsys):
+    folder = tmp_path / "run"
+    best = train(config(train__minutes=1e-9), folder, resume=False)
+    assert (
+        "ended at hyper-iteration 1 of 6: train.minutes=1e-09 are over" in capsys.readouterr().err
+    )
+    record = last(folder).record
+    assert (record["step"], record["best_step"], record["ended"]) == (1, 1, "minutes")
+    assert record["best_accuracy"] == best.accuracy
+    assert record["seconds"] > 0
+    before = contents(folder)
+    assert resume(folder) is None  # there is no more time
+    assert contents(folder) == before
+    assert "are over" in capsys.readouterr().err
+
+
+def test_more_minutes_go_on_to_the_same_weights(tmp_path, config, trained):
+    folder = tmp_path / "run"
+    train(config(train__minutes=1e-9), folder, resume=False)
+    taken = last(folder).record["seconds"]
+    resume(folder, minutes=60.0)
+    found, whole = last(folder), last(trained)
+    assert found.record["ended"] == "steps"
+    assert found.record["seconds"] > taken
+    assert all(torch.equal(found.tensors[k], whole.tensors[k]) for k in whole.tensors)
+
+
+def test_time_before_a_resume_counts(tmp_path, config, monkeypatch):
+    """On a clock that gains a second whenever it is looked at."""
+    now = iter(range(10**6))
+    whole, prepare = module._hyper_iteration, module.prepare
+
+    def clocked(*arguments):
+        training = prepare(*arguments)
+        training.clock = Stopwatch(now=lambda: float(next(now)))
+        return training
+
+    def cut(training, batch):
+        if training.step == 2:
+            raise KeyError("killed")
+        return whole(training, batch)
+
+    monkeypatch.setattr(module, "prepare", clocked)
+    folder, chosen = tmp_path / "run", config(train__minutes=0.2)
+    with monkeypatch.context() as killed:
+        killed.setattr(module, "_hyper_iteration", cut)
+        with pytest.raises(KeyError):
+            train(chosen, folder, resume=False)
+    taken = last(folder).record["seconds"]
+    assert 4 <= taken < 10
+    resume(folder)
+    record = last(folder).record
+    assert record["ended"] == "minutes"
+    assert 12 <= record["seconds"] < 16
+    assert record["step"] == 5  # two looks a hyper-iteration, and a few to save
+
+
+def test_patience_ends_a_run(tmp_path, config, monkeypatch, capsys):
+    constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
+    monkeypatch.setattr(module, "score_episodes", lambda *_, **__: constant)
+    folder = tmp_path / "run"
+    chosen = config(train__steps=100, train__patience=2)
+    assert train(chosen, folder, resume=False) == constant
+    err = capsys.readouterr().err
+    assert "ended at hyper-iteration 6 of 100: no better validation in train.patience=2" in err
+    assert last(folder).record["ended"] == "patience"
+    assert load_checkpoint(folder / "best.safetensors").record["step"] == 2
+    before = contents(folder)
+    assert resume(folder) is None
+    assert contents(folder) == before
+
+
+def test_patience_survives_a_kill(tmp_path, config, monkeypatch):
+    scores = {2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.1, 12: 0.9}
+    whole = module._validate
+
+    def scripted(training, tracker):
+        found = module.Score(accuracy=scores[training.step], ci95=0.0, episodes=4)
+        monkeypatch.setattr(module, "score_episodes", lambda *_, **__: found)
+        if training.step == killed:
+            raise KeyError("killed")
+        return whole(training, tracker)
+
+    monkeypatch.setattr(module, "_validate", scripted)
+    chosen = config(train__steps=50, train__patience=2)
+    killed = None
+    train(chosen, tmp_path / "whole", resume=False)
+    assert last(tmp_path / "whole").record["step"] == 10
+    for killed in (4, 8, 10):
+        folder = tmp_path / str(killed)
+        with pytest.raises(KeyError):
+            train(chosen, folder, resume=False)
+        killed = None
+        resume(folder)
+        for name in ("last.safetensors", "best.safetensors"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_steps_end_a_run(trained, tmp_path, capsys):
+    assert last(trained).record["ended"] == "steps"
+    assert "seconds" not in last(trained).record  # equal runs have equal files
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    resume(folder)
+    assert "ended: all 6 hyper-iterations are done" in capsys.readouterr().err
