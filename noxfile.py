@@ -24,6 +24,8 @@ BENCHMARKS = (
 # What the engines are measured against; no other session installs them.
 PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
+# What a wheel must hold beside its modules.
+PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 
 
@@ -60,12 +62,9 @@ def demo(session: nox.Session) -> None:
     )
     session.run("bilevel-eval", run, "--baselines", "--track", env=ENV)
     session.run("bilevel-embed", run, "--out", f"{run}/pictures", "--track", env=ENV)
-    mlflow = Path(session.bin) / "mlflow"
+    runs = (Path(session.bin) / "bilevel-runs").relative_to(ROOT)
     session.log(f"the picture: {run}/pictures/pairs.png")
-    session.log(
-        "the run in MLflow: MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
-        f"{mlflow.relative_to(ROOT)} ui --workers 1 --backend-store-uri sqlite:///demo/mlflow.db"
-    )
+    session.log(f"the run in MLflow: {runs} ui --uri demo/mlflow.db")
 
 
 @nox.session
@@ -116,7 +115,7 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", "dist", package)
     for wheel in Path("dist").glob("*.whl"):
         names = zipfile.ZipFile(wheel).namelist()
-        needed = ["/py.typed"] + (["/presets/paper/"] if "apps" in wheel.name else [])
+        needed = ["/py.typed"] + [part for name, part in PACKED.items() if name in wheel.name]
         for part in needed:
             if not any(part in name for name in names):
                 session.error(f"{wheel}: holds nothing like {part}")

@@ -41,7 +41,8 @@ from torch.nn import functional
 
 from bilevel_apps.build import make_task
 from bilevel_apps.config import load_preset, parse_config
-from bilevel_apps.meta_task import Episodes, MetaTask, to_device
+from bilevel_apps.episodes import Episodes, to_device
+from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.scoring import score_episodes
 from bilevel_data import EpisodeSampler, EpisodeSpec, ImageSplit
 from bilevel_models import RUNNING, Encoder, heads

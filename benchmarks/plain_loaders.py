@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bilevel_apps.meta_task import Episodes
+from bilevel_apps.episodes import Episodes
 from bilevel_data import EpisodeSpec, ImageSplit
 
 __all__ = ["ImagesInMemory", "RowsOfFile", "meta_batches"]

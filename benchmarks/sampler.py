@@ -39,7 +39,8 @@ from plain_loaders import ImagesInMemory, RowsOfFile, meta_batches
 from bilevel_apps.build import make_task
 from bilevel_apps.config import Config, parse_config
 from bilevel_apps.distributed import Shard, shared_hypergradient
-from bilevel_apps.meta_task import Episodes, MetaTask, to_device
+from bilevel_apps.episodes import Episodes, to_device
+from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.processes import ALONE
 from bilevel_data import EpisodeLoader, EpisodeSampler, EpisodeSpec
 

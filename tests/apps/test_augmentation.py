@@ -152,11 +152,11 @@ def test_one_change_does_not_alter_another(sampler):
 def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):
     used = []
 
-    def watch(classify, sampler, **options):
+    def watch(task, sampler, **options):
         used.append(sampler)
         return module.Score(accuracy=0.5, ci95=0.0, episodes=4)
 
-    monkeypatch.setattr(module, "score_episodes", watch)
+    monkeypatch.setattr(module, "score_task", watch)
     made = []
     whole = Training.batches
     monkeypatch.setattr(Training, "batches", lambda self: made.append(whole(self)) or made[-1])

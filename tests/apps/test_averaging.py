@@ -95,16 +95,15 @@ def test_without_an_average_the_weights_are_used(trained):
 def test_validation_leaves_the_average_alone(tmp_path, config, monkeypatch):
     """In the modes that track statistics too."""
     seen = []
-    whole = module.score_episodes
+    whole = module.score_task
 
-    def watch(classify, *arguments, **options):
-        task = classify.__self__
+    def watch(task, *arguments, **options):
         before = {k: v.clone() for k, v in task.model.state_dict().items()}
-        found = whole(classify, *arguments, **options)
+        found = whole(task, *arguments, **options)
         seen.append(all(torch.equal(before[k], v) for k, v in task.model.state_dict().items()))
         return found
 
-    monkeypatch.setattr(module, "score_episodes", watch)
+    monkeypatch.setattr(module, "score_task", watch)
     train(config(train__average=0.9, model__norm="ghost"), tmp_path / "run", resume=False)
     assert seen == [True] * 3
 

@@ -204,7 +204,7 @@ def test_training_and_resuming(command, config_file, tmp_path, store):
     assert "warning" not in found.err
     found = command("train", "--out", folder, "--resume")
     assert found.status == 0
-    assert "resuming after hyper-iteration 3 of 3" in found.err
+    assert "nothing to resume: the run ended: all 3 hyper-iterations are done; for a" in found.err
 
 
 def test_a_preset_with_changes(command, tmp_path, store):
@@ -219,7 +219,7 @@ def test_a_preset_with_changes(command, tmp_path, store):
     assert saved["model"]["norm"] == "ghost"
     found = command("train", *preset, *words, "--resume")
     assert found.status == 0
-    assert "resuming after hyper-iteration 1 of 1" in found.err
+    assert "nothing to resume: the run ended: all 1 hyper-iterations are done; for a" in found.err
 
 
 def test_debug_shows_the_traceback(config_file, tmp_path):
@@ -420,8 +420,28 @@ def test_prepare_info_and_verify(command, pictures, tmp_path):
     info = json.loads(command("data", "info", out, "--json").out)
     assert info["name"] == "folder"
     assert sum(split["images"] for split in info["splits"].values()) == 24
+    assert sum(split["classes"] for split in info["splits"].values()) == 6
+    assert "class-0" not in json.dumps(info)
+    named = json.loads(command("data", "info", out, "--json", "--classes").out)
+    names = [name for split in named["splits"].values() for name in split["class_names"]]
+    assert sorted(names) == [f"class-{k}" for k in range(6)]
+    listed = command("data", "info", out, "--classes").out.removeprefix(again.out).splitlines()
+    assert [line.split()[1] for line in listed] == names
     found = command("data", "verify", out)
     assert (found.status, found.out) == (0, f"{out}: good (24 images, every hash matches)\n")
+
+
+def test_splits_with_few_classes_cost_a_warning(command, pictures, tmp_path):
+    out = tmp_path / "own.h5"
+    words = ["data", "prepare", "folder", "--source", pictures, "--out", out, "--option", "size=8"]
+    found = command(*words)
+    assert found.status == 0
+    info = json.loads(command("data", "info", out, "--json").out)
+    small = {name: split["classes"] for name, split in info["splits"].items()}
+    assert all(size < 5 for size in small.values())
+    told = ", ".join(f"{name} ({size})" for name, size in small.items())
+    (warning,) = [line for line in found.err.splitlines() if line.startswith("warning")]
+    assert warning.startswith(f"warning: {out}: fewer than 5 classes in {told}: too few for the")
 
 
 def test_prepare_replaces_only_when_asked(command, pictures, tmp_path):
@@ -499,7 +519,7 @@ HELP = {
     ],
     ("data",): ["prepare", "info", "verify"],
     ("data", "prepare"): ["--out", "--source", "--download", "--option", "--overwrite"],
-    ("data", "info"): ["--json"],
+    ("data", "info"): ["--json", "--classes"],
     ("data", "verify"): ["FILE.h5"],
 }
 

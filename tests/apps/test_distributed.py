@@ -17,16 +17,19 @@ import pytest
 import torch
 import yaml
 
+from bilevel_apps import feature_table as tables
 from bilevel_apps import scoring
 from bilevel_apps import train as module
 from bilevel_apps.build import episode_sampler, make_task
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.distributed import Shard, check_shareable, shared_hypergradient, use_own_gpu
+from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import set_threads
-from bilevel_apps.meta_task import to_device
 from bilevel_apps.processes import ALONE, Processes, connected, launched
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.run_tracking import start_tracking
+from bilevel_apps.task_scores import task_accuracies
 from bilevel_apps.train import train
 from bilevel_apps.training_state import prepare
 from bilevel_data import open_store
@@ -71,6 +74,14 @@ class Thread:
         self.table.barrier.wait()
         values.copy_(sum(self.table.parts[rank] for rank in range(self.size)))
         self.table.barrier.wait()
+
+    def from_first(self, make):
+        if self.rank == 0:
+            self.table.parts["made"] = make()
+        self.table.barrier.wait()
+        made = self.table.parts["made"]
+        self.table.barrier.wait()
+        return made
 
 
 def together(size, work):
@@ -193,6 +204,36 @@ def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
     assert [found for found, _ in together(size, work)] == [expected] * size
 
 
+@pytest.mark.parametrize("norm", ["ghost", "support"])
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, norm, size):
+    """Each image is encoded by one process alone, where its features do not depend on others."""
+    task = make_task(config(model__norm=norm), (16, 16, 1), CPU)
+    monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
+    monkeypatch.setattr(tables, "BATCH_PIXELS", 256 * 20)
+    encoded, whole = [], tables._encoded
+
+    def watch(task, pixels, device):
+        encoded.append(len(pixels))
+        return whole(task, pixels, device)
+
+    monkeypatch.setattr(tables, "_encoded", watch)
+    expected = task_accuracies(task, sampler, episodes=11, device=CPU)
+    alone = sorted(encoded)
+    encoded.clear()
+
+    def work(process):
+        return task_accuracies(task, sampler, episodes=11, device=CPU, processes=process)
+
+    for found, _ in together(size, work):
+        assert found.tolist() == expected.tolist()
+    assert sorted(encoded) == alone
+    assert (len(alone) > 3) == (norm == "ghost")
+    assert expected.tolist() == (
+        scoring.episode_accuracies(task.accuracies, sampler, episodes=11, device=CPU).tolist()
+    )
+
+
 def test_who_this_process_is():
     assert launched(TORCHRUN) == Processes(rank=3, size=4, local_rank=1, local_size=2)
     assert not launched(TORCHRUN).first
@@ -251,7 +292,7 @@ def test_only_the_first_process_writes(tmp_path, config, store):
     opened, folder = open_store(store), RunFolder(tmp_path / "run")
     second = Processes(rank=1, size=2)
     training = prepare(chosen, folder, opened, CPU, second)
-    tracker = module._start_tracking(training, opened, resume=False)
+    tracker = start_tracking(training, opened, resume=False)
     assert tracker.client is None
     module._save(training, folder.last)
     assert list(tmp_path.iterdir()) == []

@@ -119,7 +119,7 @@ def test_killed_again_and_again(tmp_path, settings, whole):
 ROUNDS = """
 import json, os, random, signal, sys
 from pathlib import Path
-from bilevel_apps import checkpoint, train as module
+from bilevel_apps import checkpoint, feature_table, train as module
 from bilevel_apps.config import parse_config
 
 settings, folder, rounds = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -141,15 +141,6 @@ def around(owner, name, before=None, after=None):
         return result
     setattr(owner, name, wrapped)
 
-def in_validation():
-    whole = module.score_episodes
-    def scored(classify, *arguments, **options):
-        def dying(episodes):
-            die()
-            return classify(episodes)
-        return whole(dying, *arguments, **options)
-    module.score_episodes = scored
-
 def half_way():
     def write(path, content):
         with path.open("wb") as file:
@@ -163,8 +154,8 @@ MOMENTS = {
     "before a hyper-iteration": lambda: around(module, "_hyper_iteration", before=die),
     "before the step": lambda: around(module, "clipped_norm", before=die),
     "after the step": lambda: around(module, "_hyper_iteration", after=die),
-    "in a validation": in_validation,
-    "after a validation": lambda: around(module, "score_episodes", after=die),
+    "in a validation": lambda: around(feature_table, "_encoded", after=die),
+    "after a validation": lambda: around(module, "score_task", after=die),
     "half-way through a checkpoint": half_way,
     "before a checkpoint has its name": lambda: around(checkpoint, "publish", before=die),
     "after a checkpoint has its name": lambda: around(checkpoint, "publish", after=die),

@@ -18,9 +18,9 @@ from PIL import Image
 import browser
 from bilevel_apps.cli import runs as command_line
 from bilevel_apps.embed import EmbedRequest
+from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
-from bilevel_apps.meta_task import to_device
-from bilevel_apps.runs import CompareRequest, TrackedRun, compare_runs, list_runs
+from bilevel_apps.runs import CompareRequest, TrackedRun, compare_runs, list_runs, read_runs
 from bilevel_apps.runs.choice import choose_runs
 from bilevel_apps.runs.database import find_uri
 from bilevel_apps.runs.paired import Episodes, paired_scores
@@ -251,7 +251,7 @@ def test_a_run_that_cannot_be_scored_costs_a_warning(trained, second, capsys):
     assert found.differences[:2] == [None, None]  # the next one is what others are compared with
     assert found.differences[2] is not None
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert line.startswith("warning: a is not scored: its folder is not beside the database")
+    assert line.startswith("warning: a is not scored: it is no longer in the folder where it")
 
 
 def test_images_of_another_size_are_not_scored(trained, tmp_path, config, make_store, capsys):
@@ -397,6 +397,11 @@ def test_tracked_runs_are_listed_and_compared(command, runs):
     assert ranked == sorted(ranked, reverse=True)
     (quick,) = [row for row in rows if row["run"] == "quick"]
     assert -1 <= float(quick["embed/test/silhouette"]) <= 1
+
+    moved = (runs / "wider").rename(runs / "moved")
+    found = {run.name: run.folder for run in read_runs(f"sqlite:///{runs}/mlflow.db")}
+    moved.rename(runs / "wider")
+    assert found == {name: runs / name for name in RUNS} | {"wider": None}
 
     line = refusal(command("list", *database, "--experiment", "nowhere"))
     assert line.endswith("choose one that it has: Default, tiny")

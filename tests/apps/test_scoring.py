@@ -8,7 +8,7 @@ import torch
 
 from bilevel_apps import scoring
 from bilevel_apps.build import episode_sampler, make_task
-from bilevel_apps.meta_task import Episodes
+from bilevel_apps.episodes import Episodes
 from bilevel_apps.scoring import episode_accuracies, nearest_pixel, score, score_episodes
 from bilevel_data import open_store
 

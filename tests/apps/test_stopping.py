@@ -114,7 +114,7 @@ def test_time_before_a_resume_counts(tmp_path, config, monkeypatch):
 
 def test_patience_ends_a_run(tmp_path, config, monkeypatch, capsys):
     constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
-    monkeypatch.setattr(module, "score_episodes", lambda *_, **__: constant)
+    monkeypatch.setattr(module, "score_task", lambda *_, **__: constant)
     folder = tmp_path / "run"
     chosen = config(train__steps=100, train__patience=2)
     assert train(chosen, folder, resume=False) == constant
@@ -133,7 +133,7 @@ def test_patience_survives_a_kill(tmp_path, config, monkeypatch):
 
     def scripted(training, tracker):
         found = module.Score(accuracy=scores[training.step], ci95=0.0, episodes=4)
-        monkeypatch.setattr(module, "score_episodes", lambda *_, **__: found)
+        monkeypatch.setattr(module, "score_task", lambda *_, **__: found)
         if training.step == killed:
             raise KeyError("killed")
         return whole(training, tracker)
@@ -159,4 +159,4 @@ def test_steps_end_a_run(trained, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     resume(folder)
-    assert "ended: all 6 hyper-iterations are done" in capsys.readouterr().err
+    assert "the run ended: all 6 hyper-iterations are done" in capsys.readouterr().err

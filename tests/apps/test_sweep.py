@@ -225,8 +225,8 @@ def test_resumes_where_it_stopped(config, tmp_path, monkeypatch):
     count = interrupted(monkeypatch, None)
     children = sweep(config(), folder, None, resume=True)
     assert count == [2 + 6 + 6]
-    assert [(c.name, c.settings, c.accuracy, c.step) for c in children] == [
-        (c.name, c.settings, c.accuracy, c.step) for c in whole
+    assert [(c.name, c.settings, c.accuracy, c.ci95, c.step) for c in children] == [
+        (c.name, c.settings, c.accuracy, c.ci95, c.step) for c in whole
     ]
     for child in children:
         assert same_run(tmp_path / "whole" / child.name, folder / child.name)

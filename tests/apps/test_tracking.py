@@ -9,6 +9,8 @@ import threading
 import pytest
 
 from bilevel_apps import train as training
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.errors import RunError
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.sweep import Plan, sweep
@@ -59,17 +61,22 @@ def test_a_run_is_recorded_whole(runs, tracked, capsys, store):
     assert warnings_of(capsys) == []
     client, run_id = client_of(runs / "first")
     run = client.get_run(run_id)
-    assert client.get_experiment(run.info.experiment_id).name == "tiny"
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.name == "tiny"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.info.run_name == "first"
     assert run.info.status == "FINISHED"
     saved = RunFolder(runs / "first").load_config()
     assert run.data.params == {key: str(value) for key, value in saved.flat().items()}
     assert {"data.name", "data.file", "data.sha256.train", "version.torch"} <= run.data.tags.keys()
+    assert run.data.tags["run.folder"] == str(runs / "first")
     assert run.data.tags["data.file"] == str(store)
     steps = {key: [m.step for m in client.get_metric_history(run_id, key)] for key in METRICS}
     assert steps == {key: [2, 4, 6] for key in METRICS}
     assert all(math.isfinite(value) for value in run.data.metrics.values())
     assert "val/best_accuracy" in run.data.metrics
+    best = load_checkpoint(runs / "first" / "best.safetensors").record
+    assert run.data.metrics["val/best_ci95"] == best["best_ci95"] > 0
     names = {entry.path for entry in client.list_artifacts(run_id)}
     assert names == {"config.yaml", "best.safetensors"}
 
@@ -158,6 +165,7 @@ def test_children_of_a_sweep_are_nested(runs, tracked, monkeypatch, capsys):
     assert statuses == ["FINISHED", "FINISHED", "FAILED"]
     best = best_first(children)[0]
     assert parent.data.tags["best"] == best.name
+    assert parent.data.tags["run.folder"] == str(folder)
     assert parent.data.tags["best.inner.lr"] == str(best.settings["inner.lr"])
     assert parent.data.metrics["val/best_accuracy"] == best.accuracy
     assert parent.data.metrics["train/loss"] == below[best.name].data.metrics["train/loss"]
@@ -173,7 +181,7 @@ def test_children_of_a_sweep_are_nested(runs, tracked, monkeypatch, capsys):
 
 
 def test_a_failed_run_is_marked(runs, tracked):
-    with pytest.raises(training.RunError):
+    with pytest.raises(RunError):
         train(tracked(inner__lr=1e38, model__unit_length=False), runs / "run", resume=False)
     client, run_id = client_of(runs / "run")
     assert client.get_run(run_id).info.status == "FAILED"
@@ -266,8 +274,6 @@ def test_a_tracker_that_fails_later_costs_one_warning(runs, tracked, trained, ca
 
 
 def _same_weights(a, b):
-    from bilevel_apps.checkpoint import load_checkpoint
-
     a, b = (load_checkpoint(folder / "last.safetensors").tensors for folder in (a, b))
     assert a.keys() == b.keys()
     assert all(a[k].equal(b[k]) for k in a)

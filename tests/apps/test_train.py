@@ -6,20 +6,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
 from bilevel_apps import train as module
-from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.config import dump_config, load_config, parse_config
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.scoring import episode_accuracies, score
 from bilevel_apps.train import train
 from bilevel_apps.trained_run import load_run
 from bilevel_core import DivergenceError
+from bilevel_models import Encoder
 
 
 def same(a, b):
@@ -95,6 +98,7 @@ def test_what_a_run_leaves(trained, config, store):
     assert last.record["step"] == 6
     assert best.record["step"] == best.record["best_step"] == last.record["best_step"]
     assert best.record["best_accuracy"] == last.record["best_accuracy"] > 0
+    assert best.record["best_ci95"] == last.record["best_ci95"] > 0
     assert last.record["image_shape"] == [16, 16, 1]
     assert last.record["environment"]["threads"] == 1
 
@@ -283,6 +287,37 @@ def test_killed_between_best_and_last(tmp_path, config, trained, monkeypatch):
         assert (folder / name).read_bytes() == (trained / name).read_bytes()
 
 
+def test_validation_encodes_an_image_once(tmp_path, config, monkeypatch):
+    """Where its features do not depend on the episode; the accuracies are the same."""
+    encoded = []
+    whole = Encoder.encode
+
+    def watch(encoder, support, query, *, training):
+        if not training:
+            encoded.append(support.shape[:2].numel() + query.shape[:2].numel())
+        return whole(encoder, support, query, training=training)
+
+    monkeypatch.setattr(Encoder, "encode", watch)
+    chosen = config(train__steps=2, train__validate_episodes=30, model__norm="ghost")
+    best = train(chosen, tmp_path / "run", resume=False)
+    assert sum(encoded) <= 6 * 20  # the images of the split; 30 episodes have 600
+    run = load_run(tmp_path / "run", "cpu")
+    sampler = run.sampler(run.store(None), "val", seed=chosen.seed, rotations=False)
+    alone = episode_accuracies(run.task.accuracies, sampler, episodes=30, device=run.device)
+    assert best == score(alone)
+
+
+def test_a_record_without_the_interval_can_be_read(tmp_path, trained):
+    """As versions before wrote it."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    for path in (folder / "last.safetensors", folder / "best.safetensors"):
+        kept = load_checkpoint(path)
+        record = {key: value for key, value in kept.record.items() if key != "best_ci95"}
+        save_checkpoint(path, replace(kept, record=record))
+    assert load_run(folder, "cpu").step == load_run(trained, "cpu").step
+    assert resume(folder) is None
+
+
 def test_validation_changes_nothing(tmp_path, config, trained):
     """Also not the running averages: a run that validates rarely has the same weights."""
     train(config(train__validate_every=100), tmp_path / "run", resume=False)
@@ -296,7 +331,7 @@ def test_validation_changes_nothing(tmp_path, config, trained):
 
 def test_ties_keep_the_earlier_best(tmp_path, config, monkeypatch):
     constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
-    monkeypatch.setattr(module, "score_episodes", lambda *_, **__: constant)
+    monkeypatch.setattr(module, "score_task", lambda *_, **__: constant)
     assert train(config(), tmp_path / "run", resume=False) == constant
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").record["step"] == 2
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").record["best_step"] == 2
@@ -327,12 +362,18 @@ def test_learned_scalars_move_and_fixed_ones_do_not(tmp_path, config, trained):
     assert float(weights(trained / "last.safetensors")["model.log_lr"].exp()) != pytest.approx(0.1)
 
 
-def test_a_finished_run_may_be_resumed(tmp_path, trained):
+def test_a_finished_run_may_be_resumed(tmp_path, trained, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    capsys.readouterr()
     assert resume(folder) is None
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    _, told = capsys.readouterr().err.splitlines()
+    assert told == (
+        "nothing to resume: the run ended: all 6 hyper-iterations are done; for a longer run, set "
+        "train.steps under a new --out"
+    )
 
 
 def test_resume_without_a_run_begins_one(tmp_path, config, trained):
@@ -492,7 +533,7 @@ def test_divergence_in_validation(tmp_path, config, monkeypatch):
     def diverge(*_, **__):
         raise DivergenceError("the inner run grows")
 
-    monkeypatch.setattr(module, "score_episodes", diverge)
+    monkeypatch.setattr(module, "score_task", diverge)
     with pytest.raises(RunError, match="validation after hyper-iteration 2: the inner run grows"):
         train(config(), tmp_path / "run", resume=False)
 

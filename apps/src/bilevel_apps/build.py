@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,14 @@ from bilevel_apps.meta_task import HyperRepresentation, MetaTask
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
 from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
 
-__all__ = ["episode_sampler", "make_task", "model_tensors", "part_of", "store_of"]
+__all__ = [
+    "backbone_options",
+    "episode_sampler",
+    "make_task",
+    "model_tensors",
+    "part_of",
+    "store_of",
+]
 
 
 def store_of(path: str | Path | None) -> Store:
@@ -70,17 +78,14 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
     Raises:
         InputError: the model does not exist or does not fit the images.
     """
-    height, width, channels = image_shape
+    height, width, _ = image_shape
     if height != width:
         raise InputError(f"images of {height}×{width}: the models here take square images")
-    options = {"channels": channels, "image_size": height}
-    chosen = {"filters": config.model.filters, "kernel_size": config.model.kernel_size}
-    options |= {name: value for name, value in chosen.items() if value is not None}
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
     try:
-        backbone = create_model(config.model.name, **options)
+        backbone = create_model(config.model.name, **backbone_options(config, image_shape))
     except ValueError as error:
         raise InputError(f"model.name={config.model.name}: {error}") from None
     model = HyperRepresentation(
@@ -105,6 +110,14 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         parts=config.train.accumulate,
         label_smoothing=config.train.label_smoothing,
     )
+
+
+def backbone_options(config: Config, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the options of `create_model` for images (height, width, channels)."""
+    height, _, channels = image_shape
+    chosen = {"filters": config.model.filters, "kernel_size": config.model.kernel_size}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {"channels": channels, "image_size": height, **given}
 
 
 def model_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

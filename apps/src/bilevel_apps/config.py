@@ -79,7 +79,9 @@ class EpisodeSection(Section):
 class ModelSection(Section):
     """The representation."""
 
-    name: str = Field(default="omniglot-net", description="omniglot-net, c4l, rn, resnet12 or torchvision:NAME")
+    name: str = Field(
+        default="omniglot-net", description="omniglot-net, c4l, rn, resnet12 or torchvision:NAME"
+    )
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
         default="ghost", description="episode, batch, ghost or support statistics"
     )

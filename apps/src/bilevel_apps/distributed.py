@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bilevel_apps.config import Config
+from bilevel_apps.episodes import Episodes
 from bilevel_apps.errors import InputError
-from bilevel_apps.meta_task import Episodes, MetaTask, Outcome
+from bilevel_apps.meta_task import MetaTask, Outcome
 from bilevel_apps.processes import Processes
 from bilevel_data import EpisodeBatch
 from bilevel_data.loader import BatchSampler

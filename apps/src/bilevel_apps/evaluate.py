@@ -10,14 +10,15 @@ from typing import Any, final
 
 from bilevel_apps.build import make_task
 from bilevel_apps.chosen_steps import save_choice
+from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.feature_table import feature_table
 from bilevel_apps.head_scores import HeadScores, head_scores
-from bilevel_apps.meta_task import MetaTask, to_device
+from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.report import progress_bar, warn
+from bilevel_apps.run_tracking import tracked_again
 from bilevel_apps.scoring import Score, nearest_pixel, score, score_episodes
 from bilevel_apps.step_curve import best_of, curve_of, draw_curve, picture_path
-from bilevel_apps.tracking import tracked_again
 from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_data import EpisodeSampler, Store
 

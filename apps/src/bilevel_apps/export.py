@@ -81,7 +81,7 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     Any number of support images and of queries may be given to the program.
 
     Args:
-        trained: the folder of a run, or a checkpoint.
+        trained: the folder of a run, a checkpoint, or `pretrained:TAG`.
         out: the file.
         way: number of classes, which is fixed; None takes the run's.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bilevel_apps.meta_task import MetaTask
+from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.scoring import BATCH_PIXELS
 from bilevel_data import EpisodeSampler
 from bilevel_models import Normalization, as_images
@@ -54,6 +55,7 @@ def feature_table(
     episodes: int,
     device: torch.device,
     progress: Callable[[float], None] = lambda _share: None,
+    processes: Processes = ALONE,
 ) -> FeatureTable | None:
     """Encode every image of the first episodes of the samplers once.
 
@@ -66,25 +68,35 @@ def feature_table(
         episodes: how many of each.
         device: where to encode, and to keep the features.
         progress: told the share of the images that is done.
+        processes: divide the images; the table is that of one process, in all of them.
 
-    Cost: the backbone's forward pass over the distinct images; memory for their features.
+    Raises:
+        RunError: a process is gone.
+
+    Cost: the backbone's forward pass over the distinct images, divided by the processes; memory for
+    their features in each; one all-reduce of them.
     """
     if task.encoder.normalization not in (Normalization.GHOST, Normalization.BATCH):
         return None
     drawn = [keys for each in samplers for keys in episode_keys(each, 0, episodes)]
     wanted = np.unique(np.concatenate([keys.reshape(-1) for keys in drawn]))
     images = samplers[0].split.images
+    dim = cast("int", task.model.backbone.dim)
+    if len(wanted) * dim * torch.float32.itemsize > TABLE_BYTES:
+        return None
+    features = torch.zeros(len(wanted), dim, device=device)
     size = max(2, BATCH_PIXELS // math.prod(images.shape[1:]))
-    parts: list[Tensor] = []
     # Parts of nearly equal size, so that none is of one image.
-    for keys in np.array_split(wanted, math.ceil(len(wanted) / size)):
-        parts.append(_encoded(task, _turned(images, keys), device))
-        if parts[0][0].nbytes * len(wanted) > TABLE_BYTES:
-            return None
-        progress(sum(map(len, parts)) / len(wanted))
+    parts = np.array_split(np.arange(len(wanted)), max(1, len(wanted) // size))
+    mine = parts[processes.rank :: processes.size]
+    for done, part in enumerate(mine, 1):
+        pixels = _turned(images, wanted[part])
+        features[part[0] : part[-1] + 1] = _encoded(task, pixels, device)
+        progress(done / len(mine))
+    processes.add(features)
     rows = np.full(4 * len(images), -1, dtype=np.int64)
     rows[wanted] = np.arange(len(wanted))
-    return FeatureTable(rows=rows, features=torch.cat(parts))
+    return FeatureTable(rows=rows, features=features)
 
 
 def episode_keys(sampler: EpisodeSampler, first: int, count: int) -> tuple[Integers, Integers]:

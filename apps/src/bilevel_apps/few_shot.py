@@ -35,7 +35,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     are pixels of 0 … 255, others intensities of 0 … 1.
 
     Args:
-        run: the folder of a run, or a checkpoint.
+        run: the folder of a run, a checkpoint, or `pretrained:TAG`.
         device: `auto`, `cpu` or `cuda`.
 
     After `fit`:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bilevel_apps.episodes import to_device
 from bilevel_apps.feature_table import FeatureTable, episode_keys
-from bilevel_apps.meta_task import MetaTask, to_device
+from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.scoring import episodes_at_once
 from bilevel_data import EpisodeSampler
 from bilevel_models import heads

@@ -81,7 +81,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     """Adapt a head to the labelled pictures of `request.support` and label the others.
 
     Args:
-        trained: the folder of a run, or a checkpoint.
+        trained: the folder of a run, a checkpoint, or `pretrained:TAG`.
         request: the pictures.
 
     Raises:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.errors import InputError
 from bilevel_apps.trained_run import TrainedRun
 from bilevel_data import DataError
@@ -91,9 +90,7 @@ def preparation_of(run: TrainedRun, data: Path | None) -> Preparation:
             f"{run.path}: was trained on images of {channels} channels, but pictures have 1 (grey) "
             "or 3 (colour): choose another run"
         )
-    said = load_checkpoint(run.path).record.get("preprocessing")
-    if not isinstance(said, str):
-        said = _said_by_store(run, data)
+    said = _said_by_store(run, data) if run.preprocessing is None else run.preprocessing
     return prepared_as(said, size=height, channels=channels)
 
 

@@ -40,6 +40,7 @@ class RunRecord(BaseModel):
     Attributes:
         step: hyper-iterations done.
         best_accuracy: of the best validation, -1 before the first.
+        best_ci95: half the 95 % interval of it, where the version that wrote the record kept it.
         best_step: hyper-iterations done at the best validation.
         ended: why the run has come to its end, if it has.
         seconds: what it had taken, where `train.minutes` limits that.
@@ -55,6 +56,7 @@ class RunRecord(BaseModel):
 
     step: CountOrZero
     best_accuracy: Number
+    best_ci95: NonNegative | None = None
     best_step: CountOrZero
     ended: Ending | None = None
     seconds: NonNegative | None = None

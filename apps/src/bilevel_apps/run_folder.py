@@ -12,9 +12,8 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
-from bilevel_apps.errors import InputError, RunError
-from bilevel_data import DataError
-from bilevel_data.atomic import publish, temporary
+from bilevel_apps.errors import InputError
+from bilevel_apps.files import write_text
 
 __all__ = ["RunFolder"]
 
@@ -103,7 +102,7 @@ class RunFolder:
 
     def save_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
-        self._write(self.config, dump_config(config))
+        write_text(self.config, dump_config(config))
 
     def load_tracking(self) -> dict[str, Any]:
         """Return {"uri": …, "run_id": …}, or nothing where the run was not tracked."""
@@ -115,7 +114,7 @@ class RunFolder:
 
     def save_tracking(self, uri: str, run_id: str) -> None:
         """Remember where MLflow has the run, so that a resume continues it there."""
-        self._write(self.tracking, json.dumps({"uri": uri, "run_id": run_id}))
+        write_text(self.tracking, json.dumps({"uri": uri, "run_id": run_id}))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -141,14 +140,6 @@ class RunFolder:
             yield
         finally:
             lock.release()
-
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            with temporary(path) as scratch:
-                scratch.write_text(text, "utf-8")
-                publish(scratch, path)
-        except (OSError, DataError) as error:
-            raise RunError(f"{path}: cannot write ({error})") from error
 
 
 def _yaml(value: object) -> str:

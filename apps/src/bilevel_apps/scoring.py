@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bilevel_apps.meta_task import Episodes, to_device
+from bilevel_apps.episodes import Episodes, to_device
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
 

@@ -14,26 +14,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from bilevel_apps.report import warn
-from bilevel_apps.run_folder import RunFolder
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 __all__ = [
+    "SQLITE",
     "Target",
     "Tracker",
-    "begin_child",
     "closing",
     "default_uri",
+    "mlflow_client",
+    "one_line",
     "open_tracker",
-    "tracked_again",
 ]
 
 FLUSH_SECONDS = 10.0
 CALL_LIMIT = 1000  # metrics that MLflow takes in one call
 SQLITE = "sqlite:///"
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its interface folds children into their parent
+# MLflow's own: its interface then shows runs and charts, and not traces of language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @final
@@ -124,7 +123,7 @@ class Tracker:
             action(self.client)
         except Exception as error:  # a tracker's failure, of any kind, must not end the training
             self.client = None
-            self.warn(_one_line("tracking stopped, training goes on", error))
+            self.warn(one_line("tracking stopped, training goes on", error))
 
 
 def open_tracker(
@@ -136,25 +135,9 @@ def open_tracker(
     try:
         client, run_id = _connect(target, run_id)
     except Exception as error:  # a tracker's failure, of any kind, must not end the training
-        warn(_one_line(f"no tracking at {target.uri}, training goes on without it", error))
+        warn(one_line(f"no tracking at {target.uri}, training goes on without it", error))
         return Tracker(warn=warn)
     return Tracker(warn=warn, client=client, run_id=run_id)
-
-
-def begin_child(parent: Tracker, target: Target, folder: Path) -> Tracker:
-    """Make the run that a training in `folder` will continue, as a child of the parent's run.
-
-    A folder whose run began before keeps it.
-    """
-    if parent.client is None:
-        return Tracker(warn=parent.warn)
-    child = RunFolder(folder)
-    known = child.load_tracking()
-    tracker = open_tracker(target, run_id=known.get("run_id"), warn=parent.warn)
-    if tracker.client is not None:
-        child.save_tracking(target.uri, tracker.run_id)
-        tracker.describe({}, {PARENT_TAG: parent.run_id})
-    return tracker
 
 
 @contextmanager
@@ -171,29 +154,29 @@ def closing(tracker: Tracker) -> Iterator[None]:
         tracker.finish(status)
 
 
-@contextmanager
-def tracked_again(folder: Path) -> Iterator[Tracker]:
-    """Add results to the run of a folder, and leave its status and its times as they are.
+def mlflow_client(uri: str) -> MlflowClient:
+    """Return MLflow's client; importing mlflow takes seconds, and it is kept quiet."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # With MLflow's own limits, a server that cannot be reached holds a run up for four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow import MlflowClient
 
-    A run that was not tracked, or cannot be reached, costs a warning.
-    """
-    known = RunFolder(folder).load_tracking()
-    tracker = Tracker(warn=warn)
-    if not known:
-        warn(f"{folder}: the run was not tracked, so nothing is logged")
-    else:
-        try:
-            tracker = Tracker(warn=warn, client=_client(known["uri"]), run_id=known["run_id"])
-        except Exception as error:  # a tracker's failure, of any kind, must not end the command
-            warn(_one_line(f"no tracking at {known['uri']}", error))
-    yield tracker
-    tracker.flush()
+    for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(uri)
+
+
+def one_line(what: str, error: Exception) -> str:
+    """Return what went wrong with the tracker, for a warning."""
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{what} ({reason[0][:200]})"
 
 
 def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
     # Processes that meet on a new database would each try to create its tables.
     with _database_lock(target.uri):
-        client = _client(target.uri)
+        client = mlflow_client(target.uri)
         from mlflow.exceptions import MlflowException
 
         if run_id is not None:
@@ -207,19 +190,6 @@ def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
     return client, run_id
 
 
-def _client(uri: str) -> MlflowClient:
-    """Import mlflow, which takes seconds, and keep it quiet."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # With MLflow's own limits, a server that cannot be reached holds a run up for four minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from mlflow import MlflowClient
-
-    for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(uri)
-
-
 def _experiment(client: MlflowClient, target: Target) -> str:
     found = client.get_experiment_by_name(target.experiment)
     if found is not None:
@@ -228,7 +198,8 @@ def _experiment(client: MlflowClient, target: Target) -> str:
     if target.uri.startswith(SQLITE):
         database = Path(target.uri.removeprefix(SQLITE))
         artifacts = (database.parent / "mlartifacts" / target.experiment).resolve().as_uri()
-    return str(client.create_experiment(target.experiment, artifact_location=artifacts))
+    made = client.create_experiment(target.experiment, artifact_location=artifacts, tags=KIND)
+    return str(made)
 
 
 def _database_lock(uri: str) -> AbstractContextManager[object]:
@@ -239,8 +210,3 @@ def _database_lock(uri: str) -> AbstractContextManager[object]:
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{database}.lock", timeout=120)
-
-
-def _one_line(what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{what} ({reason[0][:200]})"

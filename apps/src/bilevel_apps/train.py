@@ -11,25 +11,26 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bilevel_apps.build import store_of
 from bilevel_apps.checkpoint import Checkpoint, save_checkpoint
 from bilevel_apps.config import Config
 from bilevel_apps.distributed import check_shareable, shared_hypergradient, use_own_gpu
-from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.episodes import to_device
+from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_device
 from bilevel_apps.interrupt import stop_request
-from bilevel_apps.meta_task import to_device
 from bilevel_apps.optimizers import clipped_norm
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.record import RunRecord
-from bilevel_apps.report import progress_bar, say, warn
+from bilevel_apps.report import progress_bar, say
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.run_tracking import start_tracking
 from bilevel_apps.schedules import learning_rate
-from bilevel_apps.scoring import Score, score_episodes
-from bilevel_apps.stopping import Ending, describe_ending, finished, stale
-from bilevel_apps.tracking import Target, Tracker, closing, default_uri, open_tracker
+from bilevel_apps.scoring import Score
+from bilevel_apps.stopping import Ending, finished, stale
+from bilevel_apps.task_scores import score_task
+from bilevel_apps.tracking import Tracker, closing
+from bilevel_apps.training_messages import diverged, not_finite, say_beginning, say_ending
 from bilevel_apps.training_state import Training, prepare, resolve, resumable
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
@@ -63,7 +64,7 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes = ALO
             with processes.agreed():
                 training.restore(checkpoint.tensors, record)
         processes.from_first(lambda: training.folder.save_config(training.config))
-        tracker = _start_tracking(training, store, resume=resume)
+        tracker = start_tracking(training, store, resume=resume)
         with closing(tracker):
             return _run(training, tracker)
 
@@ -95,37 +96,22 @@ def _refuse_another(folder: RunFolder, resume: bool) -> None:
         )
 
 
-def _start_tracking(training: Training, store: Store, *, resume: bool) -> Tracker:
-    config, folder = training.config, training.folder
-    if not (config.tracking.enabled and training.processes.first):
-        return open_tracker(None, run_id=None, warn=warn)
-    known = folder.load_tracking() if resume else {}
-    target = Target(
-        uri=config.tracking.uri or known.get("uri") or default_uri(folder.path),
-        experiment=config.tracking.experiment or store.manifest.name,
-        run_name=folder.path.name,
-    )
-    tracker = open_tracker(target, run_id=known.get("run_id"), warn=warn)
-    if tracker.client is not None:
-        folder.save_tracking(target.uri, tracker.run_id)
-    tags = {"data.name": store.manifest.name, "data.file": str(config.data)}
-    tags |= {f"data.sha256.{k}": v for k, v in training.environment.data.items()}
-    versions = training.environment.model_dump(include={"python", "torch", "bilevel"})
-    tags |= {f"version.{k}": v for k, v in versions.items()}
-    tracker.describe(config.flat(), tags)
-    tracker.artifact(folder.config)
-    return tracker
-
-
 def _run(training: Training, tracker: Tracker) -> Score | None:
+    say_beginning(training)
+    best = None if training.ended else _iterate(training, tracker)
+    tracker.describe({}, {"ended": str(training.ended)})
+    return best
+
+
+def _iterate(training: Training, tracker: Tracker) -> Score | None:
+    """Take outer steps until the run ends or is stopped; return the best validation's score."""
     config, steps = training.config, training.config.train.steps
-    _announce(training)
     best = None
     loader = EpisodeLoader(
         training.batches(),
         meta_batch=config.train.meta_batch,
         first_step=training.step,
-        steps=0 if training.ended else steps - training.step,
+        steps=steps - training.step,
     )
     with (
         loader as batches,
@@ -141,11 +127,9 @@ def _run(training: Training, tracker: Tracker) -> Score | None:
                 break
             if training.stop:
                 training.processes.wait()  # torchrun kills the others when one has ended
-                say(f"stopped at hyper-iteration {training.step}; continue with --resume")
+                say_ending(training)
                 raise KeyboardInterrupt
-    if training.ended:
-        say(describe_ending(training.ended, config.train, training.step))
-        tracker.describe({}, {"ended": training.ended})
+    say_ending(training)
     return best
 
 
@@ -178,21 +162,6 @@ def _report(training: Training, tracker: Tracker) -> Score | None:
     return best
 
 
-def _announce(training: Training) -> None:
-    config, task = training.config, training.task
-    parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    spec = training.train_episodes.spec
-    say(
-        f"{config.model.name}: {parameters:,} outer parameters, {config.model.norm} normalisation, "
-        f"T = {task.steps} inner steps; {config.train.meta_batch} episodes of {spec.way}-way "
-        f"{spec.shot}-shot a hyper-iteration; {training.device}, "
-        f"{torch.get_num_threads()} threads, {config.precision}"
-        + (f", {training.processes.size} processes" if training.processes.size > 1 else "")
-    )
-    if training.step:
-        say(f"resuming after hyper-iteration {training.step} of {config.train.steps}")
-
-
 def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
     """Take one outer step; return what happened, for the log."""
     config, model = training.config.train, training.task.model
@@ -207,13 +176,10 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
             training.task, episodes, training.processes, stop=wish
         )
     except DivergenceError as error:
-        raise _diverged(training, "after", error) from error
+        raise diverged(training, "after", error) from error
     norm = clipped_norm(model, config.clip)
     if not math.isfinite(norm):  # a step along it would spoil the weights that are saved next
-        raise RunError(
-            f"after hyper-iteration {training.step}: the gradient of the weights is not finite: "
-            f"lower train.lr, or use precision=float32; {_kept(training)}"
-        )
+        raise not_finite(training)
     training.optimizer.step()
     training.step += 1
     if training.average is not None:
@@ -224,18 +190,6 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
         "outer/grad_norm": norm,
         "outer/lr": lr,
     }
-
-
-def _diverged(training: Training, when: str, error: DivergenceError) -> RunError:
-    return RunError(
-        f"{when} hyper-iteration {training.step}: {error} (inner.lr or inner.scale, or set "
-        f"model.unit_length=true, under a new --out); {_kept(training)}"
-    )
-
-
-def _kept(training: Training) -> str:
-    last = training.folder.last
-    return f"{last} keeps the last good state" if last.exists() else "there is no checkpoint yet"
 
 
 def _scalars(training: Training) -> dict[str, float]:
@@ -249,23 +203,25 @@ def _scalars(training: Training) -> dict[str, float]:
 def _validate(training: Training, tracker: Tracker) -> Score | None:
     """Score the validation episodes; keep the checkpoint and return the score if it is the best."""
     try:
-        found = score_episodes(
-            training.scored.accuracies,
+        found = score_task(
+            training.scored,
             training.val_episodes,
             episodes=training.config.train.validate_episodes,
             device=training.device,
             processes=training.processes,
         )
     except DivergenceError as error:
-        raise _diverged(training, "validation after", error) from error
+        raise diverged(training, "validation after", error) from error
     tracker.metrics(training.step, {"val/accuracy": found.accuracy, "val/ci95": found.ci95})
     say(f"hyper-iteration {training.step}: validation accuracy {found}")
     if found.accuracy <= training.best_accuracy:
         return None
-    training.best_accuracy, training.best_step = found.accuracy, training.step
+    training.best_accuracy, training.best_ci95 = found.accuracy, found.ci95
+    training.best_step = training.step
     _save(training, training.folder.best)
     tracker.artifact(training.folder.best)
-    tracker.metrics(training.step, {"val/best_accuracy": found.accuracy})
+    values = {"val/best_accuracy": found.accuracy, "val/best_ci95": found.ci95}
+    tracker.metrics(training.step, values)
     return found
 
 

@@ -16,11 +16,12 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_device, set_threads
 from bilevel_apps.meta_task import MetaTask
+from bilevel_apps.pretrained_run import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.record import read_record
 from bilevel_apps.run_folder import RunFolder
 from bilevel_data import EpisodeSampler, Store
 
-__all__ = ["TrainedRun", "load_run"]
+__all__ = ["TrainedRun", "load_run", "run_of"]
 
 
 @final
@@ -32,10 +33,11 @@ class TrainedRun:
         config: what was run.
         task: the representation and its inner problem, with the T that was chosen for it since, or
             else that of the training.
-        path: the checkpoint, best or last.
+        path: the checkpoint, best or last, or `pretrained:TAG`.
         step: the hyper-iteration after which it was taken.
         sha256: of the checkpoint's file, as it was when it was read.
         image_shape: (height, width, channels) of the images.
+        preprocessing: how the images were made, if the checkpoint says so.
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
     """
@@ -46,6 +48,7 @@ class TrainedRun:
     step: int
     sha256: str
     image_shape: tuple[int, ...]
+    preprocessing: str | None
     data: Mapping[str, str]
     device: torch.device
 
@@ -96,29 +99,48 @@ def load_run(folder: Path, device: str) -> TrainedRun:
 
     The configuration is the one in the checkpoint: config.yaml beside it is for people to read.
 
+    Args:
+        folder: the run's, or `pretrained:TAG` for weights that come with the package.
+        device: `auto`, `cpu` or `cuda`.
+
     Raises:
-        InputError: the folder holds no usable run.
+        InputError: the folder holds no usable run, or there is no such tag.
     """
+    tag = pretrained_tag(folder)
+    if tag is not None:
+        checkpoint, own_steps = pretrained_checkpoint(tag)
+        return run_of(checkpoint, folder, device, steps=own_steps)
     run = RunFolder(folder)
     run.load_config()  # says what is wrong where the folder is no run's
     path = run.best if run.best.exists() else run.last
     if not path.exists():
         raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
     checkpoint = load_checkpoint(path)
+    steps = chosen_steps(folder, str(checkpoint.file_sha256))
+    return run_of(checkpoint, path, device, steps=steps)
+
+
+def run_of(
+    checkpoint: Checkpoint, path: Path, device: str, *, steps: int | None = None
+) -> TrainedRun:
+    """Return the run of a checkpoint that was read from `path`, with T = `steps` if given.
+
+    Raises:
+        InputError: the checkpoint is not what a training of this version writes.
+    """
     record = read_record(checkpoint, path)
     chosen = choose_device(device)
     set_threads(record.config.threads)
     task = make_task(record.config, record.image_shape, chosen)
     _restore(task, checkpoint, path)
-    sha256 = str(checkpoint.file_sha256)
-    steps = chosen_steps(folder, sha256)
     return TrainedRun(
         config=record.config,
         task=task if steps is None else replace(task, steps=steps),
         path=path,
         step=record.step,
-        sha256=sha256,
+        sha256=str(checkpoint.file_sha256),
         image_shape=record.image_shape,
+        preprocessing=record.preprocessing,
         data=record.environment.data,
         device=chosen,
     )

@@ -59,6 +59,7 @@ class Training:
     environment: Environment
     step: int = 0
     best_accuracy: float = -1.0
+    best_ci95: float | None = None
     best_step: int = 0
     ended: Ending | None = None
     clock: Stopwatch = field(default_factory=Stopwatch)
@@ -92,6 +93,7 @@ class Training:
         record = RunRecord(
             step=self.step,
             best_accuracy=self.best_accuracy,
+            best_ci95=self.best_ci95,
             best_step=self.best_step,
             ended=self.ended,
             seconds=self.clock.seconds() if limited else None,
@@ -127,7 +129,8 @@ class Training:
         self.step, self.ended = record.step, record.ended
         if self.ended is Ending.MINUTES:  # there may be more of them now
             self.ended = finished(self.config.train, record.step, record.seconds or 0.0)
-        self.best_accuracy, self.best_step = record.best_accuracy, record.best_step
+        self.best_accuracy, self.best_ci95 = record.best_accuracy, record.best_ci95
+        self.best_step = record.best_step
         self.clock.before = record.seconds or 0.0
         self.meter = Meter(sums=dict(record.sums), count=record.count)
 

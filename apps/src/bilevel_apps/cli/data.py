@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bilevel_apps.cli.common import Debug, make_app, run_app
 from bilevel_apps.errors import InputError
 
+if TYPE_CHECKING:
+    from bilevel_data import Manifest
+
 HELP = """Few-shot data sets as verified HDF5 files.
 
 A store is one file that holds the classes of a data set, split into train, val and test, with the
 SHA-256 of its pixels inside and of the whole file beside it.
 """
+
+USUAL_WAY = 5  # classes an episode, the default of a training
 
 app = make_app(HELP)
 
@@ -63,7 +68,7 @@ def prepare(
     names by split. --source is torchvision's root.
     """
     del debug
-    from bilevel_apps.report import progress_bar
+    from bilevel_apps.report import progress_bar, warn
     from bilevel_data import load_source, write_store
 
     given = _options(options or [])
@@ -73,6 +78,12 @@ def prepare(
         manifest = write_store(
             out, loaded, overwrite=overwrite, progress=lambda done, _total: show(done)
         )
+    small = _small_splits(manifest)
+    if small:
+        warn(
+            f"{out}: fewer than {USUAL_WAY} classes in {small}: too few for the episodes that "
+            "training and evaluation draw by default: add classes, or set a smaller episode.way"
+        )
     _print_summary(out, manifest)
 
 
@@ -80,6 +91,7 @@ def prepare(
 def info(
     file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="A store.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="Name every class too.")] = False,
     debug: Debug = False,
 ) -> None:
     """Say what a store holds."""
@@ -88,9 +100,13 @@ def info(
 
     manifest = read_manifest(file)
     if as_json:
-        print(json.dumps(json.loads(manifest.to_json())))
-    else:
-        _print_summary(file, manifest)
+        print(json.dumps(_as_json(manifest, named=classes)))
+        return
+    _print_summary(file, manifest)
+    if classes:
+        for name, split in manifest.splits.items():
+            for class_name in split.class_names:
+                print(f"  {name:5} {class_name}")
 
 
 @app.command()
@@ -121,7 +137,24 @@ def _options(assignments: list[str]) -> dict[str, Any]:
     return options
 
 
-def _print_summary(path: Path, manifest: Any) -> None:
+def _small_splits(manifest: Manifest) -> str:
+    """Return the splits with too few classes for the usual episodes, and how many they have."""
+    sizes = {name: len(split.class_names) for name, split in manifest.splits.items()}
+    return ", ".join(f"{name} ({size})" for name, size in sizes.items() if size < USUAL_WAY)
+
+
+def _as_json(manifest: Manifest, *, named: bool) -> dict[str, Any]:
+    """Return a manifest as JSON, with each split's number of classes, and their names if wanted."""
+    record: dict[str, Any] = json.loads(manifest.to_json())
+    for split in record["splits"].values():
+        names = split.pop("class_names")
+        split["classes"] = len(names)
+        if named:
+            split["class_names"] = names
+    return record
+
+
+def _print_summary(path: Path, manifest: Manifest) -> None:
     height, width, channels = next(iter(manifest.splits.values())).image_shape
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     print(f"{path}: {manifest.name}, {height}×{width} {kind}; licence: {manifest.licence}")

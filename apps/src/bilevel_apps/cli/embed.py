@@ -40,7 +40,9 @@ app = make_app(HELP)
 
 @app.command(help=HELP, no_args_is_help=True)
 def embed(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or pretrained:TAG.")
+    ],
     out: Annotated[Path, typer.Option(metavar="OUT", help="Where to write the pictures.")],
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")
@@ -97,7 +99,7 @@ def embed(
 
 
 def _track(folder: Path, found: Embedding) -> None:
-    from bilevel_apps.tracking import tracked_again
+    from bilevel_apps.run_tracking import tracked_again
 
     with tracked_again(folder) as tracker:
         tracker.metrics(0, found.figures.metrics())

@@ -34,7 +34,9 @@ app = make_app(HELP)
 
 @app.command(help=HELP)
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or pretrained:TAG.")
+    ],
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")
     ] = None,

@@ -27,7 +27,10 @@ app = make_app(HELP)
 @app.command(help=HELP)
 def export(
     trained: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or a checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A folder of bilevel-train, a checkpoint, or pretrained:TAG."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.pt2", help="The file to write.")],
     way: Annotated[

@@ -22,6 +22,9 @@ colour; dark ink on white paper where the run learned from drawings.
 
 Each query is labelled by itself: alone it gets the same answer as among others.
 
+Without a run of your own, pretrained:omniglot-5way-1shot takes its place: weights for drawings,
+which come with the package.
+
 Example: bilevel-predict runs/omniglot --support letters --query new --picture result.png
 """
 
@@ -31,7 +34,10 @@ app = make_app(HELP)
 @app.command(help=HELP)
 def predict(
     trained: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or a checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A folder of bilevel-train, a checkpoint, or pretrained:TAG."
+        ),
     ],
     support: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Labelled pictures, a directory a class.")

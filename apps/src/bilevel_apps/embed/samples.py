@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel_apps.meta_task import to_device
+from bilevel_apps.episodes import to_device
 from bilevel_apps.scoring import BATCH_PIXELS
 from bilevel_apps.trained_run import TrainedRun
 from bilevel_data import EpisodeSampler

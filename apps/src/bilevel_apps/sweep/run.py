@@ -15,19 +15,13 @@ from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.record import read_record
 from bilevel_apps.report import say, warn
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.run_tracking import FOLDER_TAG, begin_child, begin_run
 from bilevel_apps.sweep.axes import Settings
 from bilevel_apps.sweep.folder import SweepFolder, child_name
 from bilevel_apps.sweep.plan import Plan, check_plan, child_config, continued
 from bilevel_apps.sweep.samplers import Proposals
 from bilevel_apps.sweep.table import Child, best_first
-from bilevel_apps.tracking import (
-    Target,
-    Tracker,
-    begin_child,
-    closing,
-    default_uri,
-    open_tracker,
-)
+from bilevel_apps.tracking import Target, Tracker, closing
 from bilevel_apps.train import train
 from bilevel_data import DataError, Store
 
@@ -123,16 +117,9 @@ class _Sweep:
         tracking, run = self.given.tracking, RunFolder(self.folder.path)
         if not tracking.enabled:
             return
-        known = run.load_tracking()
-        self.target = Target(
-            uri=tracking.uri or known.get("uri") or default_uri(run.path),
-            experiment=tracking.experiment or store.manifest.name,
-            run_name=run.path.resolve().name,
-        )
-        self.tracker = open_tracker(self.target, run_id=known.get("run_id"), warn=warn)
-        if self.tracker.client is not None:
-            run.save_tracking(self.target.uri, self.tracker.run_id)
-        self.tracker.describe({}, {"sweep": " ".join(self.plan.axes), "sampler": self.plan.sampler})
+        self.tracker, self.target = begin_run(tracking, run, store, resume=True)
+        tags = {"sweep": " ".join(self.plan.axes), "sampler": self.plan.sampler}
+        self.tracker.describe({}, tags | {FOLDER_TAG: str(run.path.resolve())})
 
     def child(self, settings: Settings) -> float | None:
         """Train with some settings, unless that was done; return the validation accuracy."""
@@ -165,14 +152,12 @@ class _Sweep:
         tracker = Tracker(warn=warn)
         if self.target is not None:
             named = replace(self.target, run_name=child.name)
-            tracker = begin_child(self.tracker, named, path)
-        ci95 = None
+            tracker = begin_child(self.tracker, named, RunFolder(path))
         try:
             config, run = child_config(self.given, child.settings), RunFolder(path)
             if run.began():
                 config = run.continued(config)
-            best = train(config, path, resume=True)
-            ci95 = None if best is None else best.ci95
+            train(config, path, resume=True)
             record = read_record(load_checkpoint(run.best), run.best)
         except Exception as error:  # whatever it is, the other children may be spared it
             tracker.finish("FAILED")
@@ -180,7 +165,7 @@ class _Sweep:
         return replace(
             child,
             accuracy=record.best_accuracy,
-            ci95=ci95,
+            ci95=record.best_ci95,
             step=record.best_step,
             minutes=(time.monotonic() - begun) / 60,
         )

@@ -12,13 +12,12 @@ from typing import Any, final
 
 import numpy as np
 
-from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.errors import InputError
+from bilevel_apps.files import write_text, write_whole
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.tune.tuning import Record
 from bilevel_core.abstract import Tree
 from bilevel_core.tree import named_leaves
-from bilevel_data import DataError
-from bilevel_data.atomic import publish, temporary
 
 __all__ = ["TuneFolder", "arrays_of", "next_folder"]
 
@@ -84,7 +83,7 @@ class TuneFolder:
     def save_history(self, records: Sequence[Record]) -> None:
         """Write the records."""
         rows = ",\n".join(json.dumps(asdict(record)) for record in records)
-        self._write(self.history, lambda path: path.write_text(f"[\n{rows}\n]\n", "utf-8"))
+        write_text(self.history, f"[\n{rows}\n]\n")
 
     def save_hyperparameters(self, lam: Tree) -> None:
         """Write λ."""
@@ -93,24 +92,16 @@ class TuneFolder:
             with path.open("wb") as file:  # a name would be given the ending .npz
                 np.savez(file, **arrays_of(lam))
 
-        self._write(self.hyperparameters, write)
+        write_whole(self.hyperparameters, write)
 
     def save_figures(self, figures: Mapping[str, Any]) -> None:
         """Write what was run and what it came to."""
         text = json.dumps(figures, indent=2, ensure_ascii=False)
-        self._write(self.figures, lambda path: path.write_text(f"{text}\n", "utf-8"))
+        write_text(self.figures, f"{text}\n")
 
     def save_picture(self, draw: Callable[[Path], None]) -> None:
         """Write the picture."""
-        self._write(self.picture, draw)
-
-    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
-        try:
-            with temporary(path) as scratch:
-                write(scratch)
-                publish(scratch, path)
-        except (OSError, DataError) as error:
-            raise RunError(f"{path}: cannot write ({error})") from error
+        write_whole(self.picture, draw)
 
 
 def next_folder(name: str, parent: Path = Path("runs")) -> Path:

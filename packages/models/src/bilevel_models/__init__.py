@@ -8,12 +8,15 @@ from bilevel_models.backbones.rn import ResidualNet, rn
 from bilevel_models.features import Encoder, Features, as_images
 from bilevel_models.memory import keep_freed_memory
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
+from bilevel_models.pretrained import list_pretrained, pretrained_card, pretrained_weights
+from bilevel_models.pretrained_card import Card
 from bilevel_models.registry import Backbone, create_model, list_models, register_model
 
 __all__ = [
     "EACH_SET",
     "RUNNING",
     "Backbone",
+    "Card",
     "ConvNet",
     "Encoder",
     "Features",
@@ -29,7 +32,10 @@ __all__ = [
     "heads",
     "keep_freed_memory",
     "list_models",
+    "list_pretrained",
     "omniglot_net",
+    "pretrained_card",
+    "pretrained_weights",
     "register_model",
     "resnet12",
     "rn",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bilevel_models.backbones.from_torchvision import torchvision_backbone
 from bilevel_models.backbones.resnet12 import resnet12
 from bilevel_models.backbones.rn import rn
 from bilevel_models.normalization import Statistics
+from bilevel_models.pretrained import pretrained_card, pretrained_weights
 
 __all__ = ["Backbone", "create_model", "list_models", "register_model"]
 
@@ -52,17 +53,24 @@ def register_model(name: str, make: Callable[..., nn.Module]) -> None:
     _MODELS[name] = make
 
 
-def create_model(name: str, **options: Any) -> nn.Module:
+def create_model(name: str, *, pretrained: str | None = None, **options: Any) -> nn.Module:
     """Return a new backbone with fresh weights, drawn from torch's global generator.
+
+    With `pretrained`, one with weights that come with the package, and the options that they are
+    for. Their card, in `list_pretrained()`, says how their features are to be used.
 
     Args:
         name: one of `list_models()`, or `torchvision:NAME` with a classification model of
             torchvision, such as `torchvision:resnet18`.
+        pretrained: the tag of the weights, one of `list_pretrained()`.
         options: the keyword arguments of its function, such as `channels`, `image_size`, `filters`.
 
     Raises:
-        ValueError: no such model, no such option, or a value that it refuses.
+        ValueError: no such model, no such option, or a value that it refuses; no such weights,
+            weights of another model or for other options, or damaged ones.
     """
+    if pretrained is not None:
+        return _pretrained(name, pretrained, options)
     make = _maker(name)
     known = inspect.signature(make).parameters
     if unknown := options.keys() - known.keys():
@@ -86,3 +94,23 @@ def _maker(name: str) -> Callable[..., nn.Module]:
             f"no model {name!r}: choose one of {', '.join(list_models())} or torchvision:NAME"
         )
     return functools.partial(torchvision_backbone, member)
+
+
+def _pretrained(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:
+    card = pretrained_card(tag)
+    if name != card.model:
+        raise ValueError(f"pretrained {tag!r} is a {card.model!r}, not a {name!r}: name that model")
+    for option, value in options.items():
+        if card.options.get(option) != value:
+            meant = ", ".join(f"{key}={own}" for key, own in card.options.items())
+            raise ValueError(
+                f"pretrained {tag!r} has {meant}, not {option}={value!r}: leave that option out"
+            )
+    model = create_model(name, **card.options)
+    try:
+        model.load_state_dict(pretrained_weights(card))
+    except RuntimeError:  # names or shapes that differ, listed over many lines
+        raise ValueError(
+            f"{tag}.safetensors: not the weights of the model on its card: reinstall bilevel-models"
+        ) from None
+    return model

@@ -1,0 +1,107 @@
+"""`bilevel-paper`: the paper's tables and figures, one command each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.errors import RunError
+from bilevel_apps.paper.item import Scale
+from bilevel_apps.paper.items import ITEMS, load_item
+
+if TYPE_CHECKING:
+    from bilevel_apps.paper.item import Report
+
+HELP = """Compute the paper's tables and figures and say what the paper says beside them.
+
+Each command writes to --out, whole or not at all, with NAME for its own name:
+
+\b
+NAME.md             the paper's row, ours, intervals, claims, settings, cost, what differs
+NAME.png, NAME.svg  the picture
+NAME.csv            the table with every digit; NAME-details.csv what it is made of
+NAME.json           all of it for programs
+
+--scale quick takes seconds and shows the claims; full has the paper's sizes. What is done is kept
+in NAME/SCALE, a file a seed, and not done again. A claim that does not hold ends the command with
+status 1, after the files are written. Runs are logged to MLflow, by default in mlflow.db beside
+--out.
+
+Example: bilevel-paper table5 --out runs/paper
+"""
+
+app = make_app(HELP)
+
+
+@app.command("list")
+def list_(debug: Debug = False) -> None:
+    """List the tables and figures."""
+    del debug
+    width = max(map(len, ITEMS))
+    for name, title in ITEMS.items():
+        print(f"{name:{width}}  {title}")
+
+
+def _command(name: str) -> Callable[..., None]:
+    def command(
+        out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")],
+        scale: Annotated[Scale, typer.Option(help="How much to compute.")] = Scale.QUICK,
+        seeds: Annotated[
+            int | None, typer.Option(min=1, help="Data sets; by default as many as the scale has.")
+        ] = None,
+        track: Annotated[
+            bool, typer.Option("--track/--no-track", help="Log to MLflow, or do not.")
+        ] = True,
+        threads: Annotated[
+            int, typer.Option(min=1, max=1024, help="Small problems are slower with more.")
+        ] = 1,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        debug: Debug = False,
+    ) -> None:
+        del debug
+        from bilevel_apps.hardware import set_threads
+        from bilevel_apps.paper.run import Request, run_item
+
+        set_threads(threads)
+        request = Request(out=out, scale=scale, seeds=seeds, track=track)
+        report, document = run_item(load_item(name), request)
+        _print(report, document, as_json=as_json)
+
+    return command
+
+
+for _name, _title in ITEMS.items():
+    _help = f"{_title[0].upper()}{_title[1:]}."
+    app.command(_name, help=_help)(_command(_name))
+
+
+def _print(report: Report, document: dict[str, Any], *, as_json: bool) -> None:
+    """Print the table and the claims, and fail where a claim does."""
+    from bilevel_apps.paper.render import as_lines, claim_line
+
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print("\n".join(as_lines(report.rows)))
+        for claim in report.claims:
+            print(claim_line(claim))
+        names = [Path(path).name for path in document["files"]]
+        print(f"in {Path(document['files'][0]).parent}: {', '.join(names)}")
+    failed = [claim.text for claim in report.claims if not claim.holds]
+    if failed:
+        count = f"{len(failed)} of {len(report.claims)} claims"
+        raise RunError(f"{count} did not hold: {'; '.join(failed)}: see {document['item']}.md")
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

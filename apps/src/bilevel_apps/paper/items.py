@@ -1,0 +1,30 @@
+"""The items there are. To add one, write its file beside this one and a line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from bilevel_apps.errors import InputError
+from bilevel_apps.paper.item import Item
+
+__all__ = ["ITEMS", "load_item"]
+
+ITEMS = {
+    "table5": "ridge regression with a penalty a feature: the effect of T (Appendix C)",
+    "appendix-b": "K-fold cross-validation as a bilevel problem, beside grid search",
+    "figure1": "the bilevel problem in a picture, of a problem that is solved",
+}
+"""Names and what they are; the item NAME is `ITEM` in the module NAME, `-` as `_`."""
+
+
+def load_item(name: str) -> Item:
+    """Return an item by its name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in ITEMS:
+        raise InputError(f"{name}: no such item: expected one of {', '.join(ITEMS)}")
+    module = import_module(f"bilevel_apps.paper.{name.replace('-', '_')}")
+    item: Item = module.ITEM
+    return item

@@ -1,0 +1,130 @@
+"""The pieces of an item's work: each is recorded when it is done, and not done again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from bilevel_apps.files import write_text
+from bilevel_apps.report import progress_bar, say
+from bilevel_apps.tracking import Tracker
+
+__all__ = ["Part", "Work"]
+
+FORMAT = "bilevel-paper-1"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of work that is done.
+
+    Attributes:
+        key: its name.
+        seconds: what it took, in the process that did it.
+        result: what it returned.
+    """
+
+    key: str
+    seconds: float
+    result: Any
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much to compute, and where its pieces are recorded.
+
+    Attributes:
+        name: of the item.
+        folder: of the records, one JSON file a part.
+        full: the paper's sizes, or else enough to see the claims.
+        seeds: how many data sets.
+        tracker: told of every part that is done.
+        clock: the time in seconds.
+    """
+
+    name: str
+    folder: Path
+    full: bool
+    seeds: int
+    tracker: Tracker
+    clock: Callable[[], float] = time.perf_counter
+
+    def by_seed(
+        self, compute: Callable[[int], Mapping[str, Any]], settings: Mapping[str, Any]
+    ) -> list[Part]:
+        """Return what `compute` returns for the seeds 0, 1, …; see `parts`."""
+
+        def of(seed: int) -> Callable[[], Mapping[str, Any]]:
+            return lambda: compute(seed)
+
+        return self.parts({f"seed-{seed}": of(seed) for seed in range(self.seeds)}, settings)
+
+    def parts(
+        self, todo: Mapping[str, Callable[[], Mapping[str, Any]]], settings: Mapping[str, Any]
+    ) -> list[Part]:
+        """Compute what is not recorded yet.
+
+        Args:
+            todo: by the name of a file each, what returns a result that JSON can hold. Its numbers
+                on the first level are logged.
+            settings: everything that decides the results; one recorded with others is computed
+                again.
+
+        Raises:
+            RunError: a record cannot be written.
+        """
+        found = {key: self._recorded(key, settings) for key in todo}
+        known = sum(part is not None for part in found.values())
+        if known:
+            say(f"{self.name}: {known} of {len(todo)} parts are recorded in {self.folder}")
+        parts: list[Part] = []
+        with progress_bar(self.name, len(todo), known) as show:
+            for number, (key, compute) in enumerate(todo.items()):
+                part = found[key]
+                if part is None:
+                    part = self._computed(key, compute, settings)
+                    known += 1
+                    show(known, key)
+                parts.append(part)
+                self._log(number, part)
+        return parts
+
+    def _computed(
+        self, key: str, compute: Callable[[], Mapping[str, Any]], settings: Mapping[str, Any]
+    ) -> Part:
+        began = self.clock()
+        result = compute()
+        seconds = self.clock() - began
+        document = {"format": FORMAT, "settings": settings, "seconds": seconds, "result": result}
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        write_text(self._file(key), f"{text}\n")
+        # As it will be read again, so that a resumed report has the same numbers and types.
+        return Part(key=key, seconds=seconds, result=json.loads(text)["result"])
+
+    def _recorded(self, key: str, settings: Mapping[str, Any]) -> Part | None:
+        """Return a part that was done with the same settings; None where none can be read."""
+        try:
+            document = json.loads(self._file(key).read_text("utf-8"))
+            same = document["format"] == FORMAT and document["settings"] == _plain(settings)
+            part = Part(key=key, seconds=float(document["seconds"]), result=document["result"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return part if same else None
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _log(self, step: int, part: Part) -> None:
+        numbers = {k: v for k, v in part.result.items() if isinstance(v, int | float)}
+        self.tracker.metrics(step, {"part/seconds": part.seconds, **numbers})
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """Return settings as a record holds them: tuples as lists, keys as texts."""
+    return json.loads(json.dumps(settings, ensure_ascii=False))

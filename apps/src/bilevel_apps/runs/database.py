@@ -1,0 +1,69 @@
+"""Where MLflow has the runs; a database that is not there is never made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bilevel_apps.errors import InputError
+from bilevel_apps.tracking import SQLITE, default_uri, mlflow_client, one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["client_of", "database_file", "find_uri"]
+
+MAGIC = b"SQLite format 3\x00"
+
+
+def find_uri(given: str | None) -> str:
+    """Return the address that was given, or that of the database where training puts it.
+
+    Args:
+        given: an address, or the path of a database file.
+
+    Raises:
+        InputError: there is no such database.
+    """
+    if given is not None:
+        uri = given if "://" in given else f"{SQLITE}{Path(given).resolve()}"
+    else:
+        # A run's folder is RUNS/NAME: seen from beside RUNS, then from within.
+        places = [default_uri(Path("runs", "any")), default_uri(Path("any"))]
+        uri = next((place for place in places if _is_there(place)), places[0])
+    if not _is_there(uri):
+        raise InputError(
+            f"{database_file(uri)}: no database of MLflow: train a run first, or give --uri"
+        )
+    return uri
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database, None for a server."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def client_of(uri: str) -> MlflowClient:
+    """Return MLflow's client, once the address is known to answer.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        client = mlflow_client(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # of any kind, from a database or from a server
+        reason = one_line(f"{uri}: MLflow cannot read it", error)
+        raise InputError(f"{reason}: give another --uri") from None
+    return client
+
+
+def _is_there(uri: str) -> bool:
+    path = database_file(uri)
+    if path is None:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
