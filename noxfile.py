@@ -84,8 +84,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check types with mypy, strictly."""
-    install_all(session, "mypy", "types-PyYAML", "jax")
+    """Check types with mypy, strictly, beside the optional packages."""
+    install_all(session, "mypy", "types-PyYAML", "jax", "optuna")
     session.run("mypy", *(f"{package}/src" for package in PACKAGES))
 
 

@@ -191,7 +191,7 @@ def parse() -> argparse.Namespace:
     """Return the options."""
     parser = make_parser(__doc__, repeats=None)
     parser.add_argument("--data", type=Path, help="a store of Omniglot")
-    parser.add_argument("--preset", default="omniglot-5way-1shot")
+    parser.add_argument("--preset", default="omniglot-5way-1shot-quick")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=1000, help="of the test")
     parser.add_argument("--out", type=Path, help="keep the runs here; default: not kept")
