@@ -285,6 +285,9 @@ BAD_EVALUATIONS = [
     (["--episodes", 0], "'--episodes'"),
     (["--episodes", "many"], "'--episodes'"),
     (["--steps", -1], "--steps -1: expected whole numbers ≥ 0"),
+    (["--norm", "layer"], "--norm layer: no such normalisation: choose one of episode, batch"),
+    (["--norm", "batch", "--track"], "--track with --norm batch"),
+    (["--norm", "batch", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --norm"),
     (["--way", 7], "way=7 but split 'test' has 6 classes: lower way"),
     (["--way", 7], "(change --way, --shot, --query or --split)"),
     (["--shot", 10, "--query", 11], "has 20 images"),
@@ -364,6 +367,18 @@ def test_evaluation_with_baselines(command, trained):
     assert "upright" not in found
     alone = evaluate(command, trained, "--episodes", 10)
     assert alone["accuracy"] == found["accuracy"]
+
+
+def test_evaluation_with_other_statistics(command, trained):
+    own = evaluate(command, trained, "--episodes", 12)
+    found = evaluate(command, trained, "--episodes", 12, "--norm", "episode")
+    assert (own["norm"], own["trained_norm"]) == ("ghost", "ghost")
+    assert (found["norm"], found["trained_norm"]) == ("episode", "ghost")
+    assert found["accuracy"] != own["accuracy"]
+    same = evaluate(command, trained, "--episodes", 12, "--norm", "ghost")
+    assert same["accuracy"] == own["accuracy"]
+    heading = command("eval", trained, "--episodes", 12, "--norm", "episode").out
+    assert "episode normalisation (trained with ghost); " in heading
 
 
 def step_of(path):

@@ -21,6 +21,7 @@ from bilevel_apps.scoring import Score, nearest_pixel, score, score_episodes
 from bilevel_apps.step_curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_data import EpisodeSampler, Store
+from bilevel_models import Normalization
 
 __all__ = ["Request", "evaluate_run"]
 
@@ -33,6 +34,7 @@ class Request:
     """What to score; None stands for what the run was trained for.
 
     Attributes:
+        norm: whose statistics normalise; `episode` gives the transductive figure.
         steps: T; none takes the run's own; several give the accuracy at each.
         choose: make the best of several T the run's own.
         plot: a PNG file for the curve over several T; None takes one in the run's folder.
@@ -44,6 +46,7 @@ class Request:
     way: int | None = None
     shot: int | None = None
     query: int | None = None
+    norm: str | None = None
     steps: tuple[int, ...] = ()
     choose: bool = False
     plot: Path | None = None
@@ -62,7 +65,7 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         bilevel_data.DataError: the store cannot be used, or has too few classes or images.
     """
     _check(request)
-    run = load_run(folder, request.device)
+    run = _normalised(load_run(folder, request.device), request.norm)
     store = run.store(request.data)
     if request.choose:
         _check_classes(run, store)
@@ -87,6 +90,17 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     return report
 
 
+def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
+    """Return the run with other statistics than those it was trained for, if asked."""
+    if norm is None:
+        return run
+    if norm not in list(Normalization):
+        known = ", ".join(Normalization)
+        raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
+    encoder = replace(run.task.encoder, normalization=Normalization(norm))
+    return replace(run, task=replace(run.task, encoder=encoder))
+
+
 def _several(request: Request) -> bool:
     return len(request.steps) > 1
 
@@ -98,6 +112,12 @@ def _check(request: Request) -> None:
             f"--choose with --split {request.split}: T is chosen on the validation classes alone, "
             "or the test would no longer be one: give --split val"
         )
+    for name, given in (("--choose", request.choose), ("--track", request.track)):
+        if given and request.norm is not None:
+            raise InputError(
+                f"{name} with --norm {request.norm}: what is kept of a run is with its own "
+                "normalisation: leave one of them out"
+            )
     for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
         if given and not _several(request):
             raise InputError(f"{name}: give several T to compare, such as --steps 1,3,5,8,12")
@@ -129,7 +149,8 @@ def _scored(
         "shot": spec.shot,
         "query": spec.query,
         "steps": steps,
-        "norm": run.config.model.norm,
+        "norm": str(run.task.encoder.normalization),
+        "trained_norm": run.config.model.norm,
         "split": request.split,
         "split_sha256": store.manifest.splits[request.split].sha256,
         "seed": request.seed,

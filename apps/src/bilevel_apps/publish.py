@@ -157,7 +157,8 @@ def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
     needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps"}
     if not isinstance(report, dict) or not report.keys() >= needed:
         raise InputError(f"{path}: expected a report of bilevel-eval --json")
-    for key, own in (("checkpoint_sha256", run.sha256), ("steps", run.task.steps)):
+    asked = {"checkpoint_sha256": run.sha256, "steps": run.task.steps, "norm": run.config.model.norm}
+    for key, own in asked.items():
         if report[key] != own:
             raise InputError(
                 f"{path}: is about {key} {report[key]}, but the run has {own}: evaluate it anew"

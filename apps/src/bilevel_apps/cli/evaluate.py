@@ -45,6 +45,10 @@ def evaluate(
     way: Annotated[int | None, typer.Option(min=1, help="Classes an episode.")] = None,
     shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
     query: Annotated[int | None, typer.Option(min=1, help="Query images a class.")] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(help="episode (transductive), batch, ghost or support; else the run's own."),
+    ] = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
@@ -79,6 +83,7 @@ def evaluate(
         way=way,
         shot=shot,
         query=query,
+        norm=norm,
         steps=() if steps is None else _numbers(steps),
         choose=choose,
         plot=plot,
@@ -107,9 +112,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _print(report: dict[str, Any]) -> None:
     steps, trained = report["steps"], report["trained_steps"]
     note = "" if steps == trained else f" (trained with {trained})"
+    norm, trained_norm = report["norm"], report["trained_norm"]
+    other = "" if norm == trained_norm else f" (trained with {trained_norm})"
     print(
         f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
-        f"{report['split']}, T = {steps}{note}, {report['norm']} normalisation; "
+        f"{report['split']}, T = {steps}{note}, {norm} normalisation{other}; "
         f"{Path(report['checkpoint']).name} of hyper-iteration {report['checkpoint_step']}"
     )
     classes = "upright and rotated classes" if "upright" in report else "accuracy"
