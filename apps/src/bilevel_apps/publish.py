@@ -154,10 +154,14 @@ def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path}: expected JSON of bilevel-eval --json") from None
-    needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps"}
+    needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps", "norm"}
     if not isinstance(report, dict) or not report.keys() >= needed:
         raise InputError(f"{path}: expected a report of bilevel-eval --json")
-    asked = {"checkpoint_sha256": run.sha256, "steps": run.task.steps, "norm": run.config.model.norm}
+    asked = {
+        "checkpoint_sha256": run.sha256,
+        "steps": run.task.steps,
+        "norm": run.config.model.norm,
+    }
     for key, own in asked.items():
         if report[key] != own:
             raise InputError(
