@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["stop_request"]
+__all__ = ["stop_request", "taken_by"]
 
 STDERR = 2
 
@@ -31,9 +31,16 @@ def stop_request(*, tell: bool = True) -> Iterator[list[int]]:
         with suppress(OSError):
             os.write(STDERR, "finishing this hyper-iteration and saving …\n".encode())
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with taken_by(note):
         yield received
+
+
+@contextmanager
+def taken_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let a function take Ctrl-C and SIGTERM, also where Ctrl-C was ignored from the start."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

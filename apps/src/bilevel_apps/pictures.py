@@ -20,6 +20,7 @@ __all__ = [
     "INK",
     "VERMILLION",
     "new_figure",
+    "place_image",
     "png_of",
     "readable",
     "show_image",
@@ -67,6 +68,13 @@ def text_on(colour: str) -> str:
 def show_image(
     axes: Axes, pixels: NDArray[np.uint8], x: float, y: float, side: float, frame: Any
 ) -> None:
+    """Draw an image of a store so that people can read it; arguments as of `place_image`."""
+    place_image(axes, readable(pixels), x, y, side, frame)
+
+
+def place_image(
+    axes: Axes, pixels: NDArray[np.uint8], x: float, y: float, side: float, frame: Any
+) -> None:
     """Draw an image (height, width, channels) with a frame, its upper left corner at (x, y).
 
     Args:
@@ -79,9 +87,8 @@ def show_image(
     """
     from matplotlib.patches import Rectangle
 
-    shown = readable(pixels)
     axes.imshow(
-        shown[..., 0] if shown.shape[-1] == 1 else shown,
+        pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
         cmap="gray",
         vmin=0,
         vmax=255,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel_apps.pictures import BLUE, INK, new_figure, png_of
+from bilevel_apps.pictures import BLUE, INK, new_figure, place_image, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,17 +88,7 @@ def _heading(axes: Axes, x: float, text: str, note: str) -> None:
 
 
 def _draw_image(axes: Axes, x: float, y: float, image: Pixels, inverted: bool) -> None:
-    from matplotlib.patches import Rectangle
-
-    shown = 255 - image if inverted else image
-    axes.imshow(
-        shown[..., 0] if shown.shape[-1] == 1 else shown,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        extent=(x, x + THUMB, y + THUMB, y),
-    )
-    axes.add_patch(Rectangle((x, y), THUMB, THUMB, fill=False, edgecolor=FAINT))
+    place_image(axes, 255 - image if inverted else image, x, y, THUMB, {"edgecolor": FAINT})
 
 
 def _draw_class(axes: Axes, y: float, name: str, images: Pixels, inverted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,6 +20,7 @@ __all__ = [
     "Score",
     "episode_accuracies",
     "episodes_at_once",
+    "half_interval",
     "nearest_pixel",
     "score",
     "score_episodes",
@@ -43,10 +44,15 @@ class Score:
 
 
 def score(accuracies: NDArray[np.float64]) -> Score:
-    """Return the mean over episodes and 1.96·std/√n, with std the sample's (n-1)."""
-    n = len(accuracies)
-    spread = statistics.stdev(accuracies.tolist()) if n > 1 else 0.0
-    return Score(accuracy=float(accuracies.mean()), ci95=1.96 * spread / n**0.5, episodes=n)
+    """Return the mean over episodes and its `half_interval`."""
+    ci95 = half_interval(accuracies.tolist())
+    return Score(accuracy=float(accuracies.mean()), ci95=ci95, episodes=len(accuracies))
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Return 1.96·std/√n, with std the sample's (n-1): half the 95 % interval of the mean."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return 1.96 * spread / math.sqrt(len(values))
 
 
 def score_episodes(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from bilevel_apps.scoring import half_interval
+
 __all__ = ["Spread", "spread"]
 
 
@@ -23,15 +25,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the mean with 1.96·std/√n, std the sample's (n-1), as for accuracies; and the rest.
+    """Return the mean with its interval, as for accuracies, and the rest.
 
     Args:
         values: at least one; the interval of a single one is 0.
     """
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return Spread(
         mean=statistics.fmean(values),
-        ci95=1.96 * deviation / len(values) ** 0.5,
+        ci95=half_interval(values),
         median=statistics.median(values),
         lowest=min(values),
         highest=max(values),

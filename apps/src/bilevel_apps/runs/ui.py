@@ -11,12 +11,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.interrupt import taken_by
 from bilevel_apps.runs.database import client_of, database_file
 
 __all__ = ["HOST", "serve"]
@@ -47,7 +47,7 @@ def serve(uri: str, port: int, *, tell: Callable[[str], None]) -> None:
         raise InputError(f"{uri}: a server already: open it in a browser, or give a database")
     port = _free_port(port)
     client_of(uri)  # says in one line what is wrong with a database
-    with _terminable(), tempfile.TemporaryDirectory() as scratch:
+    with taken_by(_interrupt), tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch, "log")
         with log.open("wb") as output:
             server = subprocess.Popen(
@@ -120,21 +120,5 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
             continue
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the block, so that no server is left behind.
-
-    Whatever starts programs in the background may have them ignore Ctrl-C.
-    """
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
