@@ -27,6 +27,7 @@ CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 # What a wheel must hold beside its modules.
 PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
 
 
 def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
@@ -70,8 +71,12 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test but the nightly ones (arguments after -- go to pytest)."""
-    install_all(session, test=True)
-    session.run("pytest", *(session.posargs or ("-m", "not nightly")), env=ENV)
+    install_all(session, "pytest-xdist", test=True)
+    if session.posargs:
+        session.run("pytest", *session.posargs, env=ENV)
+    else:  # files are not divided: their fixtures train
+        workers = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
+        session.run("pytest", "-m", "not nightly", *workers, env=ENV | ONE_THREAD)
 
 
 @nox.session
