@@ -148,6 +148,7 @@ def test_unknown_preset_names_the_known_ones():
         "episode.query",
         "model.name",
         "model.norm",
+        "method",
         "seed",
         "threads",
     ],
@@ -271,6 +272,10 @@ def test_unknown_key_without_one():
         "train.augment=true",
         "model.kernel_size=2",
         "model.kernel_size=true",
+        "model.outputs=0",
+        "model.outputs=true",
+        "method=Approx",
+        "method=null",
     ],
 )
 def test_wrong_values_are_named(assignment):
@@ -338,7 +343,7 @@ def test_yaml_that_is_no_configuration(tmp_path, text):
 def test_yaml_errors_name_the_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("seed: 1\ntrain: ]\n")
-    assert refused(load_config, path) == f"{path}: not valid YAML at line 2"
+    assert refused(load_config, path) == f"{path}: not valid YAML at line 2: correct it"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80abc", b"\x89HDF\r\n\x1a\n"])
@@ -350,8 +355,10 @@ def test_files_that_are_not_text(tmp_path, content):
 
 def test_files_that_cannot_be_read(tmp_path):
     missing = tmp_path / "missing.yaml"
-    assert refused(load_config, missing) == f"{missing}: cannot be read (No such file or directory)"
-    assert refused(load_config, tmp_path) == f"{tmp_path}: cannot be read (Is a directory)"
+    for path, says in ((missing, "no such file"), (tmp_path, "not a plain file")):
+        message = refused(load_config, path)
+        assert message.startswith(f"{path}: ")
+        assert says in message.lower()
 
 
 def test_an_empty_file_is_the_defaults(tmp_path):
@@ -382,6 +389,9 @@ configurations = st.fixed_dictionaries(
         "device": st.sampled_from(["auto", "cpu", "cuda"]),
         "precision": st.sampled_from(["float32", "bfloat16"]),
         "data": maybe(texts),
+        "method": st.sampled_from(
+            ["hyper-representation", "approx", "classic-train", "multiclass"]
+        ),
         "episode": section(way=counts, shot=counts, query=counts, rotations=maybe(switches)),
         "model": section(
             name=texts,
@@ -389,6 +399,7 @@ configurations = st.fixed_dictionaries(
             unit_length=switches,
             filters=maybe(counts),
             kernel_size=st.sampled_from([None, 1, 3]),
+            outputs=maybe(counts),
         ),
         "inner": section(
             steps=st.integers(0, 10**6), lr=positive, learn_lr=switches, scale=positive

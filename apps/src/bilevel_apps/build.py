@@ -12,6 +12,8 @@ from torch import Tensor
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.meta_task import HyperRepresentation, MetaTask
+from bilevel_apps.methods import METHODS, Method
+from bilevel_apps.methods.linear_outputs import with_linear_outputs
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
 from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
 
@@ -19,8 +21,10 @@ __all__ = [
     "backbone_options",
     "episode_sampler",
     "make_task",
+    "method_of",
     "model_tensors",
     "part_of",
+    "settled_outputs",
     "store_of",
 ]
 
@@ -88,6 +92,8 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         backbone = create_model(config.model.name, **backbone_options(config, image_shape))
     except ValueError as error:
         raise InputError(f"model.name={config.model.name}: {error}") from None
+    if config.model.outputs is not None:
+        backbone = with_linear_outputs(backbone, config.model.outputs)
     model = HyperRepresentation(
         backbone,
         inner_lr=config.inner.lr,
@@ -110,6 +116,37 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         parts=config.train.accumulate,
         label_smoothing=config.train.label_smoothing,
     )
+
+
+def method_of(config: Config) -> Method:
+    """Return what a hyper-iteration does.
+
+    Raises:
+        InputError: it would do nothing.
+    """
+    if config.method == "classic-train" and config.inner.steps == 0:
+        raise InputError(
+            "inner.steps=0: method=classic-train moves representation and heads together so many "
+            "times a meta-batch: set inner.steps to 1 or more"
+        )
+    return METHODS[config.method]
+
+
+def settled_outputs(config: Config, classes: int) -> int | None:
+    """Return `model.outputs`: where one classifier is trained, one for each training class.
+
+    Raises:
+        InputError: another number was asked for.
+    """
+    outputs = config.model.outputs
+    if config.method != "multiclass":
+        return outputs
+    if outputs not in (None, classes):
+        raise InputError(
+            f"model.outputs={outputs}: method=multiclass has one for each of the {classes} classes "
+            "of the split 'train', rotated copies included: leave it null"
+        )
+    return classes
 
 
 def backbone_options(config: Config, image_shape: tuple[int, ...]) -> dict[str, Any]:

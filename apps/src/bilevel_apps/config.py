@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -14,6 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from bilevel_apps.errors import InputError
+from bilevel_data import DataError
+from bilevel_data.limits import MAX_CONFIG_BYTES
+from bilevel_data.plain import read_plain
 
 __all__ = [
     "Config",
@@ -25,8 +29,12 @@ __all__ = [
     "load_preset",
     "parse_config",
     "parse_yaml",
+    "short",
     "with_settings",
 ]
+
+
+DEEPEST = 64  # brackets in settings; two are in use
 
 
 def _no_switch(value: object) -> object:
@@ -89,6 +97,10 @@ class ModelSection(Section):
     filters: Count | None = Field(default=None, description="a layer; null: the model's own")
     kernel_size: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] | None = Field(
         default=None, description="1 or 3, of a block's convolutions (rn); null: the model's own"
+    )
+    outputs: Count | None = Field(
+        default=None,
+        description="of a linear layer at the end; null: none (multiclass: the training classes)",
     )
 
 
@@ -170,6 +182,17 @@ class Config(Section):
         description="of the convolutions; auto: bfloat16 where the processor has it",
     )
     data: str | None = Field(default=None, description="the store, an .h5 file of bilevel-data")
+    method: Literal[
+        "hyper-representation",
+        "bilevel-train",
+        "approx",
+        "approx-train",
+        "classic-train",
+        "multiclass",
+    ] = Field(
+        default="hyper-representation",
+        description="or bilevel-train, approx, approx-train, classic-train, multiclass (Table 4)",
+    )
     episode: EpisodeSection = EpisodeSection()
     model: ModelSection = ModelSection()
     inner: InnerSection = InnerSection()
@@ -220,10 +243,13 @@ def load_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read or is not a mapping.
     """
+    remedy = "give a YAML file, such as the config.yaml of a run"
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        text = read_plain(path, MAX_CONFIG_BYTES, what="settings", remedy=remedy).decode()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: {remedy}") from None
+    except DataError as error:
+        raise InputError(str(error)) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected YAML, found something that is not text") from error
     return _mapping(text, str(path))
@@ -267,8 +293,15 @@ def parse_config(settings: Mapping[str, Any], source: str) -> Config:
         expected = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "model_type":
             expected = f"a section, with keys such as {key}.{_first_key(key)}"
-        found = reprlib.repr(first["input"])
-        raise InputError(f"{source}: {key}: {expected}, found {found}") from None
+        raise InputError(f"{source}: {key}: {expected}, found {short(first['input'])}") from None
+
+
+def short(value: object) -> str:
+    """Return a value of a file for a message: on one line, not long, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def _first_key(section: str) -> str:
@@ -286,13 +319,53 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         InputError: it is not YAML.
     """
+    if _depth(text) > DEEPEST:  # of which the scanner would make seconds of work
+        raise InputError(f"{source}: brackets nested more than {DEEPEST} deep: correct it")
+    loader: Any = None
     try:
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _check_node(node, source, set())
+        return None if node is None else loader.construct_document(node)
     # Impossible dates and numbers are a ValueError, brackets nested too deep a RecursionError.
+    except InputError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise InputError(f"{source}: not valid YAML{line}") from error
+        raise InputError(f"{source}: not valid YAML{line}: correct it") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _depth(text: str) -> int:
+    """Return how many brackets are open at once, at most."""
+    steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
+    return max(itertools.accumulate(steps), default=0)
+
+
+def _check_node(node: yaml.Node | None, source: str, seen: set[int]) -> None:
+    """Refuse what a few lines of YAML can grow from, and keys of which one would be lost."""
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    line = f"{source}: line {node.start_mark.line + 1}"
+    if id(node) in seen:
+        raise InputError(f"{line}: is used again by an alias (*): write it out in both places")
+    seen.add(id(node))
+    keys: set[str] = set()
+    for entry in node.value:
+        pair = entry if isinstance(entry, tuple) else (entry,)
+        if len(pair) == 2 and isinstance(pair[0], yaml.ScalarNode):
+            if pair[0].value in keys:
+                where = pair[0].start_mark.line + 1
+                raise InputError(
+                    f"{source}: line {where}: {reprlib.repr(pair[0].value)} stands there twice: "
+                    "remove one"
+                )
+            keys.add(pair[0].value)
+        for child in pair:
+            _check_node(child, source, seen)
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A hyper-iteration divided among processes: each takes a part of the meta-batch.
 
-The hypergradient is a mean over episodes, so the mean of the processes' own is that of the whole
+The outer gradient is a mean over episodes, so the mean of the processes' own is that of the whole
 meta-batch. Wrapping the model would not do: the pull-back is not the backward pass of one loss.
 """
 
@@ -17,12 +17,19 @@ from bilevel_apps.config import Config
 from bilevel_apps.episodes import Episodes
 from bilevel_apps.errors import InputError
 from bilevel_apps.meta_task import MetaTask, Outcome
+from bilevel_apps.methods.hyper_representation import hyper_representation
 from bilevel_apps.processes import Processes
 from bilevel_data import EpisodeBatch
 from bilevel_data.loader import BatchSampler
 from bilevel_models import Normalization
 
-__all__ = ["Shard", "check_shareable", "shared_hypergradient", "use_own_gpu"]
+__all__ = [
+    "Shard",
+    "check_shareable",
+    "shared_gradients",
+    "shared_hypergradient",
+    "use_own_gpu",
+]
 
 
 @final
@@ -95,32 +102,64 @@ def shared_hypergradient(
 ) -> tuple[Outcome, bool]:
     """Put ∇f_T of the whole meta-batch into the `grad` of the model's parameters.
 
+    What `shared_gradients` does for a hyper-representation, which takes one outer step.
+    """
+    gradients = hyper_representation(task, episodes)
+    ((outcome, stops),) = shared_gradients(gradients, task, episodes, processes, stop=stop)
+    return outcome, stops
+
+
+def shared_gradients(
+    gradients: Iterator[Outcome],
+    task: MetaTask,
+    episodes: Episodes,
+    processes: Processes,
+    *,
+    stop: bool,
+) -> Iterator[tuple[Outcome, bool]]:
+    """Let each gradient that a method puts into the `grad` be that of the whole meta-batch.
+
     With R processes, each of which has computed g_r and moved the running averages from a to a_r,
 
-        ∇f_T = Σ_r g_r / R,    a ← q^R a + Σ_r q^(R-1-r) (a_r - q a),    q = (1 - momentum)^n,
+        g = Σ_r g_r / R,    a ← q^R a + Σ_r q^(R-1-r) (a_r - q a),    q = (1 - momentum)^n,
 
     where n is the number of a process's episodes, and the second is what one process gives that
     takes all episodes one after the other.
 
     Args:
-        task: what to differentiate.
+        gradients: what the method yields for this process's part.
+        task: what it differentiates.
         episodes: this process's part of the meta-batch, as many in every process.
         processes: who divides it.
         stop: whether this process was asked to stop.
 
-    Returns:
-        E and the accuracy of the whole meta-batch; and whether any process was asked to stop.
+    Yields:
+        Loss and accuracy of the whole meta-batch; and whether any process was asked to stop.
 
     Raises:
         bilevel_core.DivergenceError: the inner runs of this process diverge.
         RunError: a process is gone.
 
-    Cost: beside `MetaTask.hypergradient`, one all-reduce of as many numbers as the model has.
+    Cost: beside the method's, one all-reduce an outer step of as many numbers as the model has.
     """
     if processes.size == 1:
-        return task.hypergradient(episodes), stop
+        yield from ((outcome, stop) for outcome in gradients)
+        return
     averages = _averages_before(task, len(episodes.support))
-    outcome = task.hypergradient(episodes)
+    for outcome in gradients:
+        yield _summed(outcome, averages, task, processes, stop=stop)
+        averages = _averages_before(task, len(episodes.support))
+
+
+def _summed(
+    outcome: Outcome,
+    averages: Sequence[_Average],
+    task: MetaTask,
+    processes: Processes,
+    *,
+    stop: bool,
+) -> tuple[Outcome, bool]:
+    """Make one gradient, and the running averages that were moved for it, those of all."""
     grads = [p.grad.div_(processes.size) for p in task.model.parameters() if p.grad is not None]
     for average in averages:
         average.leave_part(processes)
@@ -136,7 +175,7 @@ def shared_hypergradient(
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Average:
-    """A running average during a hyper-iteration, in the notation of `shared_hypergradient`.
+    """A running average during an outer step, in the notation of `shared_gradients`.
 
     Attributes:
         tensor: a_r.
@@ -159,7 +198,7 @@ class _Average:
 
 
 def _averages_before(task: MetaTask, episodes: int) -> list[_Average]:
-    """Return the running averages that a hyper-iteration of so many episodes will move."""
+    """Return the running averages that an outer step on so many episodes will move."""
     if task.encoder.normalization is not Normalization.GHOST:
         return []
     return [

@@ -26,6 +26,8 @@ class Episodes:
         support_labels: classes 0 … way-1, int64 (batch, way*shot).
         query_labels: likewise, (batch, way*query).
         way: classes an episode.
+        classes: which classes of the split the labels 0 … way-1 stand for, int64 (batch, way), a
+            rotated copy being a class of its own; None where nobody asks.
     """
 
     support: Tensor
@@ -33,6 +35,7 @@ class Episodes:
     support_labels: Tensor
     query_labels: Tensor
     way: int
+    classes: Tensor | None = None
 
     def parts(self, count: int) -> Iterator[Episodes]:
         """Yield the meta-batch in so many parts of as many episodes, which share its memory.
@@ -43,17 +46,18 @@ class Episodes:
         if len(self.support) % count:
             raise ValueError(f"{len(self.support)} episodes do not divide into {count} equal parts")
         size = len(self.support) // count
-        tensors = (self.support, self.query, self.support_labels, self.query_labels)
-        for support, query, support_labels, query_labels in zip(
-            *(torch.split(tensor, size) for tensor in tensors), strict=True
-        ):
-            yield replace(
-                self,
-                support=support,
-                query=query,
-                support_labels=support_labels,
-                query_labels=query_labels,
-            )
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        for part in zip(*(torch.split(x, size) for x in tensors.values()), strict=True):
+            yield replace(self, **dict(zip(tensors, part, strict=True)))
+
+    def united(self) -> Episodes:
+        """Return the same images as one set an episode, which is support and query at once."""
+        pixels = [x.movedim(-3, -1) for x in (self.support, self.query)]  # as they lie in memory
+        images = torch.cat(pixels, dim=1).movedim(-1, -3)
+        labels = torch.cat((self.support_labels, self.query_labels), dim=1)
+        return replace(
+            self, support=images, query=images, support_labels=labels, query_labels=labels
+        )
 
 
 def to_device(batch: EpisodeBatch, way: int, device: torch.device) -> Episodes:
@@ -64,4 +68,5 @@ def to_device(batch: EpisodeBatch, way: int, device: torch.device) -> Episodes:
         support_labels=torch.from_numpy(batch.support_labels).to(device),
         query_labels=torch.from_numpy(batch.query_labels).to(device),
         way=way,
+        classes=torch.from_numpy(batch.classes).to(device),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
 from bilevel_data.atomic import publish, temporary
 
-__all__ = ["check_writable", "write_files", "write_text", "write_whole"]
+__all__ = ["check_writable", "disk_failed", "write_files", "write_text", "write_whole"]
 
 
 def check_writable(folder: Path) -> None:
@@ -27,6 +28,11 @@ def check_writable(folder: Path) -> None:
         fits, reason = False, str(error.strerror)
     if not fits:
         raise InputError(f"{folder}: cannot write here ({reason}): choose another")
+
+
+def disk_failed(error: OSError) -> bool:
+    """Say whether the disk is to blame, which is full or broken, and not what was asked of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:

@@ -8,41 +8,51 @@ A meta-batch of episodes becomes a bilevel problem (Eqs. 3, 4, 9 and 10 of the p
     E   mean cross-entropy of the heads on the query images, averaged over episodes; in training the
         labels may be smoothed
 
-The heads never touch the backbone. So the inner loop is differentiated in the features, and one
-pull-back takes that hypergradient to the weights (`bilevel_models.features`).
+The heads never touch the backbone. So the inner loop is differentiated in the features
+(`inner_problem.py`), and one pull-back takes that hypergradient to the weights
+(`bilevel_models.features`). `methods/` has what else a meta-batch can do to λ.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from bilevel_apps.episodes import Episodes
-from bilevel_core import DivergenceError, Engine, GradientDescent, Problem, hypergradient
+from bilevel_apps.inner_problem import (
+    LEARNED_STEP,
+    Seen,
+    by_engine,
+    by_heads,
+    outer_loss,
+    trained_scores,
+)
+from bilevel_core import Engine
 from bilevel_models import Encoder, Features, heads
 
 __all__ = [
     "LEARNED_STEP",
+    "Encode",
     "HyperRepresentation",
     "MetaTask",
     "Outcome",
+    "encode_apart",
     "outer_loss",
 ]
 
-LEARNED_STEP = GradientDescent(step_size=lambda lam, _t: lam["log_lr"].exp())
-"""Gradient descent whose step size is part of λ."""
+Encode: TypeAlias = Callable[[Encoder, Episodes], Features]
+"""How the images of a meta-batch become features in training."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """E and the mean accuracy on the query images of a meta-batch."""
+    """The outer objective, and the mean accuracy on the images of a meta-batch that it is of."""
 
     loss: float
     accuracy: float
@@ -65,6 +75,11 @@ class HyperRepresentation(nn.Module):
         self.backbone = backbone
         self.log_lr = nn.Parameter(torch.tensor(math.log(inner_lr)), requires_grad=learn_lr)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+
+
+def encode_apart(encoder: Encoder, episodes: Episodes) -> Features:
+    """Return the features of support and query images, each image encoded once."""
+    return encoder.encode(episodes.support, episodes.query, training=True)
 
 
 @final
@@ -91,37 +106,58 @@ class MetaTask:
     parts: int = 1
     label_smoothing: float = 0.0
 
-    def hypergradient(self, episodes: Episodes) -> Outcome:
+    def hypergradient(
+        self, episodes: Episodes, *, through: bool = True, encode: Encode = encode_apart
+    ) -> Outcome:
         """Put ∇f_T of a meta-batch into the `grad` of the model's parameters (Algorithm 1).
+
+        Args:
+            episodes: the meta-batch.
+            through: False takes ∇_λ w_T as 0.
+            encode: gives the features of the support and the query images.
 
         Raises:
             bilevel_core.DivergenceError: the inner runs diverge.
 
         Cost: the backbone's forward and backward pass, once over the images, whatever T is.
         """
+        return self.accumulated(
+            self._add(part, encode(self.encoder, part), through)
+            for part in episodes.parts(self.parts)
+        )
+
+    def accumulated(self, parts: Iterable[Outcome]) -> Outcome:
+        """Return the mean of what the parts of a meta-batch come to.
+
+        Args:
+            parts: an iterator; each step of it adds the share of one part of `parts` to the `grad`,
+                which is empty before the first.
+        """
         self.model.zero_grad()
-        outcomes = [self._add(part) for part in episodes.parts(self.parts)]
+        outcomes = list(parts)
         return Outcome(
             loss=sum(outcome.loss for outcome in outcomes) / self.parts,
             accuracy=sum(outcome.accuracy for outcome in outcomes) / self.parts,
         )
 
-    def _add(self, episodes: Episodes) -> Outcome:
-        """Add the share that a part of the meta-batch has in ∇f_T to the `grad`."""
-        features = self.encoder.encode(episodes.support, episodes.query, training=True)
-        lam = self._lam(features)
-        smoothing = self.label_smoothing
-        if self.engine is None:
-            found = _by_heads(episodes, lam, self.steps, smoothing)
+    def add_scalar(self, name: str, share: Tensor) -> None:
+        """Add to the `grad` of `log_lr` or `log_scale`, if it is learned."""
+        parameter = getattr(self.model, name)
+        if parameter.requires_grad:
+            before = parameter.grad
+            parameter.grad = share if before is None else before + share
+
+    def _add(self, episodes: Episodes, features: Features, through: bool) -> Outcome:
+        """Add the share that a part of the meta-batch has in the gradient to the `grad`."""
+        lam, smoothing = self._lam(features), self.label_smoothing
+        if self.engine is None or not through:
+            found = by_heads(episodes, lam, self.steps, smoothing, through=through)
         else:
-            found = _by_engine(episodes, lam, self.steps, smoothing, self.engine)
+            found = by_engine(episodes, lam, self.steps, smoothing, self.engine)
         share = {name: grad / self.parts for name, grad in found.grad.items()}
         features.pull_back(share["support"], share["query"])
         for name in ("log_lr", "log_scale"):
-            parameter = getattr(self.model, name)
-            if parameter.requires_grad:
-                before = parameter.grad
-                parameter.grad = share[name] if before is None else before + share[name]
+            self.add_scalar(name, share[name])
         correct = heads.accuracy(found.scores, episodes.query_labels)
         return Outcome(loss=float(found.value), accuracy=float(correct.mean()))
 
@@ -133,10 +169,10 @@ class MetaTask:
         """
         lam = self._lam(self.encoder.encode(episodes.support, episodes.query, training=False))
         with torch.no_grad():
-            scores = _trained_scores(episodes, lam, self.steps)
+            scores = trained_scores(episodes, lam, self.steps)
         return heads.accuracy(scores, episodes.query_labels)
 
-    def _lam(self, features: Features) -> dict[str, Tensor]:
+    def _lam(self, features: Features) -> Seen:
         """Return what the inner loop sees of λ."""
         return {
             "support": features.support,
@@ -144,91 +180,3 @@ class MetaTask:
             "log_lr": self.model.log_lr.detach(),
             "log_scale": self.model.log_scale.detach(),
         }
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """E, its gradient in what the inner loop sees of λ, and the query images' logits."""
-
-    value: Tensor
-    grad: dict[str, Tensor]
-    scores: Tensor
-
-
-def outer_loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return E = (1-ε) mean -log p_y + ε mean -log p_c, the mean over c that of all classes.
-
-    Args:
-        scores: logits of the query images, (batch, way*query, way).
-        labels: y, (batch, way*query).
-        smoothing: ε.
-
-    Source: Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2016),
-    section 7.
-    """
-    loss = heads.cross_entropy(scores, labels).mean()
-    if not smoothing:
-        return loss
-    return (1 - smoothing) * loss - smoothing * scores.log_softmax(dim=-1).mean()
-
-
-def _by_heads(episodes: Episodes, lam: dict[str, Tensor], steps: int, smoothing: float) -> _Found:
-    leaves = {name: leaf.requires_grad_() for name, leaf in lam.items()}
-    scores = _trained_scores(episodes, leaves, steps)
-    value = outer_loss(scores, episodes.query_labels, smoothing)
-    loss = float(value.detach())
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"the loss on the query images is {loss} after T = {steps} inner steps, although the "
-            "heads are finite: lower the step size, or look for features that are not finite"
-        )
-    grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    grad = dict(zip(leaves, grads, strict=True))
-    return _Found(value=value.detach(), grad=grad, scores=scores.detach())
-
-
-def _by_engine(
-    episodes: Episodes, lam: dict[str, Tensor], steps: int, smoothing: float, engine: Engine
-) -> _Found:
-    problem = _problem(episodes, smoothing)
-    found = hypergradient(problem, LEARNED_STEP, lam, steps=steps, engine=engine)
-    scores = _scores(LEARNED_STEP.params(found.state), lam, "query")
-    return _Found(value=found.value, grad=found.grad, scores=scores)
-
-
-def _trained_scores(episodes: Episodes, lam: dict[str, Tensor], steps: int) -> Tensor:
-    """Return the query images' logits, (batch, way*query, way), after T steps."""
-    targets = heads.one_hot(episodes.support_labels, episodes.way, lam["support"])
-    with _divergence():
-        head = heads.descend(
-            lam["support"],
-            targets,
-            steps=steps,
-            step_size=lam["log_lr"].exp(),
-            scale=lam["log_scale"].exp(),
-        )
-    return _scores(head, lam, "query")
-
-
-@contextmanager
-def _divergence() -> Iterator[None]:
-    """Let the heads' divergence be core's, so that callers know one."""
-    try:
-        yield
-    except heads.HeadDivergenceError as error:
-        raise DivergenceError(str(error)) from error
-
-
-def _problem(episodes: Episodes, smoothing: float) -> Problem:
-    return Problem(
-        inner=lambda w, lam: heads.cross_entropy(
-            _scores(w, lam, "support"), episodes.support_labels
-        ).sum(),
-        outer=lambda w, lam: outer_loss(_scores(w, lam, "query"), episodes.query_labels, smoothing),
-        init=lambda lam: heads.zeros(lam["support"], episodes.way),
-    )
-
-
-def _scores(head: heads.Head, lam: dict[str, Tensor], images: str) -> Tensor:
-    return heads.logits(head, lam[images], lam["log_scale"].exp())

@@ -190,6 +190,12 @@ def _check(card: Card, content: bytes) -> None:
     """Read card and weights back as the package will."""
     read = parse_card(card.to_json(), card.tag)
     tensors = parse_weights(content, read, card.tag)
-    create_model(read.model, **read.options).load_state_dict(tensors)
+    try:
+        create_model(read.model, **read.options).load_state_dict(tensors)
+    except RuntimeError:
+        raise InputError(
+            f"--tag {card.tag}: its weights are not those of {read.model} alone (model.outputs?): "
+            "publish a run without a linear layer at the network's end"
+        ) from None
     if read != card or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise InputError(f"--tag {card.tag}: not finite, or not read back as it was written")

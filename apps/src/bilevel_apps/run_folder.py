@@ -12,13 +12,13 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
-from bilevel_apps.errors import InputError
-from bilevel_apps.files import write_text
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.files import disk_failed, write_text
 
 __all__ = ["RunFolder"]
 
 # Left open in a preset, settled once a run began.
-SETTLED = ("threads", "precision", "episode.rotations")
+SETTLED = ("threads", "precision", "episode.rotations", "model.outputs")
 
 
 @final
@@ -122,6 +122,7 @@ class RunFolder:
 
         Raises:
             InputError: the folder cannot be written, or another process trains there.
+            RunError: the disk is full or broken.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -130,9 +131,10 @@ class RunFolder:
         except Timeout:
             raise InputError(f"{self.path}: another process is at work in this folder") from None
         except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot write to this folder ({error.strerror}): choose another --out"
-            ) from None
+            reason = f"{self.path}: cannot write to this folder ({error.strerror})"
+            if disk_failed(error):
+                raise RunError(f"{reason}: make room, then --resume") from None
+            raise InputError(f"{reason}: choose another --out") from None
         try:
             # A killed process may have left a half-written file under a temporary name.
             for leftover in self.path.glob(".*.tmp"):

@@ -14,7 +14,7 @@ from typing import Any
 from bilevel_apps.build import store_of
 from bilevel_apps.checkpoint import Checkpoint, save_checkpoint
 from bilevel_apps.config import Config
-from bilevel_apps.distributed import check_shareable, shared_hypergradient, use_own_gpu
+from bilevel_apps.distributed import check_shareable, shared_gradients, use_own_gpu
 from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_device
@@ -163,33 +163,32 @@ def _report(training: Training, tracker: Tracker) -> Score | None:
 
 
 def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
-    """Take one outer step; return what happened, for the log."""
-    config, model = training.config.train, training.task.model
+    """Take the outer steps of one meta-batch; return what happened in the last, for the log."""
+    config, task = training.config.train, training.task
     lr = learning_rate(config.schedule, config.lr, training.step, config.steps)
     for group in training.optimizer.param_groups:
         group["lr"] = lr
     episodes = to_device(batch, training.train_episodes.spec.way, training.device)
     over = finished(config, 0, training.clock.seconds()) is not None
     wish = bool(training.signals) or (over and training.processes.first)
+    gradients = training.method(task, episodes)
+    shared = shared_gradients(gradients, task, episodes, training.processes, stop=wish)
+    figures = {}
     try:
-        outcome, training.stop = shared_hypergradient(
-            training.task, episodes, training.processes, stop=wish
-        )
+        for outcome, stop in shared:
+            norm = clipped_norm(task.model, config.clip)
+            if not math.isfinite(norm):  # a step along it would spoil the weights that are saved
+                raise not_finite(training)
+            training.optimizer.step()
+            training.stop = stop
+            figures = {"train/loss": outcome.loss, "train/accuracy": outcome.accuracy}
+            figures["outer/grad_norm"] = norm
     except DivergenceError as error:
         raise diverged(training, "after", error) from error
-    norm = clipped_norm(model, config.clip)
-    if not math.isfinite(norm):  # a step along it would spoil the weights that are saved next
-        raise not_finite(training)
-    training.optimizer.step()
     training.step += 1
     if training.average is not None:
         training.average.follow(training.step)
-    return {
-        "train/loss": outcome.loss,
-        "train/accuracy": outcome.accuracy,
-        "outer/grad_norm": norm,
-        "outer/lr": lr,
-    }
+    return figures | {"outer/lr": lr}
 
 
 def _scalars(training: Training) -> dict[str, float]:

@@ -26,7 +26,8 @@ def say_beginning(training: Training) -> None:
     parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     spec = training.train_episodes.spec
     say(
-        f"{config.model.name}: {parameters:,} outer parameters, {config.model.norm} normalisation, "
+        f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "
+        f"{config.model.norm} normalisation, "
         f"T = {task.steps} inner steps; {config.train.meta_batch} episodes of {spec.way}-way "
         f"{spec.shot}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bilevel_apps.augmentation import Augmented
 from bilevel_apps.averaging import WeightAverage, weight_average
-from bilevel_apps.build import episode_sampler, make_task, part_of
+from bilevel_apps.build import episode_sampler, make_task, method_of, part_of, settled_outputs
 from bilevel_apps.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.config import Config
 from bilevel_apps.distributed import Shard
@@ -22,6 +22,7 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_precision, set_threads
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.meter import Meter
+from bilevel_apps.methods import Method
 from bilevel_apps.optimizers import load_optimizer, make_optimizer, optimizer_tensors
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.record import Environment, RunRecord, read_record
@@ -50,6 +51,7 @@ class Training:
     config: Config
     folder: RunFolder
     task: MetaTask
+    method: Method
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
@@ -141,6 +143,10 @@ def resolve(config: Config, store: Store, device: torch.device, processes: Proce
     rotations = config.episode.rotations
     if rotations is None:
         rotations = store.manifest.rotations_are_classes
+    outputs = config.model.outputs
+    if "train" in store.splits:  # what has none is refused with the episodes
+        classes = len(store.manifest.splits["train"].class_names) * (4 if rotations else 1)
+        outputs = settled_outputs(config, classes)
     return config.model_copy(
         update={
             # Each process's part of the cores is not what another number of them would take.
@@ -148,6 +154,7 @@ def resolve(config: Config, store: Store, device: torch.device, processes: Proce
             "precision": choose_precision(config.precision, device),
             "data": str(store.path.resolve()),
             "episode": config.episode.model_copy(update={"rotations": rotations}),
+            "model": config.model.model_copy(update={"outputs": outputs}),
         }
     )
 
@@ -189,6 +196,7 @@ def prepare(
         config=config,
         folder=folder,
         task=task,
+        method=method_of(config),
         average=None if average is None else weight_average(task, average),
         optimizer=make_optimizer(training, task.model),
         train_episodes=train_episodes,

@@ -51,6 +51,9 @@ stopped. --sampler random or tpe (with optuna) tries --trials N settings, also o
 
   bilevel-train … --out runs/lr --sweep train.lr=1e-4..1e-2 --sampler tpe --trials 20
 
+--set method=approx trains without the derivative of the inner steps; the others are the rows of the
+paper's Table 4 (bilevel-train, approx-train, classic-train, multiclass).
+
 Several processes, on one machine or more, share each meta-batch and give the same result:
 
   torchrun --nproc-per-node 2 -m bilevel_apps.cli.train --preset … --data … --out …

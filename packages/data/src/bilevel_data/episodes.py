@@ -72,12 +72,16 @@ class EpisodeBatch:
         query: ``(count, way*query, H, W, C)`` uint8.
         support_labels: ``(count, way*shot)`` int64 in 0 … way - 1.
         query_labels: ``(count, way*query)`` int64 in 0 … way - 1.
+        classes: ``(count, way)`` int64 in 0 … ``num_classes`` - 1 of the sampler: label n is class
+            ``classes[i, n]`` of the split, or 4 times that plus its quarter turns where rotated
+            copies count.
     """
 
     support: Images
     query: Images
     support_labels: Integers
     query_labels: Integers
+    classes: Integers
 
 
 @final
@@ -134,7 +138,7 @@ class EpisodeSampler:
         Raises:
             DataError: A number is out of range.
         """
-        _, turns, images = self._draw(first, count)
+        classes, turns, images = self._draw(first, count)
         way, shot, query = self.spec.way, self.spec.shot, self.spec.query
         labels = np.arange(way)
         return EpisodeBatch(
@@ -142,6 +146,7 @@ class EpisodeSampler:
             query=self._gather(images[..., shot:], turns),
             support_labels=np.tile(np.repeat(labels, shot), (count, 1)),
             query_labels=np.tile(np.repeat(labels, query), (count, 1)),
+            classes=4 * classes + turns if self.rotations else classes,
         )
 
     def _draw(self, first: int, count: int) -> tuple[Integers, Integers, Integers]:
