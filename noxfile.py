@@ -27,6 +27,7 @@ CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 # What a wheel must hold beside its modules.
 PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+NIGHTLY = ("-m", "nightly", "--hypothesis-profile", "nightly")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
 
 
@@ -125,6 +126,22 @@ def build(session: nox.Session) -> None:
             if not any(part in name for name in names):
                 session.error(f"{wheel}: holds nothing like {part}")
     session.run("twine", "check", "--strict", *map(str, Path("dist").glob("bilevel_*-*")))
+
+
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """Break, fault, kill, load and fuzz at length; docs/reliability.md has the latest figures."""
+    install_all(session, test=True)
+    session.run(
+        "pytest", "-s", "tests/reliability", *(session.posargs or NIGHTLY), env=ENV | ONE_THREAD
+    )
+
+
+@nox.session
+def results(session: nox.Session) -> None:
+    """Make docs/results.md and the README's table from docs/records (-- check: compare them)."""
+    install_all(session)
+    session.run("python", "-m", "bilevel_apps.results", *(session.posargs or ["write"]), env=ENV)
 
 
 @nox.session

@@ -180,7 +180,7 @@ def test_missing_empty_and_a_folder(tmp_path):
     (tmp_path / "empty").touch()
     with pytest.raises(InputError, match="damaged or not a checkpoint"):
         load_checkpoint(tmp_path / "empty")
-    with pytest.raises(InputError, match="damaged or not a checkpoint"):
+    with pytest.raises(InputError, match="not a plain file"):
         load_checkpoint(tmp_path)
 
 

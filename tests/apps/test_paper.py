@@ -209,7 +209,7 @@ def test_every_item_is_complete():
 
 
 def test_an_unknown_item():
-    with pytest.raises(InputError, match="table9: no such item: expected one of table5"):
+    with pytest.raises(InputError, match="table9: no such item: expected one of table2"):
         load_item("table9")
 
 
@@ -218,6 +218,10 @@ def test_an_unknown_item():
     [
         (["table9", "--out", "x"], "table9"),
         (["figure1"], "--out"),
+        (["table3", "--out", "x"], "no data: give --data FILE.h5"),
+        (["table4", "--out", "x", "--only", "nothing"], "--only nothing: table4 has no such part"),
+        (["table5", "--out", "x", "--set", "seed=1"], "table5 trains no network"),
+        (["table5", "--out", "x", "--run", "y"], "table5 shows no run"),
         (["figure1", "--out", "x", "--seeds", "0"], "--seeds"),
         (["figure1", "--out", "x", "--scale", "huge"], "--scale"),
     ],

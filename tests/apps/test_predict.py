@@ -305,7 +305,7 @@ BAD = {
     ),
     "300 megapixels": (
         lambda own: (own / "query" / "large.png").write_bytes(huge_png(20_000, 15_000)),
-        "large.png: expected a picture",
+        "large.png: 300000000 pixels, more than 64000000: make it smaller",
     ),
     "70 megapixels": (
         lambda own: (own / "support" / "ash" / "large.png").write_bytes(huge_png(10_000, 7_000)),

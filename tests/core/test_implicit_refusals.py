@@ -193,3 +193,19 @@ def test_the_solver_is_told_that_the_hessian_is_symmetric():
 def test_bounds_that_nothing_can_meet_are_refused(name, bad):
     with pytest.raises(ValueError, match=f"{name} must be above 0, or None"):
         Implicit(**{name: bad})
+
+
+def test_an_outer_objective_without_a_slope_is_not_the_solvers_fault():
+    """√w has no derivative at the limit w = 0: the gradient says so, and the run went well."""
+    start = torch.ones(2, dtype=torch.float64)
+    problem = Problem(
+        inner=lambda w, lam: lam * (w**2).sum() / 2,
+        outer=lambda w, lam: w.abs().sqrt().sum(),
+        init=lambda lam: start,
+    )
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    flow, lam = checked_flow(problem, GradientDescent(step_size=1.0), lam, 3)
+    found = Implicit()(flow, lam, 3)
+    assert found.result.code is Code.SUCCESS
+    assert found.value == 0
+    assert not torch.isfinite(found.grad)

@@ -345,6 +345,7 @@ def test_an_objective_that_is_not_quadratic_is_refused(steps, inner):
         (GradientDescent(step_size=lambda lam, t: 0.1 * lam[t - 1]), ValueError, "step t"),
         (GradientDescent(step_size=lambda lam, t: {1: 0.1}.get(t, 0.1)), ValueError, "step t"),
         (GradientDescent(step_size=lambda lam, t: 0.1 if t else 0.2), ValueError, "step t"),
+        (GradientDescent(step_size=lambda lam, t: {"1": 0.2}.get(f"{t}")), ValueError, "step t"),
         (
             HeavyBall(step_size=0.1, momentum=lambda lam, t: 1 - 2 / (t + 1)),
             ValueError,

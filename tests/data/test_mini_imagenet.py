@@ -13,7 +13,6 @@ from PIL import Image
 from bilevel_data import DataError, load_source, open_store, verify_store, write_store
 from bilevel_data.sources import tree as tree_module
 from bilevel_data.sources.images import read_pictures
-from bilevel_data.sources.mini_imagenet import mini_imagenet
 
 LISTS = {"train": {"n01": 3, "n02": 2}, "val": {"n03": 2}, "test": {"n04": 2}}
 
@@ -259,7 +258,7 @@ def test_bombs(tmp_path, monkeypatch):
     bomb = put_zip(tmp_path, contents() | {"mini-imagenet/images/n010.png": bytes(33 << 20)})
     with pytest.raises(DataError, match="unpacks to more than 33554432 bytes"):
         write_store(tmp_path / "m.h5", load_source("mini-imagenet", bomb))
-    monkeypatch.setitem(mini_imagenet.__globals__, "_MAX_FILES", 5)
+    monkeypatch.setenv("BILEVEL_MAX_ENTRIES", "5")
     refused(bomb, "12 members, more than 5")
     refused(put_folder(tmp_path, contents()), "more than 5 files")
 

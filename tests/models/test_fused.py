@@ -88,8 +88,9 @@ def test_the_encoder_gives_the_same_with_a_backbone_that_takes_no_sets(mode, tra
         assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_autocast_computes_in_bfloat16_as_well_as_the_network_does():
-    model, x, grads = network().float(), pictures(sum(SIZES), 1, 16).float(), []
+@pytest.mark.parametrize("name", ["c4l", "omniglot-net"])
+def test_autocast_computes_in_bfloat16_as_well_as_the_network_does(name):
+    model, x, grads = network(name).float(), pictures(sum(SIZES), 1, 16).float(), []
     for at_once, narrow in ((True, False), (False, True), (True, True)):
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
@@ -106,8 +107,20 @@ def test_autocast_computes_in_bfloat16_as_well_as_the_network_does():
     assert model.norms[0].running_mean.dtype == torch.float32
 
 
-def test_second_derivatives_are_refused():
-    model = network()
+@pytest.mark.parametrize("name", ["c4l", "omniglot-net"])
+def test_the_same_bits_every_time(name):
+    x, found = pictures(sum(SIZES), 1, 16).float(), []
+    for _ in range(2):
+        model = network(name).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model.forward_sets(x, SIZES, track=True).float().square().sum().backward()
+        found.append([*(p.grad for p in model.parameters()), *model.buffers()])
+    assert all(torch.equal(*each) for each in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["c4l", "omniglot-net"])
+def test_second_derivatives_are_refused(name):
+    model = network(name)
     h = model.forward_sets(pictures(3, 1, 16), (3,), track=False)
     with pytest.raises(NotImplementedError, match="can be differentiated only once"):
         torch.autograd.grad(h.square().sum(), list(model.parameters()), create_graph=True)

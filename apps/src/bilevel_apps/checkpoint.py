@@ -19,14 +19,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bilevel_apps.config import short
 from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
 from bilevel_data.atomic import publish, temporary
+from bilevel_data.limits import MAX_CHECKPOINT_BYTES
+from bilevel_data.plain import read_plain
 
-__all__ = ["FORMAT", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "REMEDY", "Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "bilevel-checkpoint-1"
 ENTRY = "bilevel"
+REMEDY = "restore a copy, or give a checkpoint of bilevel-train"
 
 
 @final
@@ -68,24 +72,38 @@ def load_checkpoint(path: Path) -> Checkpoint:
         InputError: it is missing, damaged, or not a checkpoint of this program.
     """
     try:
-        content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
+        content = read_plain(path, MAX_CHECKPOINT_BYTES, what="a checkpoint", remedy=REMEDY)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: damaged or not a checkpoint ({error})") from None
+        raise InputError(f"{path}: no such checkpoint: {REMEDY}") from None
+    except DataError as error:
+        raise InputError(str(error)) from None
+    try:
+        tensors = safetensors.torch.load(content)
+    # Beside its own error: a type of numbers that torch lacks, or a shape that does not fit.
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: damaged or not a checkpoint ({reason}): {REMEDY}") from None
+    return _checked(path, content, tensors)
+
+
+def _checked(path: Path, content: bytes, tensors: dict[str, Tensor]) -> Checkpoint:
     header = _header(content)
     if header.get("format") != FORMAT:
-        found = header.get("format", "none")
+        found = short(header.get("format", "none")).strip("'")
         raise InputError(
-            f"{path}: not a checkpoint of bilevel: expected format {FORMAT}, found {found}"
+            f"{path}: not a checkpoint of bilevel: expected format {FORMAT}, found {found}: "
+            f"{REMEDY}"
         )
     record = str(header.get("record"))
     if _digest(tensors, record) != header.get("sha256"):
         raise InputError(f"{path}: damaged: its contents do not match its SHA-256; restore a copy")
+    try:
+        parsed = json.loads(record)
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: its record is not JSON: {REMEDY}") from None
     return Checkpoint(
         tensors=tensors,
-        record=json.loads(record),
+        record=parsed,
         file_sha256=hashlib.sha256(content).hexdigest(),
     )
 
@@ -95,7 +113,7 @@ def _header(content: bytes) -> dict[str, Any]:
     length = int.from_bytes(content[:8], "little")
     try:
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][ENTRY])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return header if isinstance(header, dict) else {}
 

@@ -15,9 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from bilevel_apps.errors import InputError
-from bilevel_data import DataError
-from bilevel_data.limits import MAX_CONFIG_BYTES
-from bilevel_data.plain import read_plain
 
 __all__ = [
     "Config",
@@ -243,11 +240,16 @@ def load_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read or is not a mapping.
     """
+    # Here, so that `--help` loads no library for it.
+    from bilevel_data import DataError
+    from bilevel_data.limits import MAX_CONFIG_BYTES
+    from bilevel_data.plain import read_plain
+
     remedy = "give a YAML file, such as the config.yaml of a run"
     try:
         text = read_plain(path, MAX_CONFIG_BYTES, what="settings", remedy=remedy).decode()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file: {remedy}") from None
+        raise InputError(f"{path}: cannot be read (No such file or directory): {remedy}") from None
     except DataError as error:
         raise InputError(str(error)) from None
     except UnicodeDecodeError as error:

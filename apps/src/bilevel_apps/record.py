@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import reprlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bilevel_apps.checkpoint import Checkpoint
-from bilevel_apps.config import Config, Count, CountOrZero, NonNegative, Number, parse_config
+from bilevel_apps.build import make_task, model_tensors
+from bilevel_apps.checkpoint import REMEDY, Checkpoint
+from bilevel_apps.config import (
+    Config,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Number,
+    parse_config,
+    short,
+)
 from bilevel_apps.errors import InputError
 from bilevel_apps.stopping import Ending
 
@@ -85,13 +94,44 @@ def read_record(checkpoint: Checkpoint, path: Path) -> RunRecord:
     try:
         if isinstance(record, dict) and isinstance(record.get("config"), dict):
             parse_config(record["config"], f"{path}: config")  # its messages are clearer
-        return RunRecord.model_validate(record)
+        found = RunRecord.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "record"
         what = first["msg"][0].lower() + first["msg"][1:]
-        found = reprlib.repr(first["input"])
         raise InputError(
             f"{path}: its record is not that of a training of this version ({key}: {what}, found "
-            f"{found}): begin anew in another --out"
+            f"{short(first['input'])}): begin anew in another --out"
         ) from None
+    _check_weights(checkpoint, found, path)
+    return found
+
+
+def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> None:
+    """Refuse weights that are not numbers, or not those of the model that the record names.
+
+    The model is built without memory, so that a record cannot ask for more than the file holds.
+
+    Raises:
+        InputError: so it is.
+    """
+    try:
+        with torch.device("meta"):
+            task = make_task(record.config, record.image_shape, torch.device("meta"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {REMEDY}") from None
+    except (ValueError, RuntimeError, OverflowError):  # sizes beyond what can be counted
+        raise _other_weights(path) from None
+    weights = model_tensors(checkpoint.tensors)
+    expected = {name: weight.shape for name, weight in task.model.state_dict().items()}
+    if {name: weight.shape for name, weight in weights.items()} != expected:
+        raise _other_weights(path)
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise InputError(f"{path}: its weights are not all finite numbers: {REMEDY}")
+
+
+def _other_weights(path: Path) -> InputError:
+    return InputError(
+        f"{path}: its tensors are not those of its configuration: it was written by another "
+        "version, or damaged: restore a copy"
+    )

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from bilevel_data.atomic import publish, temporary
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -156,6 +158,10 @@ def closing(tracker: Tracker) -> Iterator[None]:
 
 def mlflow_client(uri: str) -> MlflowClient:
     """Return MLflow's client; importing mlflow takes seconds, and it is kept quiet."""
+    return _import_mlflow()(uri)
+
+
+def _import_mlflow() -> type[MlflowClient]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # With MLflow's own limits, a server that cannot be reached holds a run up for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -164,7 +170,7 @@ def mlflow_client(uri: str) -> MlflowClient:
 
     for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
         logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(uri)
+    return MlflowClient
 
 
 def one_line(what: str, error: Exception) -> str:
@@ -174,8 +180,11 @@ def one_line(what: str, error: Exception) -> str:
 
 
 def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
+    _import_mlflow()  # seconds, for which the others must not have to wait
     # Processes that meet on a new database would each try to create its tables.
     with _database_lock(target.uri):
+        if target.uri.startswith(SQLITE):
+            _make_database(Path(target.uri.removeprefix(SQLITE)))
         client = mlflow_client(target.uri)
         from mlflow.exceptions import MlflowException
 
@@ -188,6 +197,16 @@ def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
             run = client.create_run(_experiment(client, target), run_name=target.run_name)
             run_id = run.info.run_id
     return client, run_id
+
+
+def _make_database(database: Path) -> None:
+    """Let a new database appear with all of its tables: MLflow cannot go on with some of them."""
+    for leftover in database.parent.glob(f".{database.name}.*.tmp*"):
+        leftover.unlink()  # of a process that was killed here
+    if not database.exists():
+        with temporary(database) as scratch:
+            mlflow_client(f"{SQLITE}{scratch}")
+            publish(scratch, database)
 
 
 def _experiment(client: MlflowClient, target: Target) -> str:

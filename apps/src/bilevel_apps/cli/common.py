@@ -39,6 +39,7 @@ def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) 
         report: takes the line of an error, and the status.
     """
     try:
+        _check_arguments(sys.argv[1:])
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         _fail(report, 2, getattr(error, "format_message", error.__str__)())
@@ -49,17 +50,33 @@ def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) 
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     except Exception as error:  # a library's error, or ours: still one line
-        from bilevel_data import DataError
+        from bilevel_data import DataError, WriteError
 
         if isinstance(error, DataError):
-            _fail(report, 2, str(error))
+            _fail(report, 1 if isinstance(error, WriteError) else 2, str(error))
         _fail(report, 1, f"{type(error).__name__}: {error} (--debug shows the traceback)")
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Refuse a name that is not text: it could not be written into a record or a table.
+
+    Raises:
+        InputError: there is one.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{argument!a}: a name that is not UTF-8: rename it, or choose another"
+            ) from None
 
 
 def _fail(report: Callable[[str, int], None], status: int, message: str) -> None:
     if "--debug" in sys.argv:
         traceback.print_exc()
-    line = " ".join(message.split())
+    # Names and values of a file that somebody else made are in it: they must not steer a terminal.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     report(f"error: {line}", status)
     raise SystemExit(status)

@@ -27,12 +27,23 @@ NAME.png, NAME.svg  the picture
 NAME.csv            the table with every digit; NAME-details.csv what it is made of
 NAME.json           all of it for programs
 
---scale quick takes seconds and shows the claims; full has the paper's sizes. What is done is kept
-in NAME/SCALE, a file a seed, and not done again. A claim that does not hold ends the command with
-status 1, after the files are written. Runs are logged to MLflow, by default in mlflow.db beside
---out.
+--scale quick takes seconds to minutes and shows the claims; full has the paper's sizes. What is
+done is kept in NAME/SCALE, a file a part, and not done again. A claim that does not hold ends the
+command with status 1, after the files are written. Runs are logged to MLflow, by default in
+mlflow.db beside --out.
 
-Example: bilevel-paper table5 --out runs/paper
+Items about pictures take stores with --data; each finds those of the data sets that it is about.
+Tables 3 and 4 and figure 6 train networks: every cell is a run in NAME/SCALE/CELL-seed-N, as
+bilevel-train makes them, and goes on where it was stopped. --only CELL computes one of them, --set
+KEY=VALUE changes what is trained (the same budget for all: --set train.minutes=60), and
+--run CELL=DIR takes a run that there is already. Cells of table 3 are named as the presets; those
+with paper/ before have the paper's own settings.
+
+Example:
+
+  bilevel-paper table5 --out runs/paper
+
+  bilevel-paper table3 --data omniglot.h5 --scale full --only omniglot-5way-1shot --out runs/paper
 """
 
 app = make_app(HELP)
@@ -54,6 +65,28 @@ def _command(name: str) -> Callable[..., None]:
         seeds: Annotated[
             int | None, typer.Option(min=1, help="Data sets; by default as many as the scale has.")
         ] = None,
+        data: Annotated[
+            list[Path] | None,
+            typer.Option(
+                metavar="FILE.h5", help="A store of bilevel-data; repeat it for several data sets."
+            ),
+        ] = None,
+        only: Annotated[
+            list[str] | None,
+            typer.Option(metavar="PART", help="Compute this part alone; may be repeated."),
+        ] = None,
+        assignments: Annotated[
+            list[str] | None,
+            typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of what is trained."),
+        ] = None,
+        runs: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--run",
+                metavar="[PART=]DIR",
+                help="A run, or pretrained:TAG, to take in the place of training one.",
+            ),
+        ] = None,
         track: Annotated[
             bool, typer.Option("--track/--no-track", help="Log to MLflow, or do not.")
         ] = True,
@@ -68,7 +101,16 @@ def _command(name: str) -> Callable[..., None]:
         from bilevel_apps.paper.run import Request, run_item
 
         set_threads(threads)
-        request = Request(out=out, scale=scale, seeds=seeds, track=track)
+        request = Request(
+            out=out,
+            scale=scale,
+            seeds=seeds,
+            track=track,
+            data=tuple(data or ()),
+            only=tuple(only or ()),
+            assignments=tuple(assignments or ()),
+            runs=tuple(runs or ()),
+        )
         report, document = run_item(load_item(name), request)
         _print(report, document, as_json=as_json)
 

@@ -14,8 +14,9 @@ from bilevel_apps.pictures import BLUE, DPI, GREEN, INK, new_figure, png_of, sho
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["Pair", "draw_pairs", "extreme_pairs"]
+__all__ = ["Pair", "draw_pairs", "extreme_pairs", "pairs_figure"]
 
 
 @final
@@ -95,14 +96,25 @@ def draw_pairs(
     components: NDArray[np.int64],
     dpi: int = DPI,
 ) -> bytes:
-    """Return a PNG file: a row of nearest and a row of farthest pairs, with bars of their features.
+    """Return `pairs_figure` of the same arguments as a PNG file of so many dots an inch."""
+    figure = pairs_figure(nearest, farthest, names=names, components=components)
+    return png_of(figure, dpi)
+
+
+def pairs_figure(
+    nearest: list[Pair],
+    farthest: list[Pair],
+    *,
+    names: tuple[str, str],
+    components: NDArray[np.int64],
+) -> Figure:
+    """Draw a row of nearest and a row of farthest pairs, with bars of their features.
 
     Args:
         nearest: pairs, nearest first.
         farthest: as many, farthest first.
         names: what the first (blue) and the second (green) image of each pair come from.
         components: which components of the features the bars show.
-        dpi: dots an inch.
     """
     columns = max(len(nearest), len(farthest), 3)  # room for the titles
     figure = new_figure(1.5 * columns, 3.9)
@@ -125,7 +137,7 @@ def draw_pairs(
         for column, pair in enumerate(pairs):
             _draw_images(figure.add_subplot(grid[0, column]), pair)
             _draw_bars(figure.add_subplot(grid[1, column]), pair, components, limit)
-    return png_of(figure, dpi)
+    return figure
 
 
 def _draw_images(axes: Axes, pair: Pair) -> None:

@@ -79,6 +79,11 @@ class Item:
         seeds: by scale, how many data sets where `--seeds` does not say.
         run: computes, piece by piece through `Work.parts`, and reports. It trains by functions of
             the library alone.
+        data: the data sets that it is about, by the names that their stores give them; of several
+            stores it takes the first of these. None: it needs no store.
+        cells: the parts that can be computed on their own; empty: it has none.
+        trains: it trains networks, whose settings can be changed.
+        shows: it shows a run; one with cells can take a run for each of them.
     """
 
     name: str
@@ -86,3 +91,7 @@ class Item:
     paper: str
     seeds: Mapping[Scale, int]
     run: Callable[[Work], Report]
+    data: tuple[str, ...] | None = None
+    cells: tuple[str, ...] = ()
+    trains: bool = False
+    shows: bool = False

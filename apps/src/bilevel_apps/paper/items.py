@@ -10,9 +10,16 @@ from bilevel_apps.paper.item import Item
 __all__ = ["ITEMS", "load_item"]
 
 ITEMS = {
+    "table2": "the work of a hypergradient against T (section 5.1)",
+    "figure3": "the outer objectives f_T and f while a linear feature map is tuned (section 5.1)",
+    "figure4": "the test accuracy while a linear feature map is tuned (section 5.1)",
+    "table3": "few-shot accuracy of the hyper-representation (section 5.2)",
+    "table4": "the hyper-representation beside its variants (section 5.3)",
     "table5": "ridge regression with a penalty a feature: the effect of T (Appendix C)",
     "appendix-b": "K-fold cross-validation as a bilevel problem, beside grid search",
     "figure1": "the bilevel problem in a picture, of a problem that is solved",
+    "figure5": "what the representation maps near and far",
+    "figure6": "the meta-validation of T, the number of inner steps",
 }
 """Names and what they are; the item NAME is `ITEM` in the module NAME, `-` as `_`."""
 

@@ -14,7 +14,15 @@ from bilevel_apps.pictures import png_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["as_csv", "as_files", "as_lines", "as_markdown", "claim_line", "svg_of"]
+__all__ = [
+    "as_csv",
+    "as_files",
+    "as_lines",
+    "as_markdown",
+    "claim_line",
+    "markdown_table",
+    "svg_of",
+]
 
 
 def as_files(item: Item, report: Report, document: Mapping[str, Any]) -> dict[str, bytes]:
@@ -78,7 +86,7 @@ def as_markdown(item: Item, report: Report, document: Mapping[str, Any]) -> str:
     parts = [
         f"# {item.name}: {item.title}",
         item.paper.strip(),
-        _markdown_table(report.rows),
+        markdown_table(report.rows),
         f"![{item.title}]({item.name}.png)",
         *(f"## {title}\n\n{text}" for title, text in sections.items()),
     ]
@@ -90,7 +98,8 @@ def claim_line(claim: Claim) -> str:
     return f"{'holds' if claim.holds else 'FAILS'}: {claim.text} ({claim.found})"
 
 
-def _markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return a table with the columns of the first row."""
     head, *lines = _cells(rows)
     ruled = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)

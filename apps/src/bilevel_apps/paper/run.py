@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
 from bilevel_apps.errors import RunError
 from bilevel_apps.files import check_writable, write_files
+from bilevel_apps.hardware import choose_device
+from bilevel_apps.machine import machine_name, versions
 from bilevel_apps.paper.item import Item, Report, Scale
 from bilevel_apps.paper.render import as_files, claim_line
+from bilevel_apps.paper.request import Request, check_options, runs_of, store_for, stores_of
 from bilevel_apps.paper.work import Work
+from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.tracking import Target, Tracker, closing, default_uri, open_tracker
@@ -26,38 +30,24 @@ __all__ = ["Request", "run_item"]
 EXPERIMENT = "paper"
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked of an item.
-
-    Attributes:
-        out: the folder of the files; the records are in NAME/SCALE below it.
-        scale: how much to compute.
-        seeds: how many data sets; None takes the item's own number.
-        track: log to MLflow.
-    """
-
-    out: Path
-    scale: Scale = Scale.QUICK
-    seeds: int | None = None
-    track: bool = True
-
-
 def run_item(item: Item, request: Request) -> tuple[Report, dict[str, Any]]:
     """Compute what is not recorded yet and write the files; returns the report and its JSON.
 
     A claim that fails is reported and raises nothing.
 
     Raises:
-        InputError: the folder cannot be used.
+        InputError: the folder or a store cannot be used, or the item has no use for an option.
+        bilevel_data.DataError: a store cannot be used.
         RunError: an inner run failed, or a file cannot be written.
     """
+    check_options(item, request)
+    runs = runs_of(item, request.runs)
+    stores = stores_of(item, request)
     check_writable(request.out)
     seeds = item.seeds[request.scale] if request.seeds is None else request.seeds
     folder = RunFolder(request.out / item.name / request.scale.value)
     with folder.exclusive():
-        tracker = _start_tracking(item, request, folder)
+        tracker, target = _start_tracking(item, request, folder)
         with closing(tracker), _failures(item.name):
             work = Work(
                 name=item.name,
@@ -65,16 +55,31 @@ def run_item(item: Item, request: Request) -> tuple[Report, dict[str, Any]]:
                 full=request.scale is Scale.FULL,
                 seeds=seeds,
                 tracker=tracker,
+                data=None if item.data is None else store_for(item.data, stores),
+                stores=stores,
+                only=request.only,
+                assignments=request.assignments,
+                runs=runs,
+                target=target,
             )
             report = item.run(work)
-            document = _document(item, request, seeds, report)
+            document = _document(item, request, seeds, tuple(stores), report)
             paths = write_files(request.out, as_files(item, report, document))
             _log(tracker, report, paths, step=seeds)
     return report, document | {"files": [str(path) for path in paths]}
 
 
-def _document(item: Item, request: Request, seeds: int, report: Report) -> dict[str, Any]:
+def _document(
+    item: Item, request: Request, seeds: int, stores: Sequence[str], report: Report
+) -> dict[str, Any]:
     words = ["bilevel-paper", item.name, "--scale", request.scale.value, "--seeds", str(seeds)]
+    for option, values in (
+        ("--data", [f"{name}.h5" for name in stores]),
+        ("--only", request.only),
+        ("--set", request.assignments),
+        ("--run", [_shown(cell, run) for cell, run in runs_of(item, request.runs).items()]),
+    ):
+        words += [word for value in values for word in (option, value)]
     return {
         "item": item.name,
         "title": item.title,
@@ -84,22 +89,30 @@ def _document(item: Item, request: Request, seeds: int, report: Report) -> dict[
         "settings": dict(report.settings),
         "cost": dict(report.cost),
         "differs": list(report.differs),
-        "run": {"command": " ".join([*words, "--out", "DIR"]), **_machine()},
+        "run": {"command": shlex.join([*words, "--out", "DIR"]), **_machine()},
     }
+
+
+def _shown(cell: str, run: Path) -> str:
+    """Return a run as on the command line, without the place where it is on this machine."""
+    name = run.name if pretrained_tag(run) is None else str(run)
+    return f"{cell}={name}" if cell else name
 
 
 def _machine() -> dict[str, Any]:
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine_name(str(choose_device("auto"))),
         "threads": torch.get_num_threads(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "versions": versions(platform.python_version(), str(torch.__version__)),
     }
 
 
-def _start_tracking(item: Item, request: Request, folder: RunFolder) -> Tracker:
+def _start_tracking(
+    item: Item, request: Request, folder: RunFolder
+) -> tuple[Tracker, Target | None]:
     """Begin the item's run, or continue the one that its folder knows of."""
     if not request.track:
-        return open_tracker(None, run_id=None, warn=warn)
+        return open_tracker(None, run_id=None, warn=warn), None
     known = folder.load_tracking()
     target = Target(
         uri=known.get("uri") or default_uri(request.out),
@@ -110,7 +123,7 @@ def _start_tracking(item: Item, request: Request, folder: RunFolder) -> Tracker:
     if tracker.client is not None:
         folder.save_tracking(target.uri, tracker.run_id)
     tracker.describe({}, {"item": item.name, "scale": request.scale.value, "title": item.title})
-    return tracker
+    return tracker, target
 
 
 def _log(tracker: Tracker, report: Report, paths: list[Path], step: int) -> None:

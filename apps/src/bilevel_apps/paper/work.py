@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from bilevel_apps.build import store_of
 from bilevel_apps.files import write_text
 from bilevel_apps.report import progress_bar, say
-from bilevel_apps.tracking import Tracker
+from bilevel_apps.tracking import Target, Tracker
 
 __all__ = ["Part", "Work"]
 
@@ -43,8 +45,15 @@ class Work:
         name: of the item.
         folder: of the records, one JSON file a part.
         full: the paper's sizes, or else enough to see the claims.
-        seeds: how many data sets.
+        seeds: how many data sets, or trainings.
         tracker: told of every part that is done.
+        data: the store that it takes; None only where the item needs none.
+        stores: all that were given, by the names of their data sets.
+        only: the cells to compute; empty: all.
+        assignments: changes of the settings of what is trained, `key=value` each.
+        runs: folders of runs, or `pretrained:TAG`, to take in the place of a training, by the cell;
+            the only one of an item without cells is under the empty name.
+        target: where the tracker records, if it does.
         clock: the time in seconds.
     """
 
@@ -53,7 +62,22 @@ class Work:
     full: bool
     seeds: int
     tracker: Tracker
+    data: Path | None = None
+    stores: Mapping[str, Path] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    assignments: tuple[str, ...] = ()
+    runs: Mapping[str, Path] = field(default_factory=dict)
+    target: Target | None = None
     clock: Callable[[], float] = time.perf_counter
+
+    @property
+    def store(self) -> Path:
+        """The store that the item takes.
+
+        Raises:
+            InputError: none was given.
+        """
+        return self.data or store_of(None).path
 
     def by_seed(
         self, compute: Callable[[int], Mapping[str, Any]], settings: Mapping[str, Any]
@@ -66,7 +90,12 @@ class Work:
         return self.parts({f"seed-{seed}": of(seed) for seed in range(self.seeds)}, settings)
 
     def parts(
-        self, todo: Mapping[str, Callable[[], Mapping[str, Any]]], settings: Mapping[str, Any]
+        self,
+        todo: Mapping[str, Callable[[], Mapping[str, Any]]],
+        settings: Mapping[str, Any],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        bar: bool = True,
     ) -> list[Part]:
         """Compute what is not recorded yet.
 
@@ -75,20 +104,23 @@ class Work:
                 on the first level are logged.
             settings: everything that decides the results; one recorded with others is computed
                 again.
+            own: what decides the result of one part alone, by its name.
+            bar: show how many are done; off where the parts show a progress of their own.
 
         Raises:
             RunError: a record cannot be written.
         """
-        found = {key: self._recorded(key, settings) for key in todo}
+        whole = {key: {**settings, **(own or {}).get(key, {})} for key in todo}
+        found = {key: self._recorded(key, whole[key]) for key in todo}
         known = sum(part is not None for part in found.values())
         if known:
             say(f"{self.name}: {known} of {len(todo)} parts are recorded in {self.folder}")
         parts: list[Part] = []
-        with progress_bar(self.name, len(todo), known) as show:
+        with progress_bar(self.name, len(todo), known) if bar else _saying(self.name) as show:
             for number, (key, compute) in enumerate(todo.items()):
                 part = found[key]
                 if part is None:
-                    part = self._computed(key, compute, settings)
+                    part = self._computed(key, compute, whole[key])
                     known += 1
                     show(known, key)
                 parts.append(part)
@@ -123,6 +155,12 @@ class Work:
     def _log(self, step: int, part: Part) -> None:
         numbers = {k: v for k, v in part.result.items() if isinstance(v, int | float)}
         self.tracker.metrics(step, {"part/seconds": part.seconds, **numbers})
+
+
+@contextmanager
+def _saying(name: str) -> Iterator[Callable[[int, str], None]]:
+    """Yield what says, in a line, that a part is done."""
+    yield lambda _done, key: say(f"{name}: {key} is done")
 
 
 def _plain(settings: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from bilevel_data.contracts import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
 from bilevel_data.episodes import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
-from bilevel_data.errors import DataError
+from bilevel_data.errors import DataError, WriteError
 from bilevel_data.loader import EpisodeLoader
 from bilevel_data.manifest import Manifest, SplitInfo
 from bilevel_data.sources import SOURCES, Source, load_source
@@ -26,6 +26,7 @@ __all__ = [
     "SourceSplit",
     "SplitInfo",
     "Store",
+    "WriteError",
     "load_source",
     "open_store",
     "read_manifest",

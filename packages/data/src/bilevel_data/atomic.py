@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and their checksums."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -7,9 +8,11 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from bilevel_data.errors import DataError
+from bilevel_data.errors import DataError, WriteError
 
 __all__ = ["file_sha256", "publish", "read_sidecar", "sidecar_path", "temporary"]
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 @contextmanager
@@ -19,13 +22,14 @@ def temporary(path: Path) -> Iterator[Path]:
     The folder is made if it is missing.
 
     Raises:
-        DataError: The folder cannot be made or written to.
+        DataError: The folder cannot be made or written to; a `WriteError` if the disk failed.
     """
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise DataError(f"{folder}: cannot make this folder ({err.strerror})") from None
+        refusal = WriteError if err.errno in _DISK else DataError
+        raise refusal(f"{folder}: cannot make this folder ({err.strerror})") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{folder}: cannot write to this folder: choose another one")
     scratch = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
@@ -73,6 +77,8 @@ def read_sidecar(path: Path) -> str:
     """
     sidecar = sidecar_path(path)
     try:
+        if sidecar.exists() and not sidecar.is_file():  # opening a pipe would wait for ever
+            raise DataError(f"{sidecar}: expected a line of sha256sum, found no plain file")
         with sidecar.open("rb") as file:
             line = file.read(4096).decode()
     except FileNotFoundError:

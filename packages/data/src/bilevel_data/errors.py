@@ -1,6 +1,6 @@
-"""The one error of this package."""
+"""The errors of this package."""
 
-__all__ = ["DataError"]
+__all__ = ["DataError", "WriteError"]
 
 
 class DataError(ValueError):
@@ -8,3 +8,7 @@ class DataError(ValueError):
 
     The message is one line: what was refused, what was expected, what was found and what to do.
     """
+
+
+class WriteError(DataError):
+    """The input was fine and the disk failed: what stood there before is untouched."""

@@ -1,52 +1,68 @@
-"""Looking at an HDF5 file without trusting it.
+"""Looking at the HDF5 file of a store without trusting it.
 
 Everything is asked of the file's structure first (kind of link, storage, filters, type, shape
-against the size of the file), and pixels are read only after that. HDF5 can otherwise be made to
-open other files of the machine (links, external and virtual storage), to load plug-ins (filters),
-to hang (variable-length types) or to allocate what a header claims.
+against the size of the file), and pixels are read only after that.
 """
 
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import final
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
-from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 from numpy.typing import NDArray
 
 from bilevel_data.errors import DataError
+from bilevel_data.hdf5.checksums import fletcher32
+from bilevel_data.hdf5.datasets import Dataset, parse_dataset
+from bilevel_data.hdf5.headers import (
+    DAMAGED,
+    NOWHERE,
+    SIGNATURE,
+    Bytes,
+    Message,
+    Part,
+    messages,
+    root_address,
+)
 
-__all__ = ["Dataset", "dataset", "group", "names", "open_hdf5", "read_array"]
+__all__ = ["Dataset", "Group", "dataset", "group", "names", "open_hdf5", "read_array"]
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _REMEDY = "prepare the store again"
 _MAKE = "give a file made by `bilevel-data prepare`"
+_LINK_INFO, _LINK = 0x02, 0x06
+# An object header may say these too; they change nothing of what is read.
+_HARMLESS = {0x00, 0x05, 0x0A, 0x12, 0x15}
 
-Dataset: TypeAlias = h5d.DatasetID
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """A group: the file, and where the object of each name is (nowhere for other links)."""
+
+    file: Bytes
+    members: dict[str, int]
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5g.GroupID]:
-    """The root group of a file, closed again at the end; h5py's errors become a `DataError`.
+def open_hdf5(path: Path) -> Iterator[Group]:
+    """The root group of a file, closed again at the end; errors inside name the file.
 
     Raises:
         DataError: Missing, empty, not a plain file, not HDF5, truncated or damaged.
     """
     _check_file(path)
     try:
-        # A store never changes once it has its name, so it needs no lock (some network file
-        # systems have none).
-        with h5py.File(path, "r", locking=False) as file:
-            yield h5g.open(file.id, b"/")
+        with path.open("rb") as opened:
+            file = Bytes(opened)
+            yield _group(file, root_address(file))
     except DataError as err:
-        raise DataError(f"{path}: {err}") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as err:
-        reason = " ".join(str(err).split())[:120]
-        raise DataError(f"{path}: truncated or damaged: {_REMEDY} ({reason})") from None
+        advised = any(remedy in str(err) for remedy in (_REMEDY, "install the", _MAKE))
+        raise DataError(f"{path}: {err}" if advised else f"{path}: {err}: {_REMEDY}") from None
+    except OSError as err:
+        raise DataError(f"{path}: cannot read this store ({err.strerror}): {_MAKE}") from None
 
 
 def _check_file(path: Path) -> None:
@@ -62,101 +78,130 @@ def _check_file(path: Path) -> None:
         )
     if not head:
         raise DataError(f"{path}: expected a store, found an empty file: {_REMEDY}")
-    if head != _SIGNATURE:
+    if head != SIGNATURE:
         raise DataError(f"{path}: expected a store (HDF5), found another kind of file: {_MAKE}")
 
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(len(_SIGNATURE))
+        return file.read(len(SIGNATURE))
 
 
-def names(parent: h5g.GroupID, expected: set[str]) -> None:
+def names(parent: Group, expected: set[str]) -> None:
     """Check that a group holds exactly the expected names.
 
     Raises:
         DataError: A name is missing or there is one more.
     """
-    count = parent.get_num_objs()
-    found = {name.decode("utf-8", "replace") for name in parent} if count < 100 else set()
+    found = set(parent.members)
     if found != expected:
-        seen = sorted(found) if found else f"{count} names"
-        raise DataError(f"expected {sorted(expected)} in it, found {seen}: not a store")
+        seen = ascii(sorted(found)) if len(found) < 100 else f"{len(found)} names"
+        raise DataError(
+            f"expected {sorted(expected)} in it, found {seen[:200]}: not a store: {_MAKE}"
+        )
 
 
-def group(parent: h5g.GroupID, name: str) -> h5g.GroupID:
+def group(parent: Group, name: str) -> Group:
     """A group below another.
 
     Raises:
         DataError: Missing, a link to elsewhere, or not a group.
     """
-    found = _member(parent, name)
-    if not isinstance(found, h5g.GroupID):
-        raise DataError(f"{name}: expected a group, found something else: not a store")
-    return found
+    with _about(name):
+        return _group(parent.file, _member(parent, name))
 
 
-def dataset(
-    parent: h5g.GroupID, name: str, dtype: type[np.generic], rank: int, *, room: int
-) -> Dataset:
-    """A data set that is safe to read: its own storage, a plain number type, a possible size.
+def dataset(parent: Group, name: str, dtype: type[np.generic], rank: int) -> Dataset:
+    """A data set of plain numbers in chunks of this file, of a size that the file can hold.
 
     Args:
         parent: The group that holds it.
         name: Its name.
         dtype: Expected type of its numbers, ``np.uint8`` or ``np.int64``.
         rank: Expected number of axes.
-        room: Size of the whole file in bytes: it cannot hold more than that.
 
     Raises:
         DataError: One of these does not hold.
     """
-    found = _member(parent, name)
-    if not isinstance(found, h5d.DatasetID):
-        raise DataError(f"{name}: expected a data set, found something else: not a store")
-    _check_type(found, name, np.dtype(dtype), rank)
-    _check_storage(found, name, room)
-    return found
+    with _about(name):
+        found = messages(parent.file, _member(parent, name))
+        parts = {message.kind: message.content for message in found}
+        if _LINK_INFO in parts:
+            raise DataError("expected a data set, found a group: not a store")
+        relevant = [message.kind for message in found if message.kind not in _HARMLESS]
+        if len(set(relevant)) < len(relevant):
+            raise DataError(DAMAGED)
+        return parse_dataset(parent.file, parts, np.dtype(dtype), rank)
 
 
-def _member(parent: h5g.GroupID, name: str) -> object:
-    raw = name.encode()
-    if raw not in parent:
-        raise DataError(f"{name}: missing: not a store, or damaged")
-    if parent.links.get_info(raw).type != h5l.TYPE_HARD:
-        raise DataError(f"{name}: refused, as it is a link that leads elsewhere")
-    return h5o.open(parent, raw)
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as err:
+        raise DataError(f"{name}: {err}") from None
 
 
-def _check_type(found: Dataset, name: str, dtype: np.dtype[np.generic], rank: int) -> None:
-    kind = found.get_type()
-    plain = isinstance(kind, h5t.TypeIntegerID) and kind.get_size() == dtype.itemsize
-    signed = plain and kind.get_sign() == h5t.SGN_2
-    if not plain or signed != (dtype.kind == "i"):
-        raise DataError(f"{name}: expected numbers of type {dtype}, found another type")
-    space = found.get_space()
-    simple = space.get_simple_extent_type() == h5s.SIMPLE
-    if not simple or space.get_simple_extent_ndims() != rank:
-        raise DataError(f"{name}: expected {rank} axes, found another number of them")
+def _member(parent: Group, name: str) -> int:
+    address = parent.members.get(name)
+    if address is None:
+        raise DataError("missing: not a store, or damaged")
+    if address == NOWHERE:
+        raise DataError("refused, as it is a link that leads elsewhere")
+    return address
 
 
-def _check_storage(found: Dataset, name: str, room: int) -> None:
-    plan = found.get_create_plist()
-    if plan.get_layout() != h5d.CHUNKED or plan.get_external_count():
-        raise DataError(f"{name}: refused, as its storage is not chunks of this file")
-    if [plan.get_filter(i)[0] for i in range(plan.get_nfilters())] != [h5z.FILTER_FLETCHER32]:
-        raise DataError(f"{name}: refused, as its filters are not the checksum (fletcher32) alone")
-    item = found.get_type().get_size()
-    size, chunk = item * prod(found.shape), item * prod(plan.get_chunk())
-    if max(size, chunk) > room or found.get_storage_size() < size:
-        claim = f"{name}: claims {max(size, chunk)} bytes of data"
-        raise DataError(f"{claim}, more than this file of {room} bytes holds: damaged")
+def _group(file: Bytes, at: int) -> Group:
+    found = messages(file, at)
+    info = [message.content for message in found if message.kind == _LINK_INFO]
+    if len(info) != 1:
+        raise DataError("expected a group, found something else: not a store")
+    members: dict[str, int] = {}
+    for name, address in (_link(message) for message in found if message.kind == _LINK):
+        if name in members:
+            raise DataError(DAMAGED)
+        members[name] = address
+    if info[0][2:10] != NOWHERE.to_bytes(8, "little"):
+        raise DataError("expected a few names in it, found many: not a store of this package")
+    return Group(file, members)
 
 
-def read_array(found: Dataset, dtype: type[np.generic]) -> NDArray[np.generic]:
-    """All of a data set that `dataset` has let through, in its shape, read-only."""
-    array = np.empty(found.shape, dtype=dtype)
-    if array.size:
-        found.read(h5s.ALL, h5s.ALL, array)
+def _link(message: Message) -> tuple[str, int]:
+    part = Part(message.content)
+    version, flags = part.numbers(1, 1)
+    if version != 1:
+        raise DataError(DAMAGED)
+    hard = not (flags & 8 and part.number(1))
+    part.take(8 * bool(flags & 4) + bool(flags & 16))
+    name = part.take(part.number(1 << (flags & 3))).decode("utf-8", "replace")
+    return name, part.number(8) if hard else NOWHERE
+
+
+def read_array(file: Bytes, found: Dataset, *, checked: bool = True) -> NDArray[np.generic]:
+    """All of a data set, in its shape, read-only.
+
+    Args:
+        file: Where it is.
+        found: The data set.
+        checked: Compare each chunk with its checksum; leave that out where a hash of all of it is
+            compared anyway.
+
+    Raises:
+        DataError: The file has become shorter, or a checksum differs.
+    """
+    array = np.empty(found.shape, dtype=found.dtype.newbyteorder("<"))
+    flat = array.reshape(-1).view(np.uint8)
+    for k, address in enumerate(found.addresses):
+        piece = flat[k * found.chunk_bytes : (k + 1) * found.chunk_bytes]
+        file.fill(address, piece)
+        if checked:
+            _check_chunk(file, address, piece, found.chunk_bytes)
     array.flags.writeable = False
     return array
+
+
+def _check_chunk(file: Bytes, address: int, piece: NDArray[np.uint8], size: int) -> None:
+    rest = np.frombuffer(file.take(address + len(piece), size - len(piece)), dtype=np.uint8)
+    stored = int.from_bytes(file.take(address + size, 4), "little")
+    if fletcher32(np.concatenate([piece, rest]) if len(rest) else piece) != stored:
+        raise DataError(f"a chunk does not match its checksum: {DAMAGED}")

@@ -160,6 +160,8 @@ def from_file(names: Sequence[str], path: Path) -> ClassSplits:
 
 def _read_json(path: Path) -> dict[str, list[str]]:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise DataError(f"{path}: expected a file of splits, found no plain file: give another")
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
     except OSError as err:

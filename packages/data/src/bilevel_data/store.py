@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import cast, final
 
 import numpy as np
-from h5py import h5g  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from bilevel_data.atomic import file_sha256, read_sidecar
 from bilevel_data.contracts import Images, ImageSplit
 from bilevel_data.errors import DataError
-from bilevel_data.layout import Dataset, dataset, group, names, open_hdf5, read_array
+from bilevel_data.layout import Dataset, Group, dataset, group, names, open_hdf5, read_array
+from bilevel_data.limits import MAX_SPLIT_BYTES
 from bilevel_data.manifest import Manifest, SplitInfo, parse_manifest
 
 __all__ = ["Store", "open_store", "read_manifest", "verify_store"]
@@ -43,20 +44,21 @@ class Store:
 
         Args:
             split: One of `splits`.
-            verify: Compare the pixels with their SHA-256 (a second for 1 GB). Checksums of
-                chunks are compared either way.
+            verify: Compare the pixels with their SHA-256 (a second for 1 GB); without it, only
+                with the checksums of their chunks.
 
         Raises:
-            DataError: There is no such split, or the file is damaged or not what it says.
+            DataError: There is no such split, it is larger than `MAX_SPLIT_BYTES`, or the file is
+                damaged or not what it says.
         """
         info = self.manifest.splits.get(split)
         if info is None:
             have = ", ".join(self.splits)
             raise DataError(f"{self.path}: expected one of its splits ({have}), found {split!r}")
-        room = _size(self.path)
         with open_hdf5(self.path) as root:
-            parts = _check_split(root, split, info, room)
-            return _load(parts, split, info, verify=verify)
+            images, offsets = _check_split(root, split, info)
+            MAX_SPLIT_BYTES.check(split, prod(images.shape), "prepare a smaller store")
+            return _load(root, images, offsets, split, info, verify=verify)
 
 
 def open_store(path: str | Path) -> Store:
@@ -67,10 +69,9 @@ def open_store(path: str | Path) -> Store:
     """
     path = Path(path)
     with open_hdf5(path) as root:
-        room = _size(path)
-        manifest = _read_manifest(root, room)
+        manifest = _read_manifest(root)
         for split, info in manifest.splits.items():
-            _check_split(root, split, info, room)
+            _check_split(root, split, info)
     return Store(path=path, manifest=manifest)
 
 
@@ -97,48 +98,41 @@ def verify_store(path: str | Path) -> Manifest:
     return store.manifest
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as err:
-        raise DataError(f"{path}: cannot read this store ({err.strerror})") from None
-
-
-def _read_manifest(root: h5g.GroupID, room: int) -> Manifest:
-    if b"manifest" not in root:
+def _read_manifest(root: Group) -> Manifest:
+    if "manifest" not in root.members:
         raise DataError("expected a data set 'manifest': HDF5, but not a store of this package")
-    found = dataset(root, "manifest", np.uint8, 1, room=min(room, _MANIFEST_BYTES))
-    manifest = parse_manifest(read_array(found, np.uint8).tobytes())
+    found = dataset(root, "manifest", np.uint8, 1)
+    if found.shape[0] > _MANIFEST_BYTES:
+        raise DataError(f"manifest: more than {_MANIFEST_BYTES} bytes: not a store")
+    manifest = parse_manifest(read_array(root.file, found).tobytes())
     names(root, {"manifest", *manifest.splits})
     return manifest
 
 
-def _check_split(
-    root: h5g.GroupID, split: str, info: SplitInfo, room: int
-) -> tuple[Dataset, Dataset]:
+def _check_split(root: Group, split: str, info: SplitInfo) -> tuple[Dataset, Dataset]:
     below = group(root, split)
     names(below, {"images", "class_offsets"})
-    images = dataset(below, "images", np.uint8, 4, room=room)
-    offsets = dataset(below, "class_offsets", np.int64, 1, room=room)
+    images = dataset(below, "images", np.uint8, 4)
+    offsets = dataset(below, "class_offsets", np.int64, 1)
     _expect(f"{split}/images: shape", (info.images, *info.image_shape), images.shape)
     _expect(f"{split}/class_offsets: shape", (len(info.class_names) + 1,), offsets.shape)
     return images, offsets
 
 
 def _load(
-    parts: tuple[Dataset, Dataset], split: str, info: SplitInfo, *, verify: bool
+    root: Group, images: Dataset, offsets: Dataset, split: str, info: SplitInfo, *, verify: bool
 ) -> ImageSplit:
-    images = cast("Images", read_array(parts[0], np.uint8))
-    offsets = cast("NDArray[np.int64]", read_array(parts[1], np.int64))
-    _expect(f"{split}/class_offsets: ends", (0, info.images), (int(offsets[0]), int(offsets[-1])))
+    ends = cast("NDArray[np.int64]", read_array(root.file, offsets))
+    _expect(f"{split}/class_offsets: ends", (0, info.images), (int(ends[0]), int(ends[-1])))
     # Compared pairwise: a difference of two hostile numbers could overflow.
-    _expect(f"{split}/class_offsets: rising", True, bool((offsets[1:] > offsets[:-1]).all()))
+    _expect(f"{split}/class_offsets: rising", True, bool((ends[1:] > ends[:-1]).all()))
+    pixels = cast("Images", read_array(root.file, images, checked=not verify))
     if verify:
-        _expect(f"{split}/images: SHA-256", info.sha256, sha256(images.data).hexdigest())
+        _expect(f"{split}/images: SHA-256", info.sha256, sha256(pixels.data).hexdigest())
     return ImageSplit(
         name=split,
-        images=images,
-        offsets=offsets,
+        images=pixels,
+        offsets=ends,
         class_names=info.class_names,
         sha256=info.sha256,
     )

@@ -1,19 +1,22 @@
 """Writing a store: one HDF5 file, whole or not at all, and its checksum beside it."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Event
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
-from h5py import h5f, h5g, h5p
+from h5py import h5f, h5fd, h5g, h5p
 from numpy.typing import NDArray
 
 from bilevel_data.atomic import file_sha256, publish, sidecar_path, temporary
 from bilevel_data.contracts import SPLIT_NAMES, Images, SourceData, SourceSplit
-from bilevel_data.errors import DataError
+from bilevel_data.errors import DataError, WriteError
 from bilevel_data.manifest import Manifest, SplitInfo
+from bilevel_data.steady_file import SteadyFile
 
 __all__ = ["Progress", "write_store"]
 
@@ -46,14 +49,17 @@ def write_store(
         The manifest, as it is in the file.
 
     Raises:
-        DataError: The file exists, the folder cannot be written to, the disk is full, or the
-            source's arrays are not what it declared.
+        DataError: The file exists, the folder cannot be written to, or the source's arrays are
+            not what it declared.
+        WriteError: The disk is full or broken.
     """
     path = Path(path)
     try:
         taken = path.is_dir() or (path.exists() and not overwrite)
     except OSError as err:  # such as a name that is too long
         raise DataError(f"{path}: cannot write here ({err.strerror}): choose another") from None
+    if not path.name.isprintable():
+        raise DataError(f"{str(path)!a}: not a name that can be printed: choose another")
     if taken:
         raise DataError(
             f"{path}: exists already: choose another name, or overwrite it "
@@ -72,14 +78,14 @@ def write_store(
     sidecar = sidecar_path(path)
     with temporary(path) as scratch, temporary(sidecar) as note:
         try:
-            manifest = _write(scratch, source, report)
+            manifest = _write_apart(scratch, source, report)
             note.write_text(f"{file_sha256(scratch)}  {path.name}\n", encoding="utf-8")
             # The checksum gets its name first: where there is a store, there is its checksum.
             publish(note, sidecar)
             publish(scratch, path)
         except OSError as err:
             reason = err.strerror or " ".join(str(err).split())[:120]
-            raise DataError(f"{path}: cannot write the store ({reason})") from None
+            raise WriteError(f"{path}: cannot write the store ({reason})") from None
     return manifest
 
 
@@ -128,16 +134,38 @@ def _version(package: str) -> str:
         return "unknown"
 
 
+def _write_apart(scratch: Path, source: SourceData, report: Callable[[int], None]) -> Manifest:
+    """Write in another thread: Ctrl-C is raised in the main one, and must not be within HDF5."""
+    stop = Event()
+
+    def checked(images: int) -> None:
+        if stop.is_set():
+            raise InterruptedError
+        report(images)
+
+    with ThreadPoolExecutor(1, "store-writer") as worker:
+        try:
+            return worker.submit(_write, scratch, source, checked).result()
+        finally:
+            stop.set()  # where this thread was interrupted, the other one ends with its class
+
+
 def _write(scratch: Path, source: SourceData, report: Callable[[int], None]) -> Manifest:
-    with h5py.File(_create(scratch)) as file:
-        hashes = {split.name: _write_split(file, split, report) for split in source.splits}
-        manifest = _manifest(source, hashes)
-        text = np.frombuffer(manifest.to_json().encode(), dtype=np.uint8)
-        _write_array(file, "manifest", text)
+    with SteadyFile(scratch) as disk:
+
+        def checked(images: int) -> None:
+            disk.check()
+            report(images)
+
+        with h5py.File(_create(scratch, disk)) as file:
+            hashes = {split.name: _write_split(file, split, checked) for split in source.splits}
+            manifest = _manifest(source, hashes)
+            text = np.frombuffer(manifest.to_json().encode(), dtype=np.uint8)
+            _write_array(file, "manifest", text)
     return manifest
 
 
-def _create(scratch: Path) -> h5f.FileID:
+def _create(scratch: Path, disk: SteadyFile) -> h5f.FileID:
     # Without times in the root group, equal content gives equal files.
     plan = h5p.create(h5p.FILE_CREATE)
     plan.set_obj_track_times(False)
@@ -145,7 +173,8 @@ def _create(scratch: Path) -> h5f.FileID:
     # Room for several chunks, so that one in which a class ends is not read back.
     access.set_cache(0, 521, 4 * _CHUNK_BYTES, 0.75)
     access.set_libver_bounds(h5f.LIBVER_LATEST, h5f.LIBVER_LATEST)
-    return h5f.create(str(scratch).encode(), h5f.ACC_EXCL, fcpl=plan, fapl=access)
+    access.set_fileobj_driver(h5fd.fileobj_driver, disk)
+    return h5f.create(bytes(scratch), h5f.ACC_TRUNC, fcpl=plan, fapl=access)
 
 
 def _write_split(file: h5py.File, split: SourceSplit, report: Callable[[int], None]) -> str:

@@ -3,10 +3,12 @@
 3×3 convolution, normalisation without scale, max-pool, ReLU. All sets go through one convolution,
 which a large batch makes faster, and each is normalised by its own statistics. What is pooled is
 normalised after the pool, a quarter of the numbers: an increasing map commutes with the maximum.
+A first block that does not pool never forms the convolution's output (`patches`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bilevel_models.heads.guard import refuse_second_derivatives
+from bilevel_models.patches import Moments, Patches, normalising_maps, rectified
+from bilevel_models.windows import weight_gradient
 
 __all__ = ["Plan", "block", "channels_last"]
 
@@ -56,13 +60,17 @@ def block(x: Tensor, weight: Tensor, offset: Tensor, plan: Plan) -> Tensor:
         NotImplementedError: its gradient is asked for with create_graph=True.
 
     Cost: the convolution; passes over its output, about three forward and five backward; memory of
-    the convolution's output and the block's, and of indices where it pools.
+    the convolution's output and the block's, and of indices where it pools. Of a first block that
+    does not pool: products on patches and one pass each way, memory of the patches and the result.
 
     Source: Batch Normalization (Ioffe, Szegedy, 2015), Algorithm 1, without γ.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if plan.first and not plan.pool:
+        with torch.autocast(device, enabled=False):
+            return _on_images(x, weight.flatten(1), offset, plan, dtype)
+    x = x.to(dtype)
     result: Tensor = _Block.apply(x, weight, offset, plan)  # type: ignore[no-untyped-call]
     return result
 
@@ -76,6 +84,30 @@ def channels_last(x: Tensor) -> Tensor:
     _, c, h, w = x.shape
     strides = (c * h * w, 1, c * w, c)
     return x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)
+
+
+def _on_images(
+    images: Tensor, weight: Tensor, offset: Tensor, plan: Plan, dtype: torch.dtype
+) -> Tensor:
+    with torch.no_grad():
+        sets = [Patches.of(each, dtype) for each in images.split_with_sizes(plan.sizes)]
+        moments = Moments.of(sets, weight.dtype)
+        if plan.running is not None:
+            counts = [each.rows.shape[1] for each in sets]
+            _follow(plan.running, moments.of_output(weight), counts, plan.momentum)
+    return rectified(normalising_maps(weight, offset, moments, plan.eps), sets)
+
+
+def _follow(
+    running: tuple[Tensor, Tensor],
+    found: tuple[Tensor, Tensor],
+    counts: Sequence[int],
+    momentum: float,
+) -> None:
+    """Let the running averages follow set by set; the variance, by its unbiased estimate."""
+    for mean, var, n in zip(*found, counts, strict=True):
+        running[0].lerp_(mean, momentum)
+        running[1].lerp_(var * (n / max(n - 1, 1)), momentum)
 
 
 class _Block(torch.autograd.Function):
@@ -108,9 +140,13 @@ class _Block(torch.autograd.Function):
         )
         offsets = [_pull_back(*each[:5], moments=each[5], eps=plan.eps) for each in sets]
         sides = [1 if plan.pool else 2] * 2, [1, 1], [1, 1], False, [0, 0], 1
+        # In float32 the convolution's own is the faster.
+        by_windows = x.dtype == torch.bfloat16 and not plan.pool
         grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-            g, x, w, None, *sides, [not plan.first, True, False]
+            g, x, w, None, *sides, [not plan.first, not by_windows, False]
         )
+        if by_windows:
+            grad_w = weight_gradient(g, x)
         return grad_x, grad_w, torch.stack(offsets).sum(dim=0), None
 
 

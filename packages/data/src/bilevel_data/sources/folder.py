@@ -8,13 +8,14 @@ import numpy as np
 
 from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
+from bilevel_data.limits import MAX_ENTRIES, MAX_PICTURE_BYTES
+from bilevel_data.plain import read_plain
 from bilevel_data.sources.images import SUFFIXES, centre_square, check_shape, read_picture
 from bilevel_data.splits import by_fraction
 
 __all__ = ["folder"]
 
 _LEAST = 2  # one image for the support set, another for the query
-_MAX_FILE_BYTES = 256 << 20
 # What file managers leave behind.
 _LITTER = {"thumbs.db", "desktop.ini"}
 
@@ -67,9 +68,16 @@ def _find(path: Path, seed: int) -> dict[str, Classes]:
 
 
 def _classes(path: Path) -> Classes:
-    found = {top.name: _pictures(top) for top in _directories(path)}
+    found: dict[str, tuple[Path, ...]] = {}
+    count = 0
+    for top in _directories(path):
+        if not top.name.isprintable():  # as one that is not UTF-8
+            raise DataError(f"{path}: {top.name!a}: not a name that can be printed: rename it")
+        found[top.name] = _pictures(top)
+        count += len(found[top.name])
+        MAX_ENTRIES.check(str(path), count, "give a smaller folder")
     if not found:
-        raise DataError(f"{path}: expected a directory a class, found none")
+        raise DataError(f"{path}: expected a directory a class, found none: add them")
     return found
 
 
@@ -111,10 +119,8 @@ def _images(classes: Classes, size: int, channels: int) -> Iterator[Images]:
 
 def _image(file: Path, size: int, channels: int) -> Images:
     try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise DataError(f"{file}: more than {_MAX_FILE_BYTES} bytes: make it smaller")
-        content = file.read_bytes()
-    except OSError as err:
-        raise DataError(f"{file}: cannot read this picture ({err.strerror})") from None
+        content = read_plain(file, MAX_PICTURE_BYTES, what="a picture", remedy="make it smaller")
+    except FileNotFoundError:
+        raise DataError(f"{file}: cannot read this picture (it has gone): put it back") from None
     picture = centre_square(read_picture(content, str(file), channels=channels), size)
     return np.asarray(picture, dtype=np.uint8).reshape(size, size, channels)

@@ -4,37 +4,46 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from itertools import islice
+from threading import Lock
+from typing import TypeVar
 
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
 from bilevel_data.contracts import Images
 from bilevel_data.errors import DataError
+from bilevel_data.limits import MAX_PIXELS
 
 __all__ = ["SUFFIXES", "centre_square", "check_shape", "convert", "read_picture", "read_pictures"]
 
+Made = TypeVar("Made")
+
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_MAX_PIXELS = 64_000_000
 _AT_ONCE, _MAX_THREADS = 32, 4
+# Larger pictures are made one at a time, and converted in bands of rows, to hold less at once.
+_LARGE, _BAND = 8_000_000, 4_000_000
+_COLOURS = ("CMYK", "LAB", "HSV", "YCbCr")  # other than these have one meaning
+_ORIENTATION = 0x0112
 
 
 def read_picture(content: bytes, name: str, *, channels: int) -> Image.Image:
     """Decode a picture, upright, as 8-bit grey or colour; see-through parts become white.
 
     Args:
-        content: The bytes of a PNG, JPEG, BMP, GIF (first frame) or WebP file.
+        content: The bytes of a PNG, JPEG, BMP, GIF or WebP file.
         name: What to call it in an error.
         channels: 1 for grey, 3 for colour.
 
     Raises:
-        DataError: Not a picture of these formats, damaged, over 64 megapixels, or of more than
-            8 bits a channel.
+        DataError: Not a picture of these formats, damaged, of more than `MAX_PIXELS`, an animation,
+            in colours other than RGB, or of more than 8 bits a channel.
     """
     with _strict():
-        return _decode(content, name, channels, _FORMATS)
+        return _decode(content, name, channels, _FORMATS, lambda picture: picture, nullcontext())
 
 
 def read_pictures(
@@ -57,8 +66,10 @@ def read_pictures(
     """
     files = iter(files)
 
+    alone = Lock()
+
     def work(file: tuple[str, bytes]) -> Images:
-        return finish(_decode(file[1], file[0], channels, formats))
+        return _decode(file[1], file[0], channels, formats, finish, alone)
 
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         while batch := list(islice(files, _AT_ONCE)):
@@ -71,37 +82,71 @@ def read_pictures(
 def _strict() -> Iterator[None]:
     # Pillow only warns of some bombs and damages. Filters belong to the process and not to a
     # thread, so this surrounds the threads and is never entered by them.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+    # Pillow's own limit gives way to ours, which is checked before any pixel is decoded.
+    most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
 
 
-def _decode(content: bytes, name: str, channels: int, formats: tuple[str, ...]) -> Image.Image:
+def _decode(
+    content: bytes,
+    name: str,
+    channels: int,
+    formats: tuple[str, ...],
+    finish: Callable[[Image.Image], Made],
+    alone: AbstractContextManager[object],
+) -> Made:
     try:
         picture = Image.open(BytesIO(content), formats=formats)
-        return convert(picture, name, channels=channels)
+        _check_file(name, picture)
+        with alone if picture.width * picture.height > _LARGE else nullcontext():
+            return finish(convert(picture, name, channels=channels))
     except DataError:
         raise
     except Exception as err:  # decoders raise of many kinds on damaged files
         reason = " ".join(str(err).split())[:100]
         msg = f"{name}: expected a picture ({', '.join(formats)}), cannot read it: {reason}"
-        raise DataError(msg) from None
+        raise DataError(f"{msg}: replace or remove it") from None
+
+
+def _check_file(name: str, picture: ImageFile) -> None:
+    """Refuse a file that Pillow would read a part of: a first frame, or the upper 8 of 16 bits."""
+    # A photograph of a telephone may hold others beside it (MPO), such as a map of its depth.
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":
+        raise DataError(f"{name}: an animation: save the one picture that is meant")
+    if any(";16" in str(tile.args) for tile in picture.tile):
+        raise DataError(f"{name}: more than 8 bits a channel: save it as an 8-bit picture")
 
 
 def convert(picture: Image.Image, name: str, *, channels: int) -> Image.Image:
     """An opened picture, upright, as 8-bit grey or colour; see-through parts become white.
 
     Raises:
-        DataError: Over 64 megapixels, or of more than 8 bits a channel.
+        DataError: Of more than `MAX_PIXELS`, in colours other than RGB, or of more than 8 bits a
+            channel.
     """
-    width, height = picture.size
-    _check(name, picture.mode, width * height)  # before any pixel is decoded
-    picture = ImageOps.exif_transpose(picture)
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(paper, layer)
-    return picture.convert("L" if channels == 1 else "RGB")
+    _check(name, picture.mode, picture.width * picture.height)  # before any pixel is decoded
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    mode, see_through = "L" if channels == 1 else "RGB", picture.has_transparency_data
+    if picture.mode == mode and not see_through:
+        picture.load()
+        return picture
+    result = Image.new(mode, picture.size)
+    rows = max(1, _BAND // picture.width)
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(picture.height, top + rows)))
+        result.paste((_on_paper(band) if see_through else band).convert(mode), (0, top))
+    return result
+
+
+def _on_paper(picture: Image.Image) -> Image.Image:
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
 
 
 def check_shape(source: str, size: object, channels: object) -> None:
@@ -117,8 +162,9 @@ def check_shape(source: str, size: object, channels: object) -> None:
 
 
 def _check(name: str, mode: str, pixels: int) -> None:
-    if pixels > _MAX_PIXELS:
-        raise DataError(f"{name}: {pixels} pixels, more than {_MAX_PIXELS}: make it smaller")
+    MAX_PIXELS.check(name, pixels, "make it smaller")
+    if mode in _COLOURS:
+        raise DataError(f"{name}: colours in {mode}: save it in RGB or grey")
     if mode.startswith(("I", "F")):
         raise DataError(f"{name}: more than 8 bits a channel: save it as an 8-bit picture")
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
+from bilevel_data.limits import MAX_ENTRIES
 from bilevel_data.sources.images import read_pictures
 from bilevel_data.sources.tree import FileTree, open_tree
 
@@ -29,7 +30,7 @@ __all__ = ["mini_imagenet"]
 _SIDE = 84
 _FORMATS, _SUFFIXES = ("JPEG", "PNG"), (".jpg", ".jpeg", ".png")
 _HEADER = ["filename", "label"]
-_MAX_FILES, _MAX_CSV_BYTES, _MAX_PICTURE_BYTES = 200_000, 8 << 20, 32 << 20
+_MAX_CSV_BYTES, _MAX_PICTURE_BYTES = 8 << 20, 32 << 20
 
 Classes: TypeAlias = Mapping[str, tuple[str, ...]]
 
@@ -53,7 +54,7 @@ def mini_imagenet(*, path: Path | None) -> SourceData:
     if path is None or not path.exists():
         msg = "mini-imagenet: expected its zip, or the folder of its csv files and pictures"
         raise DataError(f"{msg}, found {path}: give its path (--source)")
-    tree = open_tree(path, max_files=_MAX_FILES)
+    tree = open_tree(path, max_files=MAX_ENTRIES.get())
     lists = _read_lists(tree)
     _check_labels(tree, lists)
     return SourceData(

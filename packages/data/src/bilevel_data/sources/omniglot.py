@@ -149,9 +149,10 @@ def _read_directory(directory: Path) -> Mapping[str, bytes]:
     contents: dict[str, bytes] = {}
     for file in sorted(directory.glob("*/*/*.png")):
         try:
-            if file.stat().st_size > _MAX_FILE_BYTES:
+            if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
                 raise DataError(
-                    f"{file}: expected a drawing, found more than {_MAX_FILE_BYTES} bytes"
+                    f"{file}: expected a drawing, found no plain file of at most {_MAX_FILE_BYTES} "
+                    "bytes: fetch it again"
                 )
             contents[file.relative_to(directory.parent).as_posix()] = file.read_bytes()
         except OSError as err:

@@ -1,0 +1,225 @@
+"""Figure 6: the meta-validation of T, the number of inner steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bilevel_apps.evaluate import Request
+from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.trained import Cell, cost_of, data_name, score_cells
+from bilevel_apps.paper.work import Part, Work
+from bilevel_apps.pictures import CLASS_COLOURS, INK, new_figure
+from bilevel_apps.step_curve import best_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["ITEM"]
+
+OMNIGLOT, MINI = "omniglot", "mini-imagenet"
+PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-rn-5way-1shot"}
+PAPER = {3: 42_000, 5: 40_000, 8: 22_000, 12: 15_000}
+"""Hyper-iterations at which the training was stopped, by T."""
+
+CELLS = {f"T-{steps}": steps for steps in PAPER}
+TRIED = (1, *PAPER, 20)
+EPISODES = 600
+SMALL = (
+    "model.filters=16",
+    "inner.lr=0.01",
+    "train.steps=100",
+    "train.meta_batch=4",
+    "train.lr=5e-3",
+    "train.validate_every=50",
+    "train.validate_episodes=100",
+    "train.checkpoint_every=100",
+)
+
+
+def run(work: Work) -> Report:
+    """Train with each T, and score each with every T on the validation classes."""
+    store = _store(work)
+    preset = PRESETS[MINI if data_name(store) == MINI else OMNIGLOT]
+    cells = [
+        Cell(
+            name=name,
+            preset=preset,
+            store=store,
+            settings=(*(() if work.full else SMALL), f"inner.steps={steps}", *work.assignments),
+            request=Request(split="val", episodes=EPISODES, steps=TRIED),
+        )
+        for name, steps in CELLS.items()
+        if not work.only or name in work.only
+    ]
+    found = score_cells(work, cells)
+    parts = [part for those in found.values() for part in those]
+    return Report(
+        rows=[_row(part) for part in parts],
+        details=[row for part in parts for row in _curve(part)],
+        claims=_claims(parts, full=work.full),
+        picture=partial(_draw, parts),
+        settings={
+            "data": data_name(store),
+            "preset": preset,
+            **{cell.name: ", ".join(cell.settings) for cell in cells},
+            "scored on": f"{EPISODES} episodes of val, on which the checkpoint was chosen too",
+            "interval": "1.96 standard errors over episodes, 95 %",
+            "seeds": work.seeds,
+        },
+        cost=cost_of(parts),
+        differs=DIFFERS + (() if work.full else QUICK),
+        metrics={f"T-{part.result['steps']}/accuracy": part.result["accuracy"] for part in parts},
+    )
+
+
+DIFFERS = (
+    "The paper's accuracies are in its picture alone, so that only the hyper-iterations at which "
+    "its trainings were stopped stand beside ours.",
+    "Beside the accuracy with the T of the training, each training is scored with every other T.",
+)
+QUICK = (
+    "This is the quick scale: a narrow network on Omniglot and a training of seconds, of the same "
+    "length for each T. The paper stops each where its validation is best; here those that need "
+    "fewer hyper-iterations are further after the same number.",
+)
+
+
+def _store(work: Work) -> Path:
+    return work.store if work.full else work.stores.get(OMNIGLOT, work.store)
+
+
+def _row(part: Part) -> Row:
+    found = part.result
+    best = best_of(found["curve"], found["steps"])
+    paper = found["data"] == MINI
+    return {
+        "T": found["steps"],
+        "stopped at, paper": PAPER.get(found["steps"]) if paper else None,
+        "best at": found["checkpoint_step"],
+        "hyper-iterations": found.get("hyper_iterations"),
+        "accuracy": 100 * found["accuracy"],
+        "±": 100 * found["ci95"],
+        "best T": best["steps"],
+        "with the best T": 100 * best["accuracy"],
+        "normalisation": found["norm"],
+        "seed": found["trained_seed"],
+        "checkpoint": found["checkpoint_sha256"][:12],
+    }
+
+
+def _curve(part: Part) -> list[Row]:
+    return [
+        {
+            "trained with": part.result["steps"],
+            "seed": part.result["trained_seed"],
+            "T": row["steps"],
+            "accuracy": row["accuracy"],
+            "ci95": row["ci95"],
+        }
+        for row in part.result["curve"]
+    ]
+
+
+def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
+    """Compare the least T with the largest."""
+    first, last = (pick((p.result for p in parts), key=lambda r: r["steps"]) for pick in (min, max))
+    names = f"T = {last['steps']} and {first['steps']}"
+    above = min(parts, key=lambda part: part.result["accuracy"] - part.result["ci95"]).result
+    claims = [
+        Claim(
+            text="with each T the validation is above chance by more than its interval",
+            holds=above["accuracy"] - above["ci95"] > 1 / above["way"],
+            found=f"least {100 * above['accuracy']:.2f} ± {100 * above['ci95']:.2f} %",
+        )
+    ]
+    if first["steps"] == last["steps"]:
+        return claims
+    if full:
+        at = last["checkpoint_step"], first["checkpoint_step"]
+        return [
+            *claims,
+            Claim(
+                text="more inner steps reach the best validation in fewer hyper-iterations",
+                holds=at[0] < at[1],
+                found=f"{names}: {at[0]} and {at[1]}",
+            ),
+        ]
+    gap = last["accuracy"] - last["ci95"] - first["accuracy"] - first["ci95"]
+    return [
+        *claims,
+        Claim(
+            text="more inner steps are further after as many hyper-iterations, by more than both "
+            "intervals",
+            holds=gap > 0,
+            found=f"{names}: {100 * last['accuracy']:.2f} ± {100 * last['ci95']:.2f} and "
+            f"{100 * first['accuracy']:.2f} ± {100 * first['ci95']:.2f} %",
+        ),
+    ]
+
+
+def _draw(parts: Sequence[Part]) -> Figure:
+    figure = new_figure(9.6, 4.0, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_own(left, parts)
+    _draw_others(right, parts)
+    for axes in (left, right):
+        axes.set_ylabel("validation accuracy, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
+    return figure
+
+
+def _draw_own(axes: Axes, parts: Sequence[Part]) -> None:
+    """Draw the accuracy of each training with its own T, as the paper does."""
+    for part, colour in zip(parts, _colours(parts), strict=True):
+        found = part.result
+        at = (found["steps"], 100 * found["accuracy"])
+        axes.errorbar(*at, yerr=100 * found["ci95"], color=colour, marker="o", capsize=3)
+        note = f"at {found['checkpoint_step']}"
+        axes.annotate(note, at, (6, 6), textcoords="offset points", fontsize=8, color=INK)
+    axes.set_xticks(sorted({part.result["steps"] for part in parts}))
+    axes.set_xlabel("T, in training and validation")
+    axes.set_title("best validation, and its hyper-iteration", fontsize=11)
+    axes.margins(x=0.15, y=0.15)
+
+
+def _draw_others(axes: Axes, parts: Sequence[Part]) -> None:
+    """Draw what each training comes to with the other T."""
+    for part, colour in zip(parts, _colours(parts), strict=True):
+        rows = [row for row in part.result["curve"] if row["accuracy"] is not None]
+        x, y = [row["steps"] for row in rows], [100 * row["accuracy"] for row in rows]
+        label = f"T = {part.result['steps']}"
+        axes.plot(x, y, color=colour, marker=".", linewidth=1.4, label=label)
+    axes.set_xticks(TRIED)
+    axes.set_xlabel("T in validation")
+    axes.legend(title="trained with", frameon=False, fontsize=9)
+
+
+def _colours(parts: Sequence[Part]) -> list[str]:
+    kinds = sorted({part.result["trained_inner_steps"] for part in parts})
+    return [
+        CLASS_COLOURS[kinds.index(part.result["trained_inner_steps"]) % len(CLASS_COLOURS)]
+        for part in parts
+    ]
+
+
+ITEM = Item(
+    name="figure6",
+    title="Meta-validation of T",
+    paper=(
+        "Accuracy on the validation classes of mini-ImageNet against T, the number of inner steps, "
+        "with RN (Figure 6). Early stopping halted the training after 42,000, 40,000, 22,000 and "
+        "15,000 hyper-iterations for T = 3, 5, 8 and 12: with more inner steps, fewer "
+        "hyper-iterations are needed."
+    ),
+    seeds={Scale.QUICK: 1, Scale.FULL: 1},
+    run=run,
+    data=(MINI, OMNIGLOT),
+    cells=tuple(CELLS),
+    trains=True,
+    shows=True,
+)

@@ -1,0 +1,232 @@
+"""Cells of a table that are trained: each in a run folder of its own, and scored as any run is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from bilevel_apps.build import store_of
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.config import Config, load_preset, parse_config, with_settings
+from bilevel_apps.evaluate import Request, evaluate_run
+from bilevel_apps.paper.work import Part, Work
+from bilevel_apps.record import RunRecord, read_record
+from bilevel_apps.report import say, warn
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.run_tracking import begin_child
+from bilevel_apps.tracking import mlflow_client, one_line
+from bilevel_apps.train import train
+from bilevel_apps.trained_run import load_run
+
+__all__ = ["Cell", "cost_of", "data_name", "held_out", "score_cells", "validations"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A training, and what its best weights are scored on.
+
+    Attributes:
+        name: of its folder and its record, with `-` for `/`.
+        preset: what is trained.
+        store: the images.
+        settings: changes of the preset, `key=value` each, with those of the command line.
+        request: what is scored; the store is put in.
+    """
+
+    name: str
+    preset: str
+    store: Path
+    settings: tuple[str, ...] = ()
+    request: Request
+
+
+def data_name(store: Path) -> str:
+    """Return the data set that a store is of."""
+    return store_of(store).manifest.name
+
+
+def held_out(store: Path) -> str:
+    """Return the split whose classes nothing was chosen on, or else that of the validation."""
+    return "test" if "test" in store_of(store).splits else "val"
+
+
+def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
+    """Train what is not trained yet and score it; returns the parts of each cell, one a seed.
+
+    A training that was stopped goes on from its checkpoint. A cell for which a run was given
+    (`Work.runs`) is scored with that one's weights.
+
+    A part's result is what `evaluate_run` returns, and beside it
+
+        data, filters, trained_seed, trained_inner_steps: what it was trained on, and how
+        hyper_iterations, validation: of the training, and its best score, as its record has them
+        validations: [hyper-iterations, seconds, accuracy] of each, where MLflow has them
+        trained_seconds, from_step: of the process that trained, and where it went on; of a run that
+            was given, the seconds until the last validation
+
+    Raises:
+        InputError: a setting, a store or a given run cannot be used.
+        RunError: a training failed; what was done before it is kept.
+    """
+    todo: dict[str, Callable[[], Mapping[str, Any]]] = {}
+    own: dict[str, Mapping[str, Any]] = {}
+    keys: dict[str, list[str]] = {}
+    for cell in cells:
+        given = work.runs.get(cell.name)
+        name = cell.name.replace("/", "-")
+        for seed in range(work.seeds if given is None else 1):
+            key = f"{name}-seed-{seed}" if given is None else f"{name}-given"
+            job = _Job(work=work, cell=cell, key=key, seed=seed, given=given)
+            todo[key], own[key] = job.score, job.decisive()
+            keys.setdefault(cell.name, []).append(key)
+    parts = {part.key: part for part in work.parts(todo, {}, own, bar=False)}
+    return {name: [parts[key] for key in found] for name, found in keys.items()}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A cell with one seed."""
+
+    work: Work
+    cell: Cell
+    key: str
+    seed: int
+    given: Path | None
+
+    @property
+    def path(self) -> Path:
+        return self.given or self.work.folder / self.key
+
+    def decisive(self) -> dict[str, Any]:
+        """Return all that decides the result."""
+        request = replace(self.cell.request, data=None, plot=None, device="auto")
+        manifest = store_of(self.cell.store).manifest
+        settings = {
+            "request": asdict(request),
+            "data": {name: split.sha256 for name, split in manifest.splits.items()},
+        }
+        if self.given is not None:
+            with _own_threads():
+                return settings | {"checkpoint": load_run(self.given, "auto").sha256}
+        kept = self._config().flat()
+        for key in ("data", "device", "threads"):
+            del kept[key]
+        trained = {key: v for key, v in kept.items() if not key.startswith("tracking.")}
+        return settings | {"training": trained}
+
+    def score(self) -> dict[str, Any]:
+        """Train, unless a run was given, and score the best weights."""
+        with _own_threads():
+            took = {} if self.given is not None else self._train()
+            report = evaluate_run(self.path, replace(self.cell.request, data=self.cell.store))
+            config = load_run(self.path, "auto").config
+        for key in ("checkpoint", "picture"):  # where they are on this machine
+            report.pop(key, None)
+        more = {
+            "data": data_name(self.cell.store),
+            "trained_seed": config.seed,
+            "trained_inner_steps": config.inner.steps,
+            "filters": config.model.filters,
+        }
+        return report | more | _history(RunFolder(self.path)) | took
+
+    def _config(self) -> Config:
+        assignments = (*self.cell.settings, f"seed={self.seed}")
+        settings = with_settings(load_preset(self.cell.preset), assignments)
+        return parse_config(settings | {"data": str(self.cell.store.resolve())}, "--set")
+
+    def _train(self) -> dict[str, Any]:
+        """Begin or go on with the training; returns what this process did of it."""
+        folder, config, target = RunFolder(self.path), self._config(), self.work.target
+        if folder.began():
+            config = folder.continued(config)
+        else:
+            # Without these: a run goes on with what it began with.
+            tracking = config.tracking.model_copy(update={"enabled": target is not None})
+            threads = config.threads or torch.get_num_threads()
+            config = config.model_copy(update={"tracking": tracking, "threads": threads})
+        if target is not None:
+            named = replace(target, run_name=f"{self.work.name}-{self.key}")
+            begin_child(self.work.tracker, named, folder)
+        say(f"{self.work.name}: {self.key}")
+        began, before = time.perf_counter(), _step(folder)
+        train(config, folder.path, resume=True)
+        return {"trained_seconds": time.perf_counter() - began, "from_step": before}
+
+
+def _history(folder: RunFolder) -> dict[str, Any]:
+    """Return what a run's folder and its tracker know of the training."""
+    if not folder.last.exists():
+        return {}
+    record, curve = _last(folder), validations(folder)
+    return {
+        "hyper_iterations": record.step,
+        "validation": record.best_accuracy,
+        "validations": curve,
+        "trained_seconds": curve[-1][1] if curve else None,
+    }
+
+
+def _step(folder: RunFolder) -> int:
+    return _last(folder).step if folder.last.exists() else 0
+
+
+def _last(folder: RunFolder) -> RunRecord:
+    return read_record(load_checkpoint(folder.last), folder.last)
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give back the number of threads, which a run sets to its own."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def validations(folder: RunFolder) -> list[list[float]]:
+    """Return what the tracker has of a training: [hyper-iterations, seconds, accuracy] each.
+
+    The seconds are those of the clock since the run began, pauses included.
+    """
+    known = folder.load_tracking()
+    if not known:
+        return []
+    try:
+        client = mlflow_client(known["uri"])
+        history = client.get_metric_history(known["run_id"], "val/accuracy")
+        start = client.get_run(known["run_id"]).info.start_time
+    except Exception as error:  # a tracker's failure, of any kind, must not end the command
+        warn(one_line(f"no curve from {known['uri']}", error))
+        return []
+    # A validation that was made again after a kill is there twice.
+    found = {
+        entry.step: [entry.step, (entry.timestamp - start) / 1000, entry.value] for entry in history
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def cost_of(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return what the cells took, for a report."""
+    resumed = [part.key for part in parts if part.result.get("from_step")]
+    cost = {
+        "hyper-iterations": [part.result.get("hyper_iterations", "given") for part in parts],
+        "seconds of training": [_seconds(part.result.get("trained_seconds")) for part in parts],
+        "seconds with scoring": _seconds(sum(part.seconds for part in parts)),
+    }
+    if resumed:
+        cost["resumed"] = f"{', '.join(resumed)}: the seconds are those since then"
+    return cost
+
+
+def _seconds(value: float | None) -> str:
+    return "given" if value is None else f"{value:.1f}"

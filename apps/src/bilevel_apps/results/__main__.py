@@ -1,0 +1,118 @@
+"""`python -m bilevel_apps.results`: add a record, and make the tables of all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bilevel_apps.cli.common import Debug, Device, make_app, run_app
+from bilevel_apps.errors import RunError
+from bilevel_apps.files import write_text
+
+HELP = """Keep the recorded results, and the tables that are made of them.
+
+add evaluates a run and writes the record of it; a document of bilevel-paper, NAME.json, is a record
+as it is. write makes docs/results.md and the table in README.md from all records; check fails when
+they are not what the records say.
+
+Example:
+
+  python -m bilevel_apps.results add runs/omniglot --data omniglot.h5 --out docs/records/NAME.json
+
+  python -m bilevel_apps.results write
+"""
+
+app = make_app(HELP)
+Records = Annotated[Path, typer.Option(metavar="DIR", help="Where the records are.")]
+Page = Annotated[Path, typer.Option(metavar="FILE.md", help="The page of all results.")]
+Readme = Annotated[Path, typer.Option(metavar="FILE.md", help="The file with the short table.")]
+
+
+@app.command()
+def add(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.json", help="The record.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 600,
+    way: Annotated[int | None, typer.Option(min=1, help="Classes an episode.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    machine: Annotated[
+        str | None, typer.Option(help="That of the training, if it was not this one.")
+    ] = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Evaluate a run and write the record of it."""
+    del debug
+    from bilevel_apps.evaluate import Request
+    from bilevel_apps.results.score import score_record
+
+    request = Request(
+        data=data,
+        split=split,
+        episodes=episodes,
+        way=way,
+        shot=shot,
+        norm=norm,
+        seed=seed,
+        device=device,
+    )
+    record = score_record(folder, request, machine=machine)
+    write_text(out, record.model_dump_json(indent=2) + "\n")
+    print(f"{100 * record.accuracy:.2f} ± {100 * record.ci95:.2f} % in {out}")
+
+
+@app.command()
+def write(
+    records: Records = Path("docs/records"),
+    page: Page = Path("docs/results.md"),
+    readme: Readme = Path("README.md"),
+    debug: Debug = False,
+) -> None:
+    """Make the page and the short table from the records."""
+    del debug
+    for path, text in _made(records, page, readme).items():
+        write_text(path, text)
+        print(path)
+
+
+@app.command()
+def check(
+    records: Records = Path("docs/records"),
+    page: Page = Path("docs/results.md"),
+    readme: Readme = Path("README.md"),
+    debug: Debug = False,
+) -> None:
+    """Fail when the page or the short table is not what the records say."""
+    del debug
+    for path, text in _made(records, page, readme).items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            raise RunError(
+                f"{path}: is not what {records} says: run python -m bilevel_apps.results write"
+            )
+
+
+def _made(records: Path, page: Path, readme: Path) -> dict[Path, str]:
+    from bilevel_apps.results import read_records, results_page, with_table
+
+    found = read_records(records)
+    return {
+        page: results_page(found, records.name),
+        readme: with_table(readme.read_text("utf-8"), found, readme),
+    }
+
+
+def main() -> None:
+    """Run the command."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

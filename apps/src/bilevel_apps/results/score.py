@@ -1,0 +1,90 @@
+"""From a run to the record of its score."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.config import TrackingSection
+from bilevel_apps.evaluate import Request, evaluate_run
+from bilevel_apps.machine import machine_name, versions
+from bilevel_apps.paper.table3 import TASKS
+from bilevel_apps.paper.trained import validations
+from bilevel_apps.publish import command_of
+from bilevel_apps.record import read_record
+from bilevel_apps.results.records import FORMAT, ScoreRecord, Upright
+from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.trained_run import load_run
+
+__all__ = ["score_record"]
+
+
+def score_record(folder: Path, request: Request, *, machine: str | None = None) -> ScoreRecord:
+    """Evaluate a run and return the record of it.
+
+    The training's seconds are those that its checkpoint or the tracker knows of.
+
+    Args:
+        folder: the run's.
+        request: what is scored; several T, `choose` and `track` are left out.
+        machine: that of the training; None stands for this one.
+
+    Raises:
+        InputError: the run, the store and the numbers do not fit together.
+        RunError: the inner runs diverge.
+    """
+    run = load_run(folder, request.device)
+    report = evaluate_run(folder, replace(request, choose=False, track=False))
+    data = run.store(request.data).manifest.name
+    files = RunFolder(folder)
+    last = read_record(load_checkpoint(files.last), files.last) if files.last.exists() else None
+    curve = validations(files)
+    known = last.seconds if last is not None else None
+    neutral = {"data": None, "device": "auto", "threads": None, "tracking": TrackingSection()}
+    environment = read_record(load_checkpoint(run.path), run.path).environment
+    upright = report.get("upright")
+    return ScoreRecord(
+        format=FORMAT,
+        data=data,
+        network=run.config.model.name,
+        **{key: report[key] for key in ("way", "shot", "query", "split", "rotations", "episodes")},
+        accuracy=report["accuracy"],
+        ci95=report["ci95"],
+        upright=None if upright is None else Upright(**upright),
+        norm=report["norm"],
+        transductive=report["norm"] == "episode",
+        steps=report["steps"],
+        paper=_paper(data, run.config.model.name, report["way"], report["shot"]),
+        train=command_of(run.config.model_copy(update=neutral), data),
+        evaluate=_evaluation(data, request),
+        training_seed=run.config.seed,
+        seed=report["seed"],
+        hyper_iterations=None if last is None else last.step,
+        chosen_at=run.step,
+        seconds=known if known is not None else (curve[-1][1] if curve else None),
+        machine=machine or machine_name(environment.device, environment.threads),
+        versions=versions(environment.python, environment.torch, environment.bilevel),
+        checkpoint_sha256=run.sha256,
+        split_sha256=report["split_sha256"],
+    )
+
+
+def _paper(data: str, network: str, way: int, shot: int) -> float | None:
+    """Return the paper's figure for the task with the network, if it has one."""
+    for name, task in TASKS.items():
+        same = (task.data, task.way, task.shot) == (data, way, shot)
+        if same and (data != "mini-imagenet" or f"-{network}-" in name):
+            return task.paper[0]
+    return None
+
+
+def _evaluation(data: str, request: Request) -> str:
+    words = ["bilevel-eval", "DIR", "--data", shlex.quote(f"{data}.h5"), "--split", request.split]
+    words += ["--episodes", str(request.episodes), "--seed", str(request.seed)]
+    for name in ("way", "shot", "query", "norm"):
+        value = getattr(request, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--steps", str(request.steps[0])] if request.steps else []
+    return " ".join(words)

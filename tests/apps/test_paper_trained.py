@@ -1,0 +1,331 @@
+"""The items that train or show networks: tables 3 and 4, figures 5 and 6."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.errors import InputError
+from bilevel_apps.evaluate import Request as Evaluation
+from bilevel_apps.evaluate import evaluate_run
+from bilevel_apps.paper import Scale, figure5, figure6, load_item, table3, table4
+from bilevel_apps.paper.run import Request, run_item
+from bilevel_apps.paper.work import Part
+from bilevel_data import SourceData, SourceSplit, open_store, write_store
+from bilevel_data.sources import load_source
+
+KEPT = ("licence", "source", "preprocessing", "rotations_are_classes")
+FEW = (
+    "model.filters=4",
+    "train.steps=10",
+    "train.meta_batch=1",
+    "train.way=5",
+    "train.validate_every=5",
+    "train.validate_episodes=4",
+)
+
+
+@pytest.fixture(autouse=True)
+def few_episodes(monkeypatch):
+    monkeypatch.setattr(table3, "EPISODES", {False: 8, True: 8})
+    for item in (table4, figure6):
+        monkeypatch.setattr(item, "EPISODES", 8)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory, make_store):
+    """Write the tiny store under another data set's name."""
+
+    def make(name, **options):
+        store = open_store(make_store(**options))
+        splits = tuple(
+            SourceSplit(
+                name=split.name,
+                class_names=split.class_names,
+                class_sizes=tuple(split.class_sizes.tolist()),
+                image_shape=split.images.shape[1:],
+                images=[split.images[a:b] for a, b in pairwise(split.offsets)],
+            )
+            for split in map(store.load, store.splits)
+        )
+        kept = {key: getattr(store.manifest, key) for key in KEPT}
+        path = tmp_path_factory.mktemp("named") / f"{name}.h5"
+        write_store(path, SourceData(name=name, splits=splits, **kept))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def characters(named):
+    return named("omniglot")
+
+
+def request(out, *stores, **options):
+    return Request(out=out, track=False, data=stores, **options)
+
+
+def computed(name, out, *stores, **options):
+    options.setdefault("assignments", FEW if load_item(name).trains else ())
+    return run_item(load_item(name), request(out, *stores, **options))
+
+
+def test_a_cell_is_a_run_that_is_scored_as_any_other(tmp_path, characters):
+    only = ("omniglot-5way-1shot",)
+    report, document = computed("table3", tmp_path, characters, only=only)
+    (row,) = report.rows
+    folder = tmp_path / "table3" / "quick" / "omniglot-5way-1shot-seed-0"
+    again = evaluate_run(folder, Evaluation(data=characters, episodes=8))
+    assert row["accuracy"] == pytest.approx(100 * again["accuracy"])
+    assert row["upright"] == pytest.approx(100 * again["upright"]["accuracy"])
+    assert (row["normalisation"], row["T"], row["paper"]) == ("ghost", 5, 98.6)
+    assert again["checkpoint_sha256"].startswith(row["checkpoint"])
+    words = document["run"]["command"].split()
+    assert words[:4] == ["bilevel-paper", "table3", "--scale", "quick"]
+    assert "--data omniglot.h5 --only omniglot-5way-1shot" in document["run"]["command"]
+    assert str(tmp_path) not in json.dumps({k: v for k, v in document.items() if k != "files"})
+
+
+def test_what_is_recorded_is_not_trained_or_scored_again(tmp_path, characters, monkeypatch):
+    only = ("omniglot-5way-1shot",)
+    first, _ = computed("table3", tmp_path, characters, only=only)
+
+    def never(*_arguments, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr("bilevel_apps.paper.trained.train", never)
+    monkeypatch.setattr("bilevel_apps.paper.trained.evaluate_run", never)
+    second, _ = computed("table3", tmp_path, characters, only=only)
+    assert second.rows == first.rows
+
+
+def test_a_training_without_its_record_goes_on_where_it_was(tmp_path, characters):
+    only = ("omniglot-5way-1shot",)
+    first, _ = computed("table3", tmp_path, characters, only=only)
+    record = tmp_path / "table3" / "quick" / "omniglot-5way-1shot-seed-0.json"
+    record.unlink()
+    second, _ = computed("table3", tmp_path, characters, only=only)
+    assert second.rows == first.rows
+    assert second.details[0]["from_step"] == 10
+    assert first.details[0]["from_step"] == 0
+    assert "resumed" in second.cost
+
+
+def test_other_settings_do_not_continue_a_training(tmp_path, characters):
+    only = ("omniglot-5way-1shot",)
+    computed("table3", tmp_path, characters, only=only)
+    with pytest.raises(InputError, match=r"train\.lr"):
+        computed("table3", tmp_path, characters, only=only, assignments=(*FEW, "train.lr=1e-2"))
+
+
+def test_a_run_in_the_place_of_a_training(tmp_path, characters, trained):
+    runs = (f"omniglot-5way-1shot={trained}",)
+    report, document = computed("table3", tmp_path, characters, runs=runs, assignments=())
+    (row,) = report.rows
+    sha256 = load_checkpoint(trained / "best.safetensors").file_sha256
+    assert sha256.startswith(row["checkpoint"])
+    assert row["hyper-iterations"] == 6
+    assert document["run"]["command"].endswith("--run omniglot-5way-1shot=trained --out DIR")
+
+
+def scored(accuracy, **more):
+    """A part with an accuracy of an interval of one per cent."""
+    pixels = {"raw-pixel nearest neighbour": {"accuracy": 0.4, "ci95": 0.01}}
+    result = {"accuracy": accuracy, "ci95": 0.01, "baselines": pixels, "way": 5, **more}
+    return [Part(key="", seconds=0.0, result=result)]
+
+
+def test_what_table3_claims():
+    found = {
+        "omniglot-5way-1shot": scored(0.98),
+        "omniglot-5way-5shot": scored(0.999),
+        "omniglot-20way-1shot": scored(0.94),
+    }
+    assert [claim.holds for claim in table3._claims(found, full=False)] == [True, False, True]
+    wide = found | {"omniglot-5way-1shot": scored(0.96)}
+    assert [claim.holds for claim in table3._claims(wide, full=False)] == [True, True, False]
+    low = found | {"omniglot-20way-1shot": scored(0.415)}
+    assert not table3._claims(low, full=False)[0].holds
+    *_, reached = table3._claims(found, full=True)
+    assert not reached.holds
+    assert "2 of 3, not omniglot-20way-1shot" in reached.found
+    *_, reached = table3._claims({"omniglot-20way-1shot": scored(0.946)}, full=True)
+    assert reached.holds
+
+
+def test_table3_takes_the_store_of_each_cell(tmp_path, characters, named):
+    glyphs = named("glyphs", seed=1)
+    with pytest.raises(InputError, match=r"is about mini-imagenet and omniglot, but .* glyphs"):
+        computed("table3", tmp_path, glyphs, scale=Scale.FULL)
+    with pytest.raises(InputError, match="no store of mini-imagenet: give it with --data too"):
+        computed(
+            "table3",
+            tmp_path,
+            characters,
+            scale=Scale.FULL,
+            only=("mini-imagenet-c4l-5way-1shot",),
+        )
+    only = ("omniglot-5way-1shot",)
+    report, _ = computed("table3", tmp_path, glyphs, only=only)
+    assert [(row["data"], row["paper"]) for row in report.rows] == [("glyphs", None)]
+
+
+@pytest.mark.slow
+def test_table4_has_all_rows_from_the_same_budget(tmp_path, characters):
+    report, document = computed("table4", tmp_path, characters)
+    assert [row["method"] for row in report.rows] == list(table4.PAPER)
+    counts = {row["method"]: row["hyper-iterations"] for row in report.rows}
+    assert counts.pop("classic-train") == 2  # of 5 passes through the backbone each
+    assert set(counts.values()) == {10}
+    assert {row["filters"] for row in report.rows} == {4}
+    assert document["settings"]["approx"].startswith("method=approx, train.meta_batch=4")
+    assert (tmp_path / "table4.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_table4_gives_multiclass_as_many_images():
+    """Of four episodes of 5 ways and 16 images: one of 64 ways and 5."""
+    values = dict(text.split("=") for text in table4.BALANCED)
+    images = int(values["train.shot"]) + int(values["train.query"])
+    count = int(values["train.meta_batch"]) * int(values["train.way"]) * images
+    assert count == 4 * 5 * (1 + 15)
+
+
+def test_what_table4_claims():
+    rivals = {name: scored(0.5) for name in table4.PAPER if name != table4.OURS}
+    found = rivals | {table4.OURS: scored(0.53)}
+    claims = table4._claims(found, full=False)
+    assert [claim.holds for claim in claims] == [True] * 4
+    assert len(table4._claims(found, full=True)) == 5
+    near = found | {"approx": scored(0.515)}
+    assert [claim.holds for claim in table4._claims(near, full=False)].count(False) == 1
+    # Of several seeds the worst of ours and the best of theirs.
+    seeds = found | {table4.OURS: scored(0.53) + scored(0.51)}
+    assert not any(claim.holds for claim in table4._claims(seeds, full=False))
+    (alone,) = table4._claims({"approx": scored(0.3)}, full=False)
+    assert alone.holds
+    (chance,) = table4._claims({"approx": scored(0.2)}, full=False)
+    assert not chance.holds
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
+def test_table4_draws_the_curves_that_the_tracker_has(tmp_path, characters, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    only = ("approx", "hyper-representation")
+    report, _ = run_item(
+        load_item("table4"),
+        Request(out=tmp_path / "out", data=(characters,), only=only, assignments=FEW),
+    )
+    steps = [row["hyper-iterations"] for row in report.details]
+    assert steps == [5, 10, 5, 10]
+    assert all(0 < row["validation accuracy"] <= 1 for row in report.details)
+    assert len(report.picture().axes) == 2
+
+
+def test_figure6(tmp_path, characters):
+    report, _ = computed("figure6", tmp_path, characters, only=("T-3", "T-12"))
+    assert [row["T"] for row in report.rows] == [3, 12]
+    own = {(row["trained with"], row["T"]): row["accuracy"] for row in report.details}
+    for row in report.rows:
+        assert 100 * own[row["T"], row["T"]] == pytest.approx(row["accuracy"])
+        assert row["with the best T"] >= row["accuracy"]
+
+
+def test_what_figure6_claims():
+    first = scored(0.5, steps=3, checkpoint_step=900)[0]
+    last = scored(0.6, steps=12, checkpoint_step=300)[0]
+    assert [claim.holds for claim in figure6._claims([first, last], full=False)] == [True, True]
+    assert [claim.holds for claim in figure6._claims([first, last], full=True)] == [True, True]
+    swapped = [
+        replace(first, result={**first.result, "steps": 12}),
+        replace(last, result={**last.result, "steps": 3}),
+    ]
+    assert [claim.holds for claim in figure6._claims(swapped, full=False)] == [True, False]
+    assert [claim.holds for claim in figure6._claims(swapped, full=True)] == [True, False]
+
+
+def test_figure5_of_a_run(tmp_path, characters, trained):
+    report, _ = computed("figure5", tmp_path, characters, runs=(str(trained),), seeds=1)
+    rows = {row["figure"]: row for row in report.rows}
+    near, far = (rows[f"distance of the {kind} pairs"] for kind in ("nearest", "farthest"))
+    assert near["features"] < far["features"]
+    assert 0 <= rows["neighbour_accuracy"]["features"] <= 1
+    assert (tmp_path / "figure5.svg").exists()
+
+
+def test_what_figure5_claims():
+    def part(features, pixels):
+        result = {
+            "representation": dict.fromkeys(("neighbour_accuracy", "silhouette"), features),
+            "pixels": dict.fromkeys(("neighbour_accuracy", "silhouette"), pixels),
+        }
+        return Part(key="", seconds=0.0, result=result)
+
+    assert all(claim.holds for claim in figure5._claims([part(0.9, 0.3), part(0.8, 0.3)]))
+    assert not any(claim.holds for claim in figure5._claims([part(0.9, 0.3), part(0.2, 0.3)]))
+
+
+def test_pixel_distance_is_the_root_mean_square():
+    a, b = np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 51, np.uint8)
+    pair = figure5.Pair(numbers=(0, 0), images=(a, b), features=(a, b), distance=0.0)
+    assert figure5._pixel_distance(pair) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("table3", {}, "no data: give --data FILE.h5"),
+        ("figure5", {}, "no data: give --data FILE.h5"),
+        ("table3", {"only": ("omniglot",)}, "--only omniglot: table3 has no such part: choose one"),
+        ("figure1", {"only": ("x",)}, "--only x: figure1 has no such part: choose none"),
+        ("figure1", {"assignments": ("seed=1",)}, "figure1 trains no network: leave --set out"),
+        ("figure1", {"runs": ("x",)}, "figure1 shows no run: leave --run out"),
+        ("table3", {"runs": ("x",)}, "--run x: expected PART=DIR with PART one of omniglot-5way"),
+        ("table4", {"runs": ("approx=",)}, "expected PART=DIR"),
+        ("table4", {"runs": ("approx=a", "approx=b")}, "--run approx=b: a was given for the same"),
+    ],
+)
+def test_options_that_an_item_cannot_use(tmp_path, name, options, message):
+    with pytest.raises(InputError) as refused:
+        run_item(load_item(name), request(tmp_path / "out", **options))
+    assert message in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_stores_of_one_data_set(tmp_path, characters, named):
+    with pytest.raises(InputError, match="is of omniglot too: give one of them"):
+        computed("table3", tmp_path, characters, named("omniglot", seed=1))
+
+
+def test_an_item_takes_the_store_that_it_is_about(tmp_path, characters, named):
+    other = named("glyphs")
+    taken = []
+    item = replace(load_item("figure5"), run=lambda work: taken.append(work.data) or 1 / 0)
+    for stores in ((other, characters), (characters, other), (other,)):
+        with pytest.raises(Exception, match="figure5"):
+            run_item(item, request(tmp_path, *stores))
+    assert taken == [characters, characters, other]
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "omniglot"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Omniglot where it is at hand, and else characters that are drawn."""
+    data = load_source("omniglot", REAL) if REAL.is_dir() else load_source("glyphs")
+    path = tmp_path_factory.mktemp("pictures") / "characters.h5"
+    write_store(path, data)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table3", "table4", "figure5", "figure6"])
+def test_the_claims_hold_at_quick(name, tmp_path, monkeypatch, pictures):
+    monkeypatch.undo()  # as many episodes as the items have
+    report, _ = run_item(load_item(name), request(tmp_path, pictures))
+    assert [claim.text for claim in report.claims if not claim.holds] == []

@@ -1,0 +1,67 @@
+"""The record of a run's score: what is in it, and that it says nothing of the machine's folders."""
+
+import json
+import sys
+
+import pytest
+
+from bilevel_apps import machine as machines
+from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.evaluate import Request, evaluate_run
+from bilevel_apps.machine import machine_name, versions
+from bilevel_apps.paper.table3 import TASKS
+from bilevel_apps.results import read_records
+from bilevel_apps.results.__main__ import main
+from bilevel_apps.results.score import _paper, score_record
+
+
+def test_the_record_is_what_evaluation_says(trained, store):
+    request = Request(data=store, episodes=5, shot=2, norm="episode", seed=3)
+    record = score_record(trained, request)
+    report = evaluate_run(trained, request)
+    assert (record.accuracy, record.ci95) == (report["accuracy"], report["ci95"])
+    assert (record.way, record.shot, record.query, record.episodes) == (5, 2, 3, 5)
+    assert (record.norm, record.transductive, record.rotations) == ("episode", True, False)
+    assert (record.hyper_iterations, record.seconds, record.upright) == (6, None, None)
+    assert record.checkpoint_sha256 == load_checkpoint(trained / "best.safetensors").file_sha256
+    assert "--shot 2 --norm episode" in record.evaluate
+    assert "--set train.steps=6" in record.train
+    assert "1 thread" in record.machine
+    assert "threads" not in record.machine
+
+
+def test_the_command_writes_a_record_that_is_read_back(trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "tiny.json"
+    words = ["results", "add", str(trained), "--episodes", "4", "--machine", "an old one"]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    (record,) = read_records(tmp_path).values()
+    assert record.machine == "an old one"
+    assert json.loads(out.read_text("utf-8"))["episodes"] == 4
+    assert f"{100 * record.accuracy:.2f}" in capsys.readouterr().out
+
+
+def test_the_paper_has_a_figure_for_each_of_its_tasks():
+    assert _paper("omniglot", "omniglot-net", 20, 1) == 95.5
+    assert _paper("mini-imagenet", "rn", 5, 1) == 50.54
+    assert _paper("mini-imagenet", "c4l", 5, 5) == 61.9
+    assert _paper("mini-imagenet", "resnet12", 5, 5) is None
+    assert _paper("glyphs", "omniglot-net", 5, 1) is None
+    assert len(TASKS) == 8
+
+
+def test_a_machine_has_no_name(monkeypatch, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nmodel name : A Processor\nflags : x\n")
+    monkeypatch.setattr(machines, "CPUINFO", file)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert machine_name("cpu", 2).startswith("2 cores of A Processor, ")
+    assert machine_name("cpu", 1).endswith(", 1 thread")
+    monkeypatch.setattr(machines, "CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr("platform.machine", lambda: "a_kind")
+    assert "2 cores of a_kind, " in machine_name()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert machine_name("cuda:0").startswith("cuda:0, 2 cores")
+    assert versions("3.11", "2.1", "1.0") == "Python 3.11, torch 2.1, bilevel 1.0"

@@ -1,0 +1,132 @@
+"""What of a picture is taken, refused, and how much of it is in memory."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bilevel_data import DataError
+from bilevel_data.limits import LIMITS, MAX_PICTURE_BYTES
+from bilevel_data.plain import read_plain
+from bilevel_data.sources import images as images_module
+from bilevel_data.sources.images import convert, read_picture, read_pictures
+
+
+def saved(picture, form="PNG", **options):
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def picture(mode, size=(9, 7), seed=0):
+    rng = np.random.default_rng(seed)
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = rng.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    if mode == "P":
+        found = Image.fromarray(np.repeat(pixels, 3, axis=2)).quantize(16)
+        found.info["transparency"] = 3
+        return found
+    if mode == "1":
+        return Image.fromarray(pixels[..., 0]).convert("1")
+    return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+
+
+def at_once(found, mode):
+    """What a picture should become, with all of it in memory."""
+    if found.has_transparency_data:
+        layer = found.convert("RGBA")
+        found = Image.alpha_composite(Image.new("RGBA", layer.size, (255,) * 4), layer)
+    return np.asarray(found.convert(mode))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("band", [1, 20, 1000])
+def test_bands_of_rows_give_the_whole_picture(monkeypatch, mode, channels, band):
+    monkeypatch.setattr(images_module, "_BAND", band)
+    found = picture(mode)
+    converted = convert(found.copy(), "p", channels=channels)
+    np.testing.assert_array_equal(np.asarray(converted), at_once(found, converted.mode))
+    assert converted.mode == ("L" if channels == 1 else "RGB")
+
+
+def test_large_pictures_are_made_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(images_module, "_LARGE", 10)
+    content = saved(picture("RGB"))
+    files = [(str(k), content) for k in range(5)]
+    found = list(read_pictures(files, np.asarray, channels=3))
+    for array in found:
+        np.testing.assert_array_equal(array, np.asarray(picture("RGB")))
+
+
+def test_upright():
+    found = picture("L")
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    content = saved(found, "PNG", exif=tags)
+    upright = read_picture(content, "p", channels=1)
+    np.testing.assert_array_equal(np.asarray(upright), np.rot90(np.asarray(found), -1))
+
+
+FRAMES = [Image.new("RGB", (4, 4), (60 * k, 0, 0)) for k in range(3)]
+REFUSED = {
+    "animated GIF": (saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "animation"),
+    "animated PNG": (saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), "animation"),
+    "animated WebP": (
+        saved(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]),
+        "animation",
+    ),
+    "CMYK": (saved(Image.new("CMYK", (4, 4)), "JPEG"), "colours in CMYK: save it in RGB"),
+    "16 bits": (saved(Image.new("I;16", (4, 4))), "more than 8 bits a channel"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot read it.*replace or remove"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    content, message = REFUSED[case]
+    with pytest.raises(DataError, match=message):
+        read_picture(content, "p", channels=3)
+
+
+def test_photographs_with_a_second_one_beside_them():
+    """As telephones write them: one picture, and a map of its depth in the same file."""
+    found = picture("L")
+    content = saved(found, "MPO", save_all=True, append_images=[found], quality=95)
+    assert read_picture(content, "p", channels=1).size == found.size
+
+
+def test_limits(monkeypatch, tmp_path):
+    content = saved(picture("RGB"))
+    monkeypatch.setenv("BILEVEL_MAX_PIXELS", "62")
+    with pytest.raises(DataError, match=r"p: 63 pixels, more than 62: make .* BILEVEL_MAX_PIXELS"):
+        read_picture(content, "p", channels=3)
+    monkeypatch.setenv("BILEVEL_MAX_PIXELS", "63")
+    assert read_picture(content, "p", channels=3).size == (9, 7)
+    # Pillow's own limit does not stand in the way of a larger one.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_picture(content, "p", channels=3).size == (9, 7)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert len({limit.variable for limit in LIMITS}) == len(LIMITS)
+
+
+def test_plain_files(monkeypatch, tmp_path):
+    def read(path):
+        return read_plain(path, MAX_PICTURE_BYTES, what="a picture", remedy="give another")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read(path) == b"12345"
+    monkeypatch.setenv("BILEVEL_MAX_PICTURE_BYTES", "4")
+    with pytest.raises(DataError, match=r"file: 5 bytes of a picture, more than 4: give another"):
+        read(path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="not a plain file: give another"):
+            read(other)
+    with pytest.raises(DataError, match=r"cannot read a picture \(File name too long\)"):
+        read(tmp_path / ("x" * 300))
