@@ -41,6 +41,7 @@ def add(
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 600,
     way: Annotated[int | None, typer.Option(min=1, help="Classes an episode.")] = None,
     shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Another T than the run's.")] = None,
     norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
     machine: Annotated[
@@ -60,6 +61,7 @@ def add(
         episodes=episodes,
         way=way,
         shot=shot,
+        steps=() if steps is None else (steps,),
         norm=norm,
         seed=seed,
         device=device,
