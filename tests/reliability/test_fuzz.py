@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliability.hostile_targets import CORPUS, TARGETS, kept
+from reliability.own_memory import own_memory
 
 FUZZER = Path(__file__).with_name("hostile_fuzz.py")
 # A minute each in the session `reliability`, which sets it; ten in the nightly test.
@@ -66,7 +67,7 @@ def fuzz(name, seconds, folder):
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("needs atheris, the coverage-guided fuzzer")
     done = subprocess.run(
-        [sys.executable, FUZZER, name, str(seconds), str(folder)],
+        own_memory([sys.executable, FUZZER, name, seconds, folder]),
         env={**os.environ, "PYTHONPATH": str(FUZZER.parent.parent)},
         capture_output=True,
         text=True,

@@ -19,6 +19,7 @@ from bilevel_apps.train import train
 from bilevel_data import SourceData, SourceSplit, write_store
 from bilevel_data.sources.torchvision_library import import_datasets
 from reliability.hostile import CASES, Place
+from reliability.own_memory import own_memory
 
 SECONDS, BYTES = 5, 1 << 30
 # What a remedy begins with, in the words of the messages.
@@ -205,7 +206,7 @@ def test_refused_by_a_process_of_its_own(place, case):
     )
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+        own_memory([sys.executable, "-c", script, *arguments]),
         capture_output=True,
         text=True,
         check=False,
