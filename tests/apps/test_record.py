@@ -1,5 +1,6 @@
 """A checkpoint that is whole, but not what a training writes, is refused in one line."""
 
+import importlib.util
 import json
 import math
 import shutil
@@ -9,7 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bilevel_apps.build import make_task
 from bilevel_apps.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bilevel_apps.config import parse_config
 from bilevel_apps.errors import InputError
 from bilevel_apps.record import read_record
 
@@ -44,6 +47,25 @@ def setting(path, value):
             record[key] = value
 
     return change
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
+def test_a_network_that_cannot_be_built_without_memory(crafted):
+    """regnet_y_400mf looks at its weights while it is built, which the device `meta` refuses."""
+    def change(record, tensors):
+        record["config"]["model"] |= {"name": "torchvision:regnet_y_400mf", "filters": None}
+        record["image_shape"] = [32, 32, 3]
+        config = parse_config(record["config"], "record")
+        weights = make_task(config, (32, 32, 3), torch.device("cpu")).model.state_dict()
+        tensors.clear()
+        tensors |= {f"model.{name}": weight for name, weight in weights.items()}
+
+    path = crafted(change) / "last.safetensors"
+    checkpoint = load_checkpoint(path)
+    assert read_record(checkpoint, path).config.model.name == "torchvision:regnet_y_400mf"
+    del checkpoint.tensors["model.log_lr"]
+    with pytest.raises(InputError, match="its tensors are not those"):
+        read_record(checkpoint, path)
 
 
 def refused(command, folder):

@@ -20,6 +20,7 @@ from bilevel_apps.config import (
     short,
 )
 from bilevel_apps.errors import InputError
+from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.stopping import Ending
 
 __all__ = ["Environment", "RunRecord", "read_record"]
@@ -116,8 +117,7 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
         InputError: so it is.
     """
     try:
-        with torch.device("meta"):
-            task = make_task(record.config, record.image_shape, torch.device("meta"))
+        task = _without_memory(record)
     except InputError as error:
         raise InputError(f"{path}: {error}; {REMEDY}") from None
     except (ValueError, RuntimeError, OverflowError):  # sizes beyond what can be counted
@@ -128,6 +128,18 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
         raise _other_weights(path)
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path}: its weights are not all finite numbers: {REMEDY}")
+
+
+def _without_memory(record: RunRecord) -> MetaTask:
+    try:
+        with torch.device("meta"):
+            return make_task(record.config, record.image_shape, torch.device("meta"))
+    except InputError:
+        # Some networks of torchvision look at their weights' values while they are built. Their
+        # sizes are torchvision's own, so a record cannot ask for more than those.
+        if not record.config.model.name.startswith("torchvision:"):
+            raise
+        return make_task(record.config, record.image_shape, torch.device("cpu"))
 
 
 def _other_weights(path: Path) -> InputError:
