@@ -280,7 +280,7 @@ def test_a_signal_saves_and_ends_within_five_seconds(run, number):
         os.kill(child.process, number)
         status = child.wait()
         slowest = max(slowest, time.monotonic() - sent)
-        if status == 0:
+        if run.check() == run.config.train.steps:  # all was done and saved before the signal came
             break
         assert status == 130, run.log.read_text()
         assert run.check() > before
