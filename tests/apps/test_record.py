@@ -52,6 +52,7 @@ def setting(path, value):
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="needs torchvision")
 def test_a_network_that_cannot_be_built_without_memory(crafted):
     """regnet_y_400mf looks at its weights while it is built, which the device `meta` refuses."""
+
     def change(record, tensors):
         record["config"]["model"] |= {"name": "torchvision:regnet_y_400mf", "filters": None}
         record["image_shape"] = [32, 32, 3]
