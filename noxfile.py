@@ -29,6 +29,8 @@ PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 NIGHTLY = ("-m", "nightly", "--hypothesis-profile", "nightly")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
+# Files are not divided among the workers: their fixtures train.
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
 
 
 def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
@@ -75,9 +77,22 @@ def tests(session: nox.Session) -> None:
     install_all(session, "pytest-xdist", test=True)
     if session.posargs:
         session.run("pytest", *session.posargs, env=ENV)
-    else:  # files are not divided: their fixtures train
-        workers = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
-        session.run("pytest", "-m", "not nightly", *workers, env=ENV | ONE_THREAD)
+    else:
+        session.run("pytest", "-m", "not nightly", *WORKERS, env=ENV | ONE_THREAD)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run every test but the nightly ones and show the lines and branches that none of them took."""
+    install_all(session, "pytest-xdist", "coverage", test=True)
+    session.run("coverage", "erase")
+    session.run(
+        *("coverage", "run", "-m", "pytest", "-m", "not nightly"),
+        *(session.posargs or WORKERS),
+        env=ENV | ONE_THREAD,
+    )
+    session.run("coverage", "combine", "-q")
+    session.run("coverage", "report")
 
 
 @nox.session
