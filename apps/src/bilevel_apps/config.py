@@ -132,8 +132,9 @@ class TrainSection(Section):
     schedule: Literal["constant", "paper", "cosine", "onecycle"] = Field(
         default="onecycle", description="constant, paper (lr / (1 + 1e-5 k)), cosine or onecycle"
     )
-    optimizer: Literal["adamw", "sgd"] = Field(
-        default="adamw", description="adamw, or sgd with Nesterov momentum 0.9"
+    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+        default="adamw",
+        description="adamw, muon (adamw for all but filters), or sgd with Nesterov momentum 0.9",
     )
     weight_decay: NonNegative = Field(
         default=1e-3, description="on the backbone alone; decoupled (sgd: in the gradient)"

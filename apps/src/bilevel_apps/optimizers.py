@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilevel_apps.config import TrainSection
 from bilevel_apps.meta_task import HyperRepresentation
+from bilevel_apps.muon import Muon
 
 __all__ = ["clipped_norm", "load_optimizer", "make_optimizer", "optimizer_tensors"]
 
@@ -38,7 +39,7 @@ def make_optimizer(train: TrainSection, model: HyperRepresentation) -> torch.opt
         groups.append({"params": scalars, "weight_decay": 0.0})
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups, lr=train.lr)
+    return (Muon if train.optimizer == "muon" else torch.optim.AdamW)(groups, lr=train.lr)
 
 
 def clipped_norm(model: HyperRepresentation, longest: float | None) -> float:
@@ -71,11 +72,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         ValueError: the names or the shapes are not those of this optimiser's state.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    known = MOMENTUM_STATE if isinstance(optimizer, torch.optim.SGD) else ADAM_STATE
+    known = [_kept_of(optimizer, parameter) for parameter in parameters]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"(\d{1,9})\.(\w+)", name)
-        if match is None or int(match[1]) >= len(parameters) or match[2] not in known:
+        if (
+            match is None
+            or int(match[1]) >= len(parameters)
+            or match[2] not in known[int(match[1])]
+        ):
             raise ValueError(f"the optimiser has no state {name}")
         index, key = int(match[1]), match[2]
         shape = torch.Size() if key == "step" else parameters[index].shape
@@ -86,6 +91,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
             )
         state.setdefault(index, {})[key] = tensor
     for index, held in state.items():
-        if missing := known - held.keys():
+        if missing := known[index] - held.keys():
             raise ValueError(f"the optimiser lacks {index}.{min(missing)}")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _kept_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> frozenset[str]:
+    """Return what the optimiser keeps of a parameter."""
+    momentum = (
+        parameter.dim() >= 2
+        if isinstance(optimizer, Muon)
+        else isinstance(optimizer, torch.optim.SGD)
+    )
+    return MOMENTUM_STATE if momentum else ADAM_STATE
