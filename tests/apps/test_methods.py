@@ -40,7 +40,6 @@ from bilevel_apps.methods.linear_outputs import (
     LinearOutputsOfSets,
     with_linear_outputs,
 )
-from bilevel_apps.methods.one_set import encode_set
 from bilevel_apps.processes import ALONE
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.train import train
@@ -369,7 +368,7 @@ class SetBySet(torch.nn.Module):
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_set_is_encoded_once(mode, batch, at_once, monkeypatch):
-    """Features and pull-back are those of plain passes; with an odd number one set goes twice.
+    """Features and pull-back are those of plain passes, and no image goes twice.
 
     Set by set is how a GPU does it, and a network that cannot otherwise.
     """
@@ -377,16 +376,18 @@ def test_a_set_is_encoded_once(mode, batch, at_once, monkeypatch):
     if not at_once:
         task.model.backbone = SetBySet(task.model.backbone)
         task = replace(task, encoder=replace(task.encoder, backbone=task.model.backbone))
-    lam, counted, whole = leaves_of(task), [], Encoder.encode
+    lam, counted = leaves_of(task), []
+    network, way_in = type(task.model.backbone), "forward_sets" if at_once else "forward"
+    whole = getattr(network, way_in)
 
-    def count(encoder, support, query, *, training):
-        counted.append(support.shape[:2].numel() + query.shape[:2].numel())
-        return whole(encoder, support, query, training=training)
+    def count(backbone, images, *how, **options):
+        counted.append(len(images))
+        return whole(backbone, images, *how, **options)
 
-    monkeypatch.setattr(Encoder, "encode", count)
     expected, _ = encode(task, lam, episodes)
-    found, pull_back = encode_set(task.encoder, episodes.support)
-    assert sum(counted) == TOGETHER * (batch + batch % 2 if mode in OWN else batch)
+    monkeypatch.setattr(network, way_in, count)
+    found, pull_back = task.encoder.encode_set(episodes.support, training=True)
+    assert sum(counted) == TOGETHER * batch
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
     assert not found.requires_grad
     direction = torch.randn(found.shape, dtype=torch.float64)

@@ -1,11 +1,13 @@
 """Encode once, pull back once: the same numbers as autograd through everything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from bilevel_models import EACH_SET, Encoder, Normalization, as_images, create_model
+from bilevel_models import EACH_SET, RUNNING, Encoder, Normalization, as_images, create_model
 
 
 def setup(mode=Normalization.SUPPORT, **options):
@@ -14,6 +16,17 @@ def setup(mode=Normalization.SUPPORT, **options):
     support = torch.rand(3, 4, 1, 16, 16, dtype=torch.float64)
     query = torch.rand(3, 6, 1, 16, 16, dtype=torch.float64)
     return Encoder(backbone=backbone, normalization=mode, **options), support, query
+
+
+class Plain(torch.nn.Module):
+    """A backbone without its `forward_sets`."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images, statistics):
+        return self.network(images, statistics)
 
 
 def outer(h_s, h_q):
@@ -44,6 +57,37 @@ def test_features_are_the_backbones_in_the_episodes_order():
     for b in range(3):
         assert torch.allclose(features.support[b], encoder.backbone(support[b], EACH_SET))
         assert torch.allclose(features.query[b], encoder.backbone(query[b], EACH_SET))
+
+
+@pytest.mark.parametrize("takes_sets", [True, False], ids=["at once", "episode by episode"])
+@pytest.mark.parametrize("mode", list(Normalization))
+def test_one_set_is_encoded_as_a_support_set_alone(mode, takes_sets):
+    """Outside training: `episode` and `support` take each set's statistics, others the averages."""
+    encoder, images, _ = setup(mode)
+    if not takes_sets:
+        encoder = replace(encoder, backbone=Plain(encoder.backbone))
+    found, pull_back = encoder.encode_set(images, training=False)
+    own = mode in (Normalization.EPISODE, Normalization.SUPPORT)
+    for b in range(3):
+        expected = encoder.backbone(images[b], EACH_SET if own else RUNNING)
+        assert torch.allclose(found[b], expected)
+    assert not found.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        pull_back(found)
+
+
+@pytest.mark.parametrize("mode", list(Normalization))
+def test_the_way_back_of_one_set_is_the_chain_rule(mode):
+    encoder, images, _ = setup(mode, unit_length=True)
+    found, pull_back = encoder.encode_set(images, training=True)
+    direction = torch.randn_like(found)
+    pull_back(direction)
+    h = (images if mode is not Normalization.BATCH else images.flatten(0, 1)[None]).unbind()
+    h = torch.cat([functional.normalize(encoder.backbone(part, EACH_SET), dim=-1) for part in h])
+    assert torch.allclose(found.flatten(0, 1), h, rtol=1e-10, atol=1e-13)
+    expected = torch.autograd.grad(h, list(encoder.backbone.parameters()), direction.flatten(0, 1))
+    for parameter, reference in zip(encoder.backbone.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, reference, rtol=1e-10, atol=1e-13)
 
 
 def test_unit_length():

@@ -12,7 +12,6 @@ import torch
 from bilevel_apps.episodes import Episodes
 from bilevel_apps.inner_problem import outer_loss
 from bilevel_apps.meta_task import MetaTask, Outcome
-from bilevel_apps.methods.one_set import encode_set
 from bilevel_core import DivergenceError
 from bilevel_models import heads
 
@@ -53,7 +52,7 @@ class _Part:
     def step(self) -> Outcome:
         """Add the part's share of ∇_λ f̂ to the `grad`, and move its heads."""
         task, labels = self.task, self.episodes.support_labels
-        features, pull_back = encode_set(task.encoder, self.episodes.support)
+        features, pull_back = task.encoder.encode_set(self.episodes.support, training=True)
         head = self.head or heads.zeros(features, self.episodes.way)
         leaves = {"features": features, "log_scale": task.model.log_scale.detach(), **head}
         for leaf in leaves.values():

@@ -10,7 +10,6 @@ import torch
 from bilevel_apps.episodes import Episodes
 from bilevel_apps.inner_problem import outer_loss
 from bilevel_apps.meta_task import MetaTask, Outcome
-from bilevel_apps.methods.one_set import encode_set
 from bilevel_models import heads
 
 __all__ = ["multiclass"]
@@ -40,7 +39,8 @@ def _add(task: MetaTask, episodes: Episodes) -> Outcome:
     if episodes.classes is None:
         raise ValueError("the episodes do not say which classes they have: give Episodes.classes")
     labels = episodes.classes.gather(1, episodes.support_labels)
-    scores, pull_back = encode_set(replace(task.encoder, unit_length=False), episodes.support)
+    encoder = replace(task.encoder, unit_length=False)
+    scores, pull_back = encoder.encode_set(episodes.support, training=True)
     value = outer_loss(scores.requires_grad_(), labels, task.label_smoothing)
     (grad,) = torch.autograd.grad(value, [scores])
     pull_back(grad / task.parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, final, runtime_checkable
 
 import numpy as np
@@ -93,55 +93,86 @@ class Encoder:
 
         return Features(support=h_s.detach(), query=h_q.detach(), pull_back=pull_back)
 
-    def _forward(self, support: Tensor, query: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-        """Pass the images through the backbone, at once where it can, or set by set."""
+    def encode_set(
+        self, images: Tensor, *, training: bool
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Return the features of a meta-batch whose episodes have one set each, and the way back.
+
+        With `episode` and `support` an episode's statistics are those of its images, in training
+        and in test; `ghost` and `batch` are as in `encode`.
+
+        Args:
+            images: (batch, n, channels, height, width).
+            training: as of `encode`.
+
+        Returns:
+            Features (batch, n, dim), without a graph, and what takes their gradient and adds, once,
+            to the `grad` of the backbone's parameters.
+
+        Cost: as `encode` for as many images.
+        """
+        mode = self.normalization
+        # A support set by itself: the same, and `_at_once` takes it.
+        mode = Normalization.EPISODE if mode is Normalization.SUPPORT else mode
+        with torch.set_grad_enabled(training):
+            (h,) = replace(self, normalization=mode)._forward(images, training=training)
+
+        def pull_back(grad: Tensor) -> None:
+            torch.autograd.backward((h,), (grad,))
+
+        return h.detach(), pull_back
+
+    def _forward(self, *sets: Tensor, training: bool) -> tuple[Tensor, ...]:
+        """Pass the images through the backbone, at once where it can, or episode by episode.
+
+        Args:
+            sets: images (batch, …, channels, height, width) each, the support set first.
+            training: as of `encode`.
+        """
         mode, backbone = self.normalization, self.backbone
         own = mode is Normalization.EPISODE or (training and mode is not Normalization.SUPPORT)
-        if own and isinstance(backbone, _TakesSets) and support.device.type == "cpu":
-            return self._at_once(backbone, support, query, training=training)
+        if own and isinstance(backbone, _TakesSets) and sets[0].device.type == "cpu":
+            return self._at_once(backbone, sets, training=training)
         whole_batch = mode is Normalization.BATCH or not (
             training or mode in (Normalization.EPISODE, Normalization.SUPPORT)
         )
-        groups = 1 if whole_batch else len(support)
+        groups = 1 if whole_batch else len(sets[0])
         parts = [
-            self._encode_group(s, q, training=training)
-            for s, q in zip(support.chunk(groups), query.chunk(groups), strict=True)
+            self._encode_group(group, training=training)
+            for group in zip(*(images.chunk(groups) for images in sets), strict=True)
         ]
-        h_s, h_q = (torch.cat(part) for part in zip(*parts, strict=True))
-        return h_s, h_q
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _at_once(
-        self, backbone: _TakesSets, support: Tensor, query: Tensor, *, training: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, backbone: _TakesSets, sets: Sequence[Tensor], *, training: bool
+    ) -> tuple[Tensor, ...]:
         """Encode a meta-batch each of whose sets has its own statistics."""
-        b, n, m = len(support), support.shape[1], query.shape[1]
+        b, counts = len(sets[0]), [images.shape[1] for images in sets]
         mode = self.normalization
         track = training and mode is not Normalization.EPISODE
         if mode is Normalization.GHOST:
-            images, sizes = _joined(support, query, dim=1), [n + m] * b
+            images, sizes = _joined(sets, dim=1), [sum(counts)] * b
         else:
-            images = _joined(support.flatten(0, 1), query.flatten(0, 1), dim=0)
-            sizes = [n] * b + [m] * b if mode is Normalization.EPISODE else [b * (n + m)]
+            images = _joined([images.flatten(0, 1) for images in sets], dim=0)
+            each = [n for n in counts for _ in range(b)]
+            sizes = each if mode is Normalization.EPISODE else [sum(each)]
         with self._autocast(images.device.type):
             h = self._finished(backbone.forward_sets(images, sizes, track=track))
         if mode is Normalization.GHOST:
-            h_s, h_q = h.view(b, n + m, -1).split_with_sizes((n, m), dim=1)
-        else:
-            h_s, h_q = (x.view(b, len(x) // b, -1) for x in h.split_with_sizes((b * n, b * m)))
-        return h_s, h_q
+            return tuple(h.view(b, sum(counts), -1).split_with_sizes(counts, dim=1))
+        parts = h.split_with_sizes([b * n for n in counts])
+        return tuple(part.view(b, n, -1) for part, n in zip(parts, counts, strict=True))
 
-    def _encode_group(
-        self, support: Tensor, query: Tensor, *, training: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Encode whole episodes (b, n, …) and (b, m, …) that may share statistics."""
-        b, n, m = len(support), support.shape[1], query.shape[1]
-        s, q = support.flatten(0, 1), query.flatten(0, 1)
+    def _encode_group(self, sets: Sequence[Tensor], *, training: bool) -> tuple[Tensor, ...]:
+        """Encode whole episodes, sets (b, …) each, that may share statistics."""
+        b, counts = len(sets[0]), [images.shape[1] for images in sets]
+        flat = [images.flatten(0, 1) for images in sets]
         if self.normalization is Normalization.EPISODE:
-            h_s, h_q = self._features(s, EACH_SET), self._features(q, EACH_SET)
+            parts: Sequence[Tensor] = [self._features(images, EACH_SET) for images in flat]
         else:
-            h = self._features(torch.cat((s, q)), self._statistics(n, training))
-            h_s, h_q = h[: b * n], h[b * n :]
-        return h_s.view(b, n, -1), h_q.view(b, m, -1)
+            h = self._features(torch.cat(flat), self._statistics(counts[0], training))
+            parts = h.split_with_sizes([b * n for n in counts])
+        return tuple(part.view(b, n, -1) for part, n in zip(parts, counts, strict=True))
 
     def _statistics(self, support_size: int, training: bool) -> Statistics:
         if self.normalization is Normalization.SUPPORT:
@@ -163,7 +194,7 @@ class Encoder:
         return torch.autocast(device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
 
 
-def _joined(support: Tensor, query: Tensor, *, dim: int) -> Tensor:
-    """Return images (…, channels, height, width) of both sets as one batch, channels last."""
-    pixels = torch.cat([x.movedim(-3, -1) for x in (support, query)], dim)
+def _joined(sets: Sequence[Tensor], *, dim: int) -> Tensor:
+    """Return images (…, channels, height, width) of all sets as one batch, channels last."""
+    pixels = torch.cat([images.movedim(-3, -1) for images in sets], dim)
     return pixels.flatten(0, -4).movedim(-1, -3)
