@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.ridge import Rows, curvature, draw_rows, join, ridge
+from bilevel_apps.paper.panels import tidy
+from bilevel_apps.paper.ridge import Rows, curvature, draw_rows, drawn, join, ridge
 from bilevel_apps.paper.spread import spread
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.pictures import BLUE, GREEN, INK, VERMILLION, new_figure
@@ -54,9 +55,7 @@ def run(work: Work) -> Report:
     passes, points = PASSES[work.full], GRID[work.full]
     settings = {
         "examples": f"{FOLDS} folds of {FOLD}, {TEST} for the test",
-        "features": f"{FEATURES}, {INFORMATIVE} of them informative",
-        "weights": "uniform on [0, 1); examples standard normal; no intercept",
-        "noise": f"{NOISE} of the target's standard deviation",
+        **drawn(FEATURES, INFORMATIVE, NOISE),
         "penalties": f"exp λ from {LOWEST} to {LARGEST:g}, {START:g} at the start",
         "inner": f"T = {STEPS} steps of Nesterov, momentum {MOMENTUM}, from 0, "
         "η = 1 / 2(‖X‖² + largest penalty)",
@@ -333,9 +332,7 @@ def _draw(parts: Sequence[Part]) -> Figure:
     _draw_one(axes[0], parts[0].result)
     _draw_cost(axes[1], parts)
     _draw_many(axes[2], parts[0].result)
-    for part in axes:
-        part.spines[["top", "right"]].set_visible(False)
-        part.tick_params(labelsize=9)
+    tidy(*axes)
     return figure
 
 

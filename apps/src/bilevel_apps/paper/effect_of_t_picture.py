@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bilevel_apps.paper.effect_of_t import Study
-from bilevel_apps.pictures import BLUE, CLASS_COLOURS, GREEN, INK, VERMILLION
+from bilevel_apps.paper.panels import tidy
+from bilevel_apps.pictures import BLUE, CLASS_COLOURS, GREEN, INK, VERMILLION, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["STYLES", "draw_curves", "label", "tidy"]
+__all__ = ["STYLES", "beside_curves", "label"]
 
 STYLES: dict[str, dict[str, Any]] = {
     "1": {"color": VERMILLION, "linestyle": "-", "marker": "o"},
@@ -31,15 +34,41 @@ def label(name: str) -> str:
     return f"T = {name}" if name.isdigit() else name
 
 
-def draw_curves(axes: Axes, study: Study, figure: str, *, factor: float = 1.0) -> None:
-    """Draw a figure against hyper-iterations for each T: the mean, and thin lines for data sets.
+def beside_curves(
+    draw: Callable[[Axes, Study], None],
+    study: Study,
+    figure: str,
+    axis: str,
+    *,
+    factor: float = 1.0,
+) -> Figure:
+    """Draw the curves of a figure on the left, and something else on the right.
 
     Args:
-        axes: where.
+        draw: draws the right panel.
         study: what was computed.
-        figure: `f_T`, or an accuracy.
+        figure: `f_T`, or an accuracy: what the curves show against hyper-iterations.
+        axis: what it is called.
         factor: by which it is multiplied.
     """
+    picture = new_figure(9.6, 4.2, layout="constrained")
+    left, right = picture.subplots(1, 2, width_ratios=(1.3, 1))
+    _draw_curves(left, study, figure, factor)
+    left.set_ylabel(axis)
+    draw(right, study)
+    tidy(left, right)
+    picture.legend(
+        *left.get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        ncols=len(STYLES),
+        loc="outside upper center",
+    )
+    return picture
+
+
+def _draw_curves(axes: Axes, study: Study, figure: str, factor: float) -> None:
+    """Draw a figure for each T: the mean, and thin lines for data sets."""
     for name, style in STYLES.items():
         line = {key: style[key] for key in ("color", "linestyle")}
         means = [factor * point.mean for point in study.curve(name, figure)]
@@ -47,10 +76,3 @@ def draw_curves(axes: Axes, study: Study, figure: str, *, factor: float = 1.0) -
         for path in study.paths(name, figure):
             axes.plot(study.looks, [factor * value for value in path], **line, **THIN)
     axes.set_xlabel(f"hyper-iterations (thin lines: {study.seeds} data sets)")
-
-
-def tidy(*panels: Axes) -> None:
-    """Take away what says nothing."""
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)

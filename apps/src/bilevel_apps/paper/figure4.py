@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bilevel_apps.paper.effect_of_t import DATA, DIFFERS, NAMES, SEEDS, Study, study
-from bilevel_apps.paper.effect_of_t_picture import STYLES, draw_curves, label, tidy
+from bilevel_apps.paper.effect_of_t_picture import STYLES, beside_curves, label
 from bilevel_apps.paper.effect_of_t_problem import EXACT, STEPS
 from bilevel_apps.paper.item import Claim, Item, Report, Row
 from bilevel_apps.paper.spread import Spread, spread
 from bilevel_apps.paper.work import Work
-from bilevel_apps.pictures import INK, new_figure
+from bilevel_apps.pictures import INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,20 +133,7 @@ def _falls(found: Study) -> str:
 
 
 def _draw(found: Study) -> Figure:
-    figure = new_figure(9.6, 4.2, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
-    draw_curves(left, found, "test", factor=100)
-    left.set_ylabel("accuracy on test examples, %")
-    _draw_peaks(right, found)
-    tidy(left, right)
-    figure.legend(
-        *left.get_legend_handles_labels(),
-        frameon=False,
-        fontsize=9,
-        ncols=len(NAMES),
-        loc="outside upper center",
-    )
-    return figure
+    return beside_curves(_draw_peaks, found, "test", "accuracy on test examples, %", factor=100)
 
 
 def _draw_peaks(axes: Axes, found: Study) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilevel_apps.evaluate import Request
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.panels import tidy
 from bilevel_apps.paper.trained import Cell, cost_of, data_name, score_cells
+from bilevel_apps.paper.trained_report import (
+    INTERVAL,
+    MINI,
+    OMNIGLOT,
+    above_chance,
+    lead,
+    percent,
+    preset_for,
+    small_store,
+)
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.pictures import CLASS_COLOURS, INK, new_figure
 from bilevel_apps.step_curve import best_of
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM"]
 
-OMNIGLOT, MINI = "omniglot", "mini-imagenet"
 PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-rn-5way-1shot"}
 PAPER = {3: 42_000, 5: 40_000, 8: 22_000, 12: 15_000}
 """Hyper-iterations at which the training was stopped, by T."""
@@ -42,8 +51,8 @@ SMALL = (
 
 def run(work: Work) -> Report:
     """Train with each T, and score each with every T on the validation classes."""
-    store = _store(work)
-    preset = PRESETS[MINI if data_name(store) == MINI else OMNIGLOT]
+    store = small_store(work)
+    preset = preset_for(store, PRESETS)
     cells = [
         Cell(
             name=name,
@@ -67,7 +76,7 @@ def run(work: Work) -> Report:
             "preset": preset,
             **{cell.name: ", ".join(cell.settings) for cell in cells},
             "scored on": f"{EPISODES} episodes of val, on which the checkpoint was chosen too",
-            "interval": "1.96 standard errors over episodes, 95 %",
+            "interval": INTERVAL,
             "seeds": work.seeds,
         },
         cost=cost_of(parts),
@@ -86,10 +95,6 @@ QUICK = (
     "length for each T. The paper stops each where its validation is best; here those that need "
     "fewer hyper-iterations are further after the same number.",
 )
-
-
-def _store(work: Work) -> Path:
-    return work.store if work.full else work.stores.get(OMNIGLOT, work.store)
 
 
 def _row(part: Part) -> Row:
@@ -128,14 +133,8 @@ def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
     """Compare the least T with the largest."""
     first, last = (pick((p.result for p in parts), key=lambda r: r["steps"]) for pick in (min, max))
     names = f"T = {last['steps']} and {first['steps']}"
-    above = min(parts, key=lambda part: part.result["accuracy"] - part.result["ci95"]).result
-    claims = [
-        Claim(
-            text="with each T the validation is above chance by more than its interval",
-            holds=above["accuracy"] - above["ci95"] > 1 / above["way"],
-            found=f"least {100 * above['accuracy']:.2f} ± {100 * above['ci95']:.2f} %",
-        )
-    ]
+    text = "with each T the validation is above chance by more than its interval"
+    claims = [above_chance(text, parts)]
     if first["steps"] == last["steps"]:
         return claims
     if full:
@@ -148,15 +147,13 @@ def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
                 found=f"{names}: {at[0]} and {at[1]}",
             ),
         ]
-    gap = last["accuracy"] - last["ci95"] - first["accuracy"] - first["ci95"]
     return [
         *claims,
         Claim(
             text="more inner steps are further after as many hyper-iterations, by more than both "
             "intervals",
-            holds=gap > 0,
-            found=f"{names}: {100 * last['accuracy']:.2f} ± {100 * last['ci95']:.2f} and "
-            f"{100 * first['accuracy']:.2f} ± {100 * first['ci95']:.2f} %",
+            holds=lead(last, first) > 0,
+            found=f"{names}: {percent(last)} and {percent(first)} %",
         ),
     ]
 
@@ -168,8 +165,7 @@ def _draw(parts: Sequence[Part]) -> Figure:
     _draw_others(right, parts)
     for axes in (left, right):
         axes.set_ylabel("validation accuracy, %")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+    tidy(left, right)
     return figure
 
 

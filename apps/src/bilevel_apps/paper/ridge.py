@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel_core import Problem
 
-__all__ = ["Rows", "curvature", "draw_rows", "join", "mape", "ridge"]
+__all__ = ["Rows", "curvature", "draw_rows", "drawn", "join", "mape", "ridge"]
 
 
 @final
@@ -47,6 +47,15 @@ def draw_rows(
     y = x @ w + noise * w.norm() * disturbance
     ends = list(accumulate(sizes, initial=0))
     return [Rows(x[a:b], y[a:b]) for a, b in pairwise(ends)]
+
+
+def drawn(features: int, informative: int, noise: float) -> dict[str, str]:
+    """Return in words, for a report's settings, what `draw_rows` draws."""
+    return {
+        "features": f"{features}, {informative} of them informative",
+        "weights": "uniform on [0, 1); examples standard normal; no intercept",
+        "noise": f"{noise} of the target's standard deviation",
+    }
 
 
 def join(parts: Sequence[Rows]) -> Rows:

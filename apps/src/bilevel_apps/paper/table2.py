@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bilevel_apps.paper.effect_of_t import DATA, DIFFERS, NAMES, SEEDS, Study, study
-from bilevel_apps.paper.effect_of_t_picture import tidy
 from bilevel_apps.paper.effect_of_t_problem import EXACT, STEPS
 from bilevel_apps.paper.item import Claim, Item, Report, Row
+from bilevel_apps.paper.panels import tidy
 from bilevel_apps.paper.work import Work
 from bilevel_apps.pictures import BLUE, INK, VERMILLION, new_figure
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained import Cell, cost_of, held_out, score_cells
+from bilevel_apps.paper.panels import tidy
+from bilevel_apps.paper.trained import Cell, held_out, score_cells
+from bilevel_apps.paper.trained_report import Named, report_cells
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.pictures import BLUE, GREEN, INK, VERMILLION, new_figure
 from bilevel_apps.report import say
@@ -88,29 +89,25 @@ SMALL = (
 
 def run(work: Work) -> Report:
     """Compute the table."""
-    cells = _cells(work)
-    found = score_cells(work, cells)
-    parts = [(name, part) for name, those in found.items() for part in those]
-    split = sorted({part.result["split"] for _, part in parts})
-    settings = {
-        "trained by": "the preset of the cell's name"
-        + (f", with {', '.join(SMALL)}" if not work.full else ""),
-        "changed": ", ".join(work.assignments) or "nothing",
-        "data": ", ".join(sorted(work.stores)),
-        "scored on": f"{EPISODES[work.full]} episodes of {' and '.join(split)}, 15 query images a "
-        "class, none of them a support image; the checkpoint that validated best",
-        "interval": "1.96 standard errors over episodes, 95 %",
-        "seeds": work.seeds,
-    }
-    return Report(
-        rows=[_row(name, part) for name, part in parts],
-        details=[_detail(name, part) for name, part in parts],
+    found = score_cells(work, _cells(work))
+    split = sorted({part.result["split"] for parts in found.values() for part in parts})
+    return report_cells(
+        work,
+        found,
+        row=_row,
+        details=_details,
         claims=_claims(found, full=work.full),
-        picture=partial(_draw, parts),
-        settings=settings,
-        cost=cost_of([part for _, part in parts]),
-        differs=DIFFERS + (() if work.full else QUICK),
-        metrics={f"{name}/accuracy": part.result["accuracy"] for name, part in parts},
+        draw=_draw,
+        settings={
+            "trained by": "the preset of the cell's name"
+            + (f", with {', '.join(SMALL)}" if not work.full else ""),
+            "changed": ", ".join(work.assignments) or "nothing",
+            "data": ", ".join(sorted(work.stores)),
+            "scored on": f"{EPISODES[work.full]} episodes of {' and '.join(split)}, 15 query "
+            "images a class, none of them a support image; the checkpoint that validated best",
+        },
+        differs=DIFFERS,
+        quick=QUICK,
     )
 
 
@@ -201,18 +198,20 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def _detail(name: str, part: Part) -> Row:
+def _details(name: str, part: Part) -> list[Row]:
     found = part.result
-    return {
-        "cell": name,
-        "checkpoint_sha256": found["checkpoint_sha256"],
-        "checkpoint_step": found["checkpoint_step"],
-        "validation": found.get("validation"),
-        "trained_seconds": found.get("trained_seconds"),
-        "from_step": found.get("from_step"),
-        "seconds": part.seconds,
-        "split_sha256": found["split_sha256"],
-    }
+    return [
+        {
+            "cell": name,
+            "checkpoint_sha256": found["checkpoint_sha256"],
+            "checkpoint_step": found["checkpoint_step"],
+            "validation": found.get("validation"),
+            "trained_seconds": found.get("trained_seconds"),
+            "from_step": found.get("from_step"),
+            "seconds": part.seconds,
+            "split_sha256": found["split_sha256"],
+        }
+    ]
 
 
 def _claims(found: Mapping[str, Sequence[Part]], *, full: bool) -> list[Claim]:
@@ -304,7 +303,7 @@ def _reached(scores: Mapping[str, _Scores]) -> Claim:
     )
 
 
-def _draw(parts: Sequence[tuple[str, Part]]) -> Figure:
+def _draw(parts: Named) -> Figure:
     """Draw ours beside the paper's, a line a cell."""
     figure = new_figure(8.4, 1.4 + 0.42 * len(parts), layout="constrained")
     axes = figure.subplots()
@@ -337,8 +336,7 @@ def _draw(parts: Sequence[tuple[str, Part]]) -> Figure:
     axes.set_yticks(list(places), [row["cell"] for row in rows])
     axes.set_xlabel("accuracy, %")
     axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    tidy(axes)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 

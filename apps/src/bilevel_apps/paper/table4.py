@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.evaluate import Request
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained import Cell, cost_of, data_name, held_out, score_cells
+from bilevel_apps.paper.panels import tidy
+from bilevel_apps.paper.trained import Cell, data_name, held_out, score_cells
+from bilevel_apps.paper.trained_report import (
+    MINI,
+    OMNIGLOT,
+    Named,
+    above_chance,
+    lead,
+    percent,
+    preset_for,
+    report_cells,
+    small_store,
+)
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.pictures import CLASS_COLOURS, INK, new_figure
 
@@ -31,7 +42,6 @@ PAPER = {
 }
 """Accuracy in %, by the configuration's `method`."""
 
-OMNIGLOT, MINI = "omniglot", "mini-imagenet"
 PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-c4l-5way-1shot"}
 TABLE4 = ("train.meta_batch=4", "inner.steps=5", "inner.lr=0.01")
 """What section 5.3 has in common, where the preset is for Omniglot."""
@@ -55,31 +65,29 @@ EPISODES = 600
 
 def run(work: Work) -> Report:
     """Compute the table."""
-    store = _store(work)
-    preset = PRESETS[MINI if data_name(store) == MINI else OMNIGLOT]
+    store = small_store(work)
+    preset = preset_for(store, PRESETS)
     cells = [
         _cell(work, store, preset, name) for name in PAPER if not work.only or name in work.only
     ]
     found = score_cells(work, cells)
-    parts = [(name, part) for name, those in found.items() for part in those]
-    settings = {
-        "data": data_name(store),
-        "preset": preset,
-        **{cell.name: ", ".join(cell.settings) for cell in cells},
-        "scored on": f"{EPISODES} episodes of {parts[0][1].result['split']}, upright and rotated "
-        "classes where copies are classes; the checkpoint that validated best",
-        "interval": "1.96 standard errors over episodes, 95 %",
-        "seeds": work.seeds,
-    }
-    return Report(
-        rows=[_row(name, part) for name, part in parts],
-        details=[row for name, part in parts for row in _curve(name, part)],
+    split = next(iter(found.values()))[0].result["split"]
+    return report_cells(
+        work,
+        found,
+        row=_row,
+        details=_curve,
         claims=_claims(found, full=work.full),
-        picture=partial(_draw, parts),
-        settings=settings,
-        cost=cost_of([part for _, part in parts]),
-        differs=DIFFERS + (() if work.full else QUICK),
-        metrics={f"{name}/accuracy": part.result["accuracy"] for name, part in parts},
+        draw=_draw,
+        settings={
+            "data": data_name(store),
+            "preset": preset,
+            **{cell.name: ", ".join(cell.settings) for cell in cells},
+            "scored on": f"{EPISODES} episodes of {split}, upright and rotated classes where "
+            "copies are classes; the checkpoint that validated best",
+        },
+        differs=DIFFERS,
+        quick=QUICK,
     )
 
 
@@ -109,11 +117,6 @@ QUICK = (
     "Multiclass has thousands of classes to tell apart here, and in so short a time hardly begins: "
     "nothing is claimed of it at this scale.",
 )
-
-
-def _store(work: Work) -> Path:
-    """Return the images: small ones where it has to be quick."""
-    return work.store if work.full else work.stores.get(OMNIGLOT, work.store)
 
 
 def _cell(work: Work, store: Path, preset: str, name: str) -> Cell:
@@ -181,7 +184,8 @@ def _curve(name: str, part: Part) -> list[Row]:
 def _claims(found: Mapping[str, Sequence[Part]], *, full: bool) -> list[Claim]:
     rivals = [name for name in found if name != OURS and (full or name != MULTICLASS)]
     if OURS not in found or not rivals:
-        return [_learned(found)]
+        text = "each row is above chance by more than its interval"
+        return [above_chance(text, [part for parts in found.values() for part in parts])]
     return [_ahead(name, found) for name in rivals]
 
 
@@ -189,27 +193,14 @@ def _ahead(name: str, found: Mapping[str, Sequence[Part]]) -> Claim:
     """Compare the worst of ours with the best of theirs, less both intervals."""
     ours = min((part.result for part in found[OURS]), key=lambda r: r["accuracy"])
     theirs = max((part.result for part in found[name]), key=lambda r: r["accuracy"])
-    gap = ours["accuracy"] - ours["ci95"] - theirs["accuracy"] - theirs["ci95"]
     return Claim(
         text=f"the hyper-representation is ahead of {name} by more than both intervals",
-        holds=gap > 0,
-        found=f"{100 * ours['accuracy']:.2f} ± {100 * ours['ci95']:.2f} and "
-        f"{100 * theirs['accuracy']:.2f} ± {100 * theirs['ci95']:.2f} %",
+        holds=lead(ours, theirs) > 0,
+        found=f"{percent(ours)} and {percent(theirs)} %",
     )
 
 
-def _learned(found: Mapping[str, Sequence[Part]]) -> Claim:
-    """Say of rows without one to compare with that they are above chance."""
-    parts = [part.result for those in found.values() for part in those]
-    least = min(parts, key=lambda r: r["accuracy"] - r["ci95"])
-    return Claim(
-        text="each row is above chance by more than its interval",
-        holds=least["accuracy"] - least["ci95"] > 1 / least["way"],
-        found=f"least {100 * least['accuracy']:.2f} ± {100 * least['ci95']:.2f} %",
-    )
-
-
-def _draw(parts: Sequence[tuple[str, Part]]) -> Figure:
+def _draw(parts: Named) -> Figure:
     """Draw the validations of the trainings, where MLflow has them, and the accuracies."""
     curves = any(part.result.get("validations") for _, part in parts)
     figure = new_figure(9.6 if curves else 6.4, 4.0, layout="constrained")
@@ -219,13 +210,11 @@ def _draw(parts: Sequence[tuple[str, Part]]) -> Figure:
     else:
         right = figure.subplots()
     _draw_accuracies(right, parts)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+    tidy(*figure.axes)
     return figure
 
 
-def _draw_curves(axes: Axes, parts: Sequence[tuple[str, Part]]) -> None:
+def _draw_curves(axes: Axes, parts: Named) -> None:
     for name, part in parts:
         points = part.result.get("validations") or []
         if points:
@@ -238,7 +227,7 @@ def _draw_curves(axes: Axes, parts: Sequence[tuple[str, Part]]) -> None:
     axes.set_ylabel("validation accuracy, %")
 
 
-def _draw_accuracies(axes: Axes, parts: Sequence[tuple[str, Part]]) -> None:
+def _draw_accuracies(axes: Axes, parts: Named) -> None:
     names = list(dict.fromkeys(name for name, _ in parts))
     for name, part in parts:
         found, y = part.result, len(names) - names.index(name)

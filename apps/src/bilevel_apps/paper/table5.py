@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.ridge import Rows, curvature, draw_rows, mape, ridge
+from bilevel_apps.paper.panels import tidy
+from bilevel_apps.paper.ridge import Rows, curvature, draw_rows, drawn, mape, ridge
 from bilevel_apps.paper.spread import Spread, spread
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.pictures import BLUE, GREEN, INK, VERMILLION, new_figure
@@ -60,9 +61,7 @@ def run(work: Work) -> Report:
     """Compute the table."""
     settings = {
         "examples": f"{PART} to train on, {PART} for validation, {PART} for the test",
-        "features": f"{FEATURES}, {INFORMATIVE} of them informative",
-        "weights": "uniform on [0, 1); examples standard normal; no intercept",
-        "noise": f"{NOISE} of the target's standard deviation",
+        **drawn(FEATURES, INFORMATIVE, NOISE),
         "penalties": f"exp λ, one a feature, from {LOWEST} to {LARGEST:g}, {START:g} at the start",
         "inner": "gradient descent from 0, η = 1 / 2(‖X‖² + largest penalty)",
         "outer": f"Rprop, a step size a coordinate, {RATE} at first and from {FINEST} to "
@@ -268,8 +267,7 @@ def _draw(parts: Sequence[Part]) -> Figure:
     for axes in (left, right):
         axes.set_xticks(range(len(PAPER)), list(PAPER))
         axes.set_xlabel("T, inner steps")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
+    tidy(left, right)
     return figure
 
 
