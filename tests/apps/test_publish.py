@@ -19,6 +19,9 @@ from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.few_shot import FewShotClassifier
 from bilevel_apps.predict import PredictRequest, predict_pictures
 from bilevel_apps.publish import PublishRequest, command_of, publish_run
+from bilevel_apps.runs.choice import choose_runs
+from bilevel_apps.runs.paired import Episodes, paired_scores
+from bilevel_apps.scoring import score
 from bilevel_apps.train import train
 from bilevel_apps.trained_run import load_run
 from bilevel_data import open_store
@@ -92,9 +95,22 @@ def test_a_tag_can_be_evaluated_and_drawn(publish, trained, store, tmp_path, mon
     with pytest.raises(InputError, match="no data: give --data"):
         evaluate_run(TAG, Request(episodes=8))
     several = Request(episodes=8, data=store, split="val", steps=(1, 5), choose=True)
+    monkeypatch.setattr("bilevel_apps.evaluate.load_run", lambda *_: pytest.fail("began to score"))
     with pytest.raises(InputError, match="--choose: pretrained:tiny is part of the package"):
         evaluate_run(TAG, several)
     assert not TAG.exists()
+
+
+def test_a_tag_is_compared_with_the_run_that_it_is_from(publish, trained):
+    publish(trained)
+    own, there = choose_runs([str(trained), str(TAG)], lambda: pytest.fail("no database"))
+    assert (there.name, there.status, there.id) == ("pretrained:tiny", "pretrained", "")
+    assert there.params["model.name"] == own.params["model.name"]
+    found = paired_scores([own, there], Episodes(count=8, device="cpu"))
+    assert found.scores[0] == found.scores[1]
+    assert found.differences[1] == score(np.zeros(8))
+    with pytest.raises(InputError, match="pretrained:none: no pretrained weights 'none'"):
+        choose_runs(["pretrained:none"], lambda: pytest.fail("no database"))
 
 
 def test_the_card_says_what_was_run_and_no_more(publish, trained, store, tmp_path):

@@ -9,7 +9,6 @@ from typing import Any
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.files import write_text
-from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
 
@@ -22,12 +21,9 @@ def save_choice(folder: Path, choice: Mapping[str, Any]) -> Path:
     """Write `steps`, `checkpoint_sha256` and how they were found; returns the file.
 
     Raises:
-        InputError: the folder cannot be written, a training is at work in it, or it is the tag of
-            weights that come with the package.
+        InputError: the folder cannot be written, or a training is at work in it.
         RunError: the file cannot be written.
     """
-    if pretrained_tag(folder) is not None:
-        raise InputError(f"--choose: {folder} is part of the package, and its T is on its card")
     path = folder / NAME
     with RunFolder(folder).exclusive():
         write_text(path, json.dumps(choice, indent=2) + "\n")

@@ -15,6 +15,7 @@ from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.feature_table import feature_table
 from bilevel_apps.head_scores import HeadScores, head_scores
 from bilevel_apps.meta_task import MetaTask
+from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.report import progress_bar, warn
 from bilevel_apps.run_tracking import tracked_again
 from bilevel_apps.scoring import Score, nearest_pixel, score, score_episodes
@@ -64,7 +65,7 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         RunError: the inner runs diverge, or a file cannot be written.
         bilevel_data.DataError: the store cannot be used, or has too few classes or images.
     """
-    _check(request)
+    _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm)
     store = run.store(request.data)
     if request.choose:
@@ -105,8 +106,10 @@ def _several(request: Request) -> bool:
     return len(request.steps) > 1
 
 
-def _check(request: Request) -> None:
+def _check(folder: Path, request: Request) -> None:
     """Refuse options that do not go together, before any work."""
+    if request.choose and pretrained_tag(folder) is not None:
+        raise InputError(f"--choose: {folder} is part of the package, and its T is on its card")
     if request.choose and request.split != "val":
         raise InputError(
             f"--choose with --split {request.split}: T is chosen on the validation classes alone, "

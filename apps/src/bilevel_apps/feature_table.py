@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.processes import ALONE, Processes
-from bilevel_apps.scoring import BATCH_PIXELS
+from bilevel_apps.scoring import BATCH_PIXELS, unless_stopped
 from bilevel_data import EpisodeSampler
 from bilevel_models import Normalization, as_images
 
@@ -56,6 +56,7 @@ def feature_table(
     device: torch.device,
     progress: Callable[[float], None] = lambda _share: None,
     processes: Processes = ALONE,
+    signals: Sequence[int] = (),
 ) -> FeatureTable | None:
     """Encode every image of the first episodes of the samplers once.
 
@@ -69,8 +70,10 @@ def feature_table(
         device: where to encode, and to keep the features.
         progress: told the share of the images that is done.
         processes: divide the images; the table is that of one process, in all of them.
+        signals: as of `unless_stopped`.
 
     Raises:
+        Interrupted: a process has received a signal.
         RunError: a process is gone.
 
     Cost: the backbone's forward pass over the distinct images, divided by the processes; memory for
@@ -89,7 +92,7 @@ def feature_table(
     # Parts of nearly equal size, so that none is of one image.
     parts = np.array_split(np.arange(len(wanted)), max(1, len(wanted) // size))
     mine = parts[processes.rank :: processes.size]
-    for done, part in enumerate(mine, 1):
+    for done, part in enumerate(unless_stopped(mine, signals, processes), 1):
         pixels = _turned(images, wanted[part])
         features[part[0] : part[-1] + 1] = _encoded(task, pixels, device)
         progress(done / len(mine))

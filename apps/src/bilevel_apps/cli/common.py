@@ -5,17 +5,56 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bilevel_apps.errors import InputError, RunError
 
-__all__ = ["Debug", "Device", "Track", "make_app", "run_app"]
+__all__ = [
+    "Data",
+    "Debug",
+    "Device",
+    "EpisodeCount",
+    "Json",
+    "Query",
+    "Run",
+    "Seed",
+    "Shot",
+    "Split",
+    "Threads",
+    "Track",
+    "Trained",
+    "Way",
+    "make_app",
+    "run_app",
+]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Small problems are slower with more.")]
 Track = Annotated[bool, typer.Option("--track", help="Add the result to the run in MLflow.")]
+
+Run = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or pretrained:TAG.")
+]
+Trained = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="A folder of bilevel-train, a checkpoint, or pretrained:TAG."
+    ),
+]
+
+# Episodes; those without a default of their own are the run's.
+Data = Annotated[Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+EpisodeCount = Annotated[int, typer.Option(min=1, help="How many episodes.")]
+Way = Annotated[int | None, typer.Option(min=1, help="Classes an episode.")]
+Shot = Annotated[int | None, typer.Option(min=1, help="Support images a class.")]
+Query = Annotated[int | None, typer.Option(min=1, help="Query images a class.")]
+Seed = Annotated[int, typer.Option(min=0, help="Which episodes.")]
 
 
 def make_app(help_text: str) -> typer.Typer:

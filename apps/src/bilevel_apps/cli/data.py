@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.common import Debug, Json, make_app, run_app
 from bilevel_apps.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def prepare(
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="A store.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     classes: Annotated[bool, typer.Option("--classes", help="Name every class too.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, Track, make_app, run_app
+from bilevel_apps.cli.common import Data, Debug, Device, Json, Run, Track, make_app, run_app
 
 if TYPE_CHECKING:
     from bilevel_apps.embed import Embedding
@@ -40,13 +40,9 @@ app = make_app(HELP)
 
 @app.command(help=HELP, no_args_is_help=True)
 def embed(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or pretrained:TAG.")
-    ],
+    folder: Run,
     out: Annotated[Path, typer.Option(metavar="OUT", help="Where to write the pictures.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")
-    ] = None,
+    data: Data = None,
     split_a: Annotated[str, typer.Option(help="Split of the pairs' blue images.")] = "train",
     split_b: Annotated[
         str, typer.Option(help="Split of the pairs' green images, and of everything else.")
@@ -64,7 +60,7 @@ def embed(
     tsne: Annotated[bool, typer.Option("--tsne", help="Also a map by t-SNE.")] = False,
     dpi: Annotated[int, typer.Option(min=50, max=600, help="Dots an inch; 200 is print.")] = 200,
     track: Track = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:

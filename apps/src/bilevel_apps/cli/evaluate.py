@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, Track, make_app, run_app
+from bilevel_apps.cli.common import (
+    Data,
+    Debug,
+    Device,
+    EpisodeCount,
+    Json,
+    Query,
+    Run,
+    Seed,
+    Shot,
+    Split,
+    Track,
+    Way,
+    make_app,
+    run_app,
+)
 from bilevel_apps.errors import InputError
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
@@ -34,17 +49,13 @@ app = make_app(HELP)
 
 @app.command(help=HELP)
 def evaluate(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train, or pretrained:TAG.")
-    ],
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 600,
-    way: Annotated[int | None, typer.Option(min=1, help="Classes an episode.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
-    query: Annotated[int | None, typer.Option(min=1, help="Query images a class.")] = None,
+    folder: Run,
+    data: Data = None,
+    split: Split = "test",
+    episodes: EpisodeCount = 600,
+    way: Way = None,
+    shot: Shot = None,
+    query: Query = None,
     norm: Annotated[
         str | None,
         typer.Option(help="episode (transductive), batch, ghost or support; else the run's own."),
@@ -60,7 +71,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE.png", help="Picture of several T; else DIR/steps-SPLIT.png."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    seed: Seed = 0,
     baselines: Annotated[
         bool,
         typer.Option(
@@ -68,7 +79,7 @@ def evaluate(
         ),
     ] = False,
     track: Track = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.common import Debug, Trained, make_app, run_app
 
 HELP = """Export a run for programs that do not have this package.
 
@@ -26,12 +26,7 @@ app = make_app(HELP)
 
 @app.command(help=HELP)
 def export(
-    trained: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="A folder of bilevel-train, a checkpoint, or pretrained:TAG."
-        ),
-    ],
+    trained: Trained,
     out: Annotated[Path, typer.Option(metavar="FILE.pt2", help="The file to write.")],
     way: Annotated[
         int | None, typer.Option(min=2, max=1000, help="Classes; by default the run's.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.common import Debug, Json, Threads, make_app, run_app
 from bilevel_apps.errors import RunError
 from bilevel_apps.paper.item import Scale
 from bilevel_apps.paper.items import ITEMS, load_item
@@ -28,8 +28,9 @@ NAME.csv            the table with every digit; NAME-details.csv what it is made
 NAME.json           all of it for programs
 
 --scale quick takes seconds to minutes and shows the claims; full has the paper's sizes. What is
-done is kept in NAME/SCALE, a file a part, and not done again. A claim that does not hold ends the
-command with status 1, after the files are written. Runs are logged to MLflow, by default in
+done is kept in NAME/SCALE, a file a part, and not done again. Table 2 and figures 3 and 4 show the
+same runs, which are computed once and kept in effect-of-t/SCALE. A claim that does not hold ends
+the command with status 1, after the files are written. Runs are logged to MLflow, by default in
 mlflow.db beside --out.
 
 Items about pictures take stores with --data; each finds those of the data sets that it is about.
@@ -90,10 +91,8 @@ def _command(name: str) -> Callable[..., None]:
         track: Annotated[
             bool, typer.Option("--track/--no-track", help="Log to MLflow, or do not.")
         ] = True,
-        threads: Annotated[
-            int, typer.Option(min=1, max=1024, help="Small problems are slower with more.")
-        ] = 1,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        threads: Threads = 1,
+        as_json: Json = False,
         debug: Debug = False,
     ) -> None:
         del debug

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, make_app, run_app
+from bilevel_apps.cli.common import Debug, Device, Trained, make_app, run_app
 
 if TYPE_CHECKING:
     from bilevel_apps.predict import Prediction
@@ -33,12 +33,7 @@ app = make_app(HELP)
 
 @app.command(help=HELP)
 def predict(
-    trained: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="A folder of bilevel-train, a checkpoint, or pretrained:TAG."
-        ),
-    ],
+    trained: Trained,
     support: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Labelled pictures, a directory a class.")
     ],

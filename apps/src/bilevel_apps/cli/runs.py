@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, make_app, run_app
+from bilevel_apps.cli.common import Debug, Device, Query, Seed, Shot, make_app, run_app
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.table import Format
 
@@ -53,7 +53,8 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="[RUN]...",
-            help="Folders, names, or beginnings of ids; none stands for all of the experiment.",
+            help="Folders, pretrained:TAG, names, or beginnings of ids; none stands for all of the "
+            "experiment.",
         ),
     ] = None,
     uri: Uri = None,
@@ -70,9 +71,9 @@ def compare(
         int, typer.Option(min=0, help="How many; 0 shows only what MLflow has.")
     ] = 200,
     way: Annotated[int | None, typer.Option(min=2, help="Classes an episode.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
-    query: Annotated[int | None, typer.Option(min=1, help="Query images a class.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    shot: Shot = None,
+    query: Query = None,
+    seed: Seed = 0,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:

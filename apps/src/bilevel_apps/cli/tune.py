@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bilevel_apps.cli.common import Debug, make_app, run_app
+from bilevel_apps.cli.common import Debug, Json, Threads, make_app, run_app
 from bilevel_apps.errors import InputError
 from bilevel_apps.tune.engines import ENGINES, ONLINE, engine_named
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
@@ -67,11 +67,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(metavar="OUT", help="A folder; by default runs/tune-NAME-1, …")
     ] = None,
-    threads: Annotated[
-        int, typer.Option(min=1, max=1024, help="Small problems are slower with more.")
-    ] = 1,
+    threads: Threads = 1,
     no_track: Annotated[bool, typer.Option("--no-track", help="Do not log to MLflow.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Find the problem, tune it, print the figures."""

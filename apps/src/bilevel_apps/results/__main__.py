@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, make_app, run_app
+from bilevel_apps.cli.common import (
+    Data,
+    Debug,
+    Device,
+    EpisodeCount,
+    Seed,
+    Shot,
+    Split,
+    Way,
+    make_app,
+    run_app,
+)
 from bilevel_apps.errors import RunError
 from bilevel_apps.files import write_text
 
@@ -34,16 +46,14 @@ Readme = Annotated[Path, typer.Option(metavar="FILE.md", help="The file with the
 def add(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of bilevel-train.")],
     out: Annotated[Path, typer.Option(metavar="FILE.json", help="The record.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 600,
-    way: Annotated[int | None, typer.Option(min=1, help="Classes an episode.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Support images a class.")] = None,
+    data: Data = None,
+    split: Split = "test",
+    episodes: EpisodeCount = 600,
+    way: Way = None,
+    shot: Shot = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Another T than the run's.")] = None,
     norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    seed: Seed = 0,
     machine: Annotated[
         str | None, typer.Option(help="That of the training, if it was not this one.")
     ] = None,
@@ -71,34 +81,37 @@ def add(
     print(f"{100 * record.accuracy:.2f} ± {100 * record.ci95:.2f} % in {out}")
 
 
-@app.command()
-def write(
-    records: Records = Path("docs/records"),
-    page: Page = Path("docs/results.md"),
-    readme: Readme = Path("README.md"),
-    debug: Debug = False,
-) -> None:
+def _of_tables(act: Callable[[Path, str, Path], None]) -> Callable[[Path, str, Path], None]:
+    """Make a command of what is done to each file with tables: its path, its text, the records."""
+
+    def command(
+        records: Records = Path("docs/records"),
+        page: Page = Path("docs/results.md"),
+        readme: Readme = Path("README.md"),
+        debug: Debug = False,
+    ) -> None:
+        del debug
+        for path, text in _made(records, page, readme).items():
+            act(path, text, records)
+
+    app.command(act.__name__, help=act.__doc__)(command)
+    return act
+
+
+@_of_tables
+def write(path: Path, text: str, _records: Path) -> None:
     """Make the page and the short table from the records."""
-    del debug
-    for path, text in _made(records, page, readme).items():
-        write_text(path, text)
-        print(path)
+    write_text(path, text)
+    print(path)
 
 
-@app.command()
-def check(
-    records: Records = Path("docs/records"),
-    page: Page = Path("docs/results.md"),
-    readme: Readme = Path("README.md"),
-    debug: Debug = False,
-) -> None:
+@_of_tables
+def check(path: Path, text: str, records: Path) -> None:
     """Fail when the page or the short table is not what the records say."""
-    del debug
-    for path, text in _made(records, page, readme).items():
-        if not path.exists() or path.read_text("utf-8") != text:
-            raise RunError(
-                f"{path}: is not what {records} says: run python -m bilevel_apps.results write"
-            )
+    if not path.exists() or path.read_text("utf-8") != text:
+        raise RunError(
+            f"{path}: is not what {records} says: run python -m bilevel_apps.results write"
+        )
 
 
 def _made(records: Path, page: Path, readme: Path) -> dict[Path, str]:

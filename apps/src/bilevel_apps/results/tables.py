@@ -72,7 +72,6 @@ def _by_task(scores: Mapping[str, ScoreRecord]) -> list[tuple[str, ScoreRecord]]
 
 def _score_row(record: ScoreRecord) -> dict[str, object]:
     return _short_row(record) | {
-        "T": record.steps,
         "hyper-iterations": record.hyper_iterations,
         "checkpoint": f"`{record.checkpoint_sha256[:12]}`",
     }
@@ -91,6 +90,7 @@ def _short_row(record: ScoreRecord) -> dict[str, object]:
         "episodes": f"{record.episodes} of {record.split}, {classes}",
         "seed": record.training_seed,
         "training": _training(record),
+        "T": record.steps,
     }
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bilevel_apps.errors import InputError
+from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.runs.tracked import TrackedRun, read_run, untracked_run
+from bilevel_apps.runs.tracked import TrackedRun, pretrained_run, read_run, untracked_run
 
 __all__ = ["choose_runs"]
 
@@ -21,7 +22,7 @@ def choose_runs(
     """Return a run for each word, none twice.
 
     Args:
-        words: folders of runs, names, or beginnings of identifiers.
+        words: folders of runs, `pretrained:TAG`, names, or beginnings of identifiers.
         recorded: returns the runs that names are looked for in; called if there is a need.
 
     Raises:
@@ -40,6 +41,9 @@ def choose_runs(
 
 
 def _of_folder(path: Path) -> TrackedRun | None:
+    tag = pretrained_tag(path)
+    if tag is not None:
+        return pretrained_run(tag)
     folder = RunFolder(path)
     if not folder.began():
         return None

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from bilevel_apps.config import Config, parse_config
 from bilevel_apps.errors import InputError
+from bilevel_apps.pretrained_run import PREFIX, pretrained_checkpoint
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.run_tracking import FOLDER_TAG
 from bilevel_apps.runs.database import client_of
@@ -16,7 +18,7 @@ from bilevel_apps.runs.database import client_of
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["TrackedRun", "read_run", "read_runs", "untracked_run"]
+__all__ = ["TrackedRun", "pretrained_run", "read_run", "read_runs", "untracked_run"]
 
 PAGE = 500
 ACCURACY, INTERVAL = "accuracy", "ci95"
@@ -30,7 +32,7 @@ class TrackedRun:
 
     Attributes:
         id: in MLflow; empty for a run that was not tracked.
-        name: that of its folder, when it began.
+        name: that of its folder, when it began, or `pretrained:TAG`.
         experiment: by name.
         status: MLflow's, such as FINISHED.
         params: by key, as MLflow has them: text.
@@ -38,7 +40,7 @@ class TrackedRun:
         intervals: half the 95 % interval of those metrics that have one.
         step: of the last value of any metric.
         minutes: from the start to the end, or until now.
-        folder: on this machine, if it still is where the record says.
+        folder: on this machine, if it still is where the record says, or `pretrained:TAG`.
     """
 
     id: str
@@ -97,14 +99,24 @@ def untracked_run(folder: Path) -> TrackedRun:
         InputError: it holds no run.
     """
     config = RunFolder(folder).load_config()
-    return TrackedRun(
-        id="",
-        name=folder.resolve().name,
-        experiment="",
-        status="not tracked",
-        params={key: str(value) for key, value in config.flat().items()},
-        folder=folder,
-    )
+    return _untracked(folder.resolve().name, "not tracked", config, folder)
+
+
+def pretrained_run(tag: str) -> TrackedRun:
+    """Return what is known of the run whose weights come with the package as `pretrained:TAG`.
+
+    Raises:
+        InputError: no such tag, or its files are damaged.
+    """
+    checkpoint, _steps = pretrained_checkpoint(tag)
+    name = f"{PREFIX}{tag}"
+    config = parse_config(checkpoint.record["config"], name)
+    return _untracked(name, "pretrained", config, Path(name))
+
+
+def _untracked(name: str, status: str, config: Config, folder: Path) -> TrackedRun:
+    params = {key: str(value) for key, value in config.flat().items()}
+    return TrackedRun(id="", name=name, experiment="", status=status, params=params, folder=folder)
 
 
 def _search(client: MlflowClient, experiments: list[str]) -> Iterator[Any]:
