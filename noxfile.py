@@ -21,6 +21,7 @@ BENCHMARKS = (
     "scaling",
     "time_to_accuracy",
 )
+FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
 # What the engines are measured against; no other session installs them.
 PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
@@ -83,7 +84,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Run every test but the nightly ones and show the lines and branches that none of them took."""
+    """Run every test but the nightly ones; show the lines and branches that none of them took."""
     install_all(session, "pytest-xdist", "coverage", test=True)
     session.run("coverage", "erase")
     session.run(
@@ -162,8 +163,15 @@ def results(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure, all benchmarks or those named: -- engines --threads 2; see benchmarks/README.md."""
-    install_all(session, *PEERS)
     chosen = [name for name in session.posargs if name in BENCHMARKS]
     options = [option for option in session.posargs if option not in BENCHMARKS]
+    given = [option.partition("=")[0] for option in options if option.startswith("--")]
+    special = [name for name in given if name not in FOR_ALL_BENCHMARKS]
+    if special and not chosen:
+        session.error(
+            f"{special[0]} is not for all benchmarks: name those that it is for, as in "
+            f"-- sampler {special[0]} …; without names there are {', '.join(FOR_ALL_BENCHMARKS)}"
+        )
+    install_all(session, *PEERS)
     for name in chosen or BENCHMARKS:
         session.run("python", f"benchmarks/{name}.py", *options, env=ENV)
