@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, whole, or is refused."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -152,6 +153,16 @@ def test_not_ours(tmp_path):
         safetensors.torch.save_file({"w": torch.ones(2)}, path, {"bilevel": text})
         with pytest.raises(InputError, match=f"expected format {FORMAT}, found (pt|none)"):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize("record", ["{", "[" * 100_000, "9" * 5000], ids=["cut", "deep", "long"])
+def test_a_record_that_is_not_json(tmp_path, record):
+    """With a digest that is right, as whoever makes a file can make it."""
+    path, tensors = tmp_path / "other.safetensors", {"w": torch.ones(2)}
+    header = {"format": FORMAT, "record": record, "sha256": module._digest(tensors, record)}
+    safetensors.torch.save_file(tensors, path, {"bilevel": json.dumps(header)})
+    with pytest.raises(InputError, match="its record is not JSON: restore a copy"):
+        load_checkpoint(path)
 
 
 class Trap:

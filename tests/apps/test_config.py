@@ -447,3 +447,18 @@ def test_any_text_is_parsed_or_refused(text):
         return
     assert config.train.lr > 0
     assert math.isfinite(config.train.lr)
+
+
+def test_a_key_that_stands_there_twice(tmp_path):
+    """One of the values would be lost without a word."""
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: 1\ntrain:\n  steps: 3\n  lr: 0.1\n  steps: 4\n")
+    message = refused(load_config, file)
+    assert message == f"{file}: line 5: 'steps' stands there twice: remove one"
+
+
+def test_a_number_of_more_digits_than_python_writes(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"seed: 0x{'f' * 20_000}\n")
+    message = refused(parse_config, load_config(file), str(file))
+    assert message.endswith("found a number of thousands of digits")

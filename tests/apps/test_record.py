@@ -94,7 +94,10 @@ def refused(command, folder):
         (["config", "train"], 3, "config: train: a section, with keys such as train.steps"),
         (["config", "train", "colour"], 3, "config: unknown key train.colour"),
         (["config", "train", "steps"], "x" * 9999, "config: train.steps: "),
+        (["config", "model", "outputs"], 10**18, "its tensors are not those of its configuration"),
+        (["config", "model", "name"], "omniglot-nets", "omniglot-nets"),
         (["image_shape"], [16, 16], "(image_shape"),
+        (["validated"], "no", "(validated: "),
         (["environment"], GONE, "(environment: field required"),
         (["environment"], "here", "(environment: "),
         (["environment", "data"], GONE, "(environment.data: field required"),
@@ -147,6 +150,11 @@ def test_tensors_that_do_not_fit(command, crafted, change):
     line = refused(command, crafted(change))
     assert "its tensors are not those of its configuration" in line
     assert len(line) < 600
+
+
+def test_weights_that_are_no_numbers(command, crafted):
+    folder = crafted(put("model.log_lr", torch.tensor(math.nan)))
+    assert "its weights are not all finite numbers: restore a copy" in refused(command, folder)
 
 
 def test_a_run_without_its_average(command, config, tmp_path):

@@ -29,12 +29,16 @@ def error(known, engine, steps, exact):
 
 
 @each_problem
-def test_direct_is_the_gradient_at_a_fixed_w(known):
+@pytest.mark.parametrize("steps", [0, 1, 6])
+def test_direct_is_the_gradient_at_a_fixed_w(known, steps):
     descent, lam = GradientDescent(step_size=known.eta), known.lam.clone().requires_grad_()
-    w = solve_inner(known.problem, descent, known.lam, steps=6)
-    (expected,) = torch.autograd.grad(known.problem.outer(w, lam), lam)
-    computed = hypergradient(known.problem, descent, known.lam, steps=6, engine=Direct())
+    w = solve_inner(known.problem, descent, known.lam, steps=steps)
+    value = known.problem.outer(w, lam)
+    (expected,) = torch.autograd.grad(value, lam, materialize_grads=True)
+    computed = hypergradient(known.problem, descent, known.lam, steps=steps, engine=Direct())
     assert torch.allclose(computed.grad, expected, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(computed.value, value.detach(), rtol=1e-12)
+    assert torch.equal(computed.state, w)
 
 
 @each_problem

@@ -76,11 +76,13 @@ class CountingDescent:
         return state
 
 
-def test_the_work_counted_in_a_real_run():
-    known, steps, budget = ridge(), 60, 4
-    counting = CountingDescent()
+@pytest.mark.parametrize(
+    ("steps", "given", "budget"), [(60, 4, 4), (63, None, 2 * 6 + 1), (64, None, 2 * 7 + 1)]
+)
+def test_the_work_counted_in_a_real_run(steps, given, budget):
+    known, counting = ridge(), CountingDescent()
     hypergradient(
-        known.problem, counting, known.lam, steps=steps, engine=Checkpointed(budget=budget)
+        known.problem, counting, known.lam, steps=steps, engine=Checkpointed(budget=given)
     )
     checks, first_run, backward = 1, steps, steps
     assert counting.runs == checks + first_run + forward_steps(steps, budget) + backward

@@ -7,6 +7,8 @@ import torch
 
 from bilevel_core import (
     Checkpointed,
+    Code,
+    Direct,
     Exact,
     Forward,
     GradientDescent,
@@ -20,6 +22,8 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
+from bilevel_core.hypergradient import checked_flow
+from bilevel_core.results import Result
 from frameworks import Framework, each_framework
 from problems import ALL, Known, ridge, shift
 
@@ -197,6 +201,32 @@ def test_captured_and_leaf_tensors_that_require_grad_stay_untouched(engine):
     assert lam.grad is None
     for tensor in (computed.value, computed.grad, computed.state):
         assert not tensor.requires_grad
+
+
+@pytest.mark.parametrize(
+    "engine", [*ON_QUADRATICS, Truncated(horizon=3), Direct(), Implicit()], ids=str
+)
+def test_each_engine_names_the_step_at_which_a_run_diverges(engine):
+    """|1 - η| = 2: step 54 is 2⁵³ = 2/ε times as long as the first."""
+    known, fast = shift(), GradientDescent(step_size=3.0)
+    flow, lam = checked_flow(known.problem, fast, known.lam, 100)
+    assert engine(flow, lam, 100).result == Result(code=Code.GROWING, step=54)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 100])
+def test_the_chunk_does_not_change_the_gradient(chunk):
+    known, descent = ridge(), GradientDescent(step_size=0.1)
+    stored, carried = (
+        hypergradient(known.problem, descent, known.lam, steps=4, engine=engine)
+        for engine in (Reverse(), Forward(chunk=chunk))
+    )
+    close(carried.grad, stored.grad)
+
+
+@pytest.mark.parametrize("chunk", [0, -2])
+def test_a_chunk_of_nothing_is_refused(chunk):
+    with pytest.raises(ValueError, match=f"at least 1 hyperparameter, found {chunk}"):
+        Forward(chunk=chunk)
 
 
 def test_solve_inner_is_the_last_state_of_the_engine():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bilevel_core import (
+    Custom,
     Dense,
     DivergenceError,
     Exact,
@@ -55,6 +56,14 @@ def test_the_state_is_the_dynamics_start_at_the_minimiser():
     state = exact(shift().problem, shift().lam, dynamics=HeavyBall(step_size=0.1)).state
     assert state["w"].item() == pytest.approx(1.7, rel=1e-15)
     assert state["velocity"].item() == 0
+
+
+def test_neither_the_steps_nor_the_dynamics_change_a_digit():
+    known, elsewhere = ridge(), Custom(update=lambda w, lam, t: w + 1.0)
+    expected = exact(known.problem, known.lam, 0)
+    found = exact(known.problem, known.lam, 7, elsewhere)
+    for name in ("value", "grad", "state"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def tree_problem():
@@ -118,7 +127,7 @@ def with_inner(inner):
     ids=["quartic", "cosh", "logistic"],
 )
 def test_an_objective_that_is_not_quadratic_is_refused(inner):
-    with pytest.raises(ValueError, match=r"quadratic in w.*norm .*: use Implicit or Reverse"):
+    with pytest.raises(ValueError, match=r"^Exact .* quadratic in w.*norm .*: use Implicit or"):
         exact(with_inner(inner), tensor(1.0, 2.0))
 
 

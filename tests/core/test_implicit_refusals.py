@@ -1,6 +1,7 @@
 """`Implicit` refuses a run that has not converged and a linear system that was not solved."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -68,11 +69,29 @@ def test_a_solver_that_stops_short_is_refused_unless_asked_for(known, make_solve
     assert torch.isfinite(implicit_gradient(known, Implicit(solver=solver, tolerance=None))).all()
 
 
-def test_the_residual_is_the_one_of_the_system():
+@pytest.mark.parametrize("lam", [1.7, 0.01])
+def test_the_residual_is_the_one_of_the_system(lam):
     """Two terms at η = ½ on the identity leave (1 - η)² = ¼ of the right-hand side."""
+    known = replace(shift(), lam=torch.tensor(lam, dtype=torch.float64))
     solver = Neumann(steps=2, step_size=0.5)
-    assert verdict(shift(), Implicit(solver=solver)).measured == pytest.approx(0.25)
-    assert verdict(shift(), Implicit(solver=solver, tolerance=0.26)).code is Code.SUCCESS
+    assert verdict(known, Implicit(solver=solver)).measured == pytest.approx(0.25)
+    assert verdict(known, Implicit(solver=solver, tolerance=0.26)).code is Code.SUCCESS
+
+
+@dataclass(frozen=True)
+class One:
+    """A solver that returns 1 whatever the system is."""
+
+    def __call__(self, product, b, backend, *, symmetric):
+        return backend.ones_like(b)
+
+
+def test_a_residual_beside_a_right_hand_side_of_zero_is_beyond_all_bounds():
+    known = shift()
+    problem = replace(known.problem, outer=lambda w, lam: lam**2 + 0 * w)
+    flow, lam = checked_flow(problem, GradientDescent(step_size=0.3), known.lam, 90)
+    result = Implicit(solver=One())(flow, lam, 90).result
+    assert (result.code, result.measured) == (Code.NOT_SOLVED, math.inf)
 
 
 def test_a_singular_hessian_is_not_solved():
@@ -107,11 +126,38 @@ def test_a_run_that_has_not_converged_is_refused_unless_asked_for(known, steps):
     assert torch.isfinite(implicit_gradient(known, Implicit(stationarity=None), steps)).all()
 
 
-def test_the_gradient_left_is_measured_against_that_at_the_start():
+@pytest.mark.parametrize("lam", [1.7, 0.01])
+def test_the_gradient_left_is_measured_against_that_at_the_start(lam):
     """On ½(w - λ)² a step multiplies the gradient by 1 - η."""
+    known = replace(shift(), lam=torch.tensor(lam, dtype=torch.float64))
     descent = GradientDescent(step_size=0.3)
-    assert verdict(shift(), Implicit(), 3, descent).measured == pytest.approx(0.7**3)
-    assert verdict(shift(), Implicit(stationarity=0.35), 3, descent).code is Code.SUCCESS
+    assert verdict(known, Implicit(), 3, descent).measured == pytest.approx(0.7**3)
+    assert verdict(known, Implicit(stationarity=0.35), 3, descent).code is Code.SUCCESS
+
+
+def test_a_run_that_leaves_the_optimum_is_beyond_all_bounds():
+    known = shift()
+    warm = replace(known.problem, init=lambda lam: 1.0 * lam)
+    flow, lam = checked_flow(warm, Custom(update=lambda w, lam, t: w + 1.0), known.lam, 2)
+    result = Implicit()(flow, lam, 2).result
+    assert (result.code, result.measured) == (Code.NOT_STATIONARY, math.inf)
+
+
+def test_batches_are_refused():
+    known = shift()
+    problem = Problem(
+        inner=lambda w, lam, batch: (w - lam) ** 2 * batch,
+        outer=known.problem.outer,
+        init=known.problem.init,
+        batches=lambda t: t,
+    )
+    words = (
+        r"^Implicit differentiates the whole .* has batches: give a problem without, .* Reverse$"
+    )
+    with pytest.raises(ValueError, match=words):
+        hypergradient(
+            problem, GradientDescent(step_size=0.3), known.lam, steps=2, engine=Implicit()
+        )
 
 
 @each_problem
@@ -133,6 +179,29 @@ def test_a_start_at_the_optimum_is_accepted(known, steps):
     descent = GradientDescent(step_size=known.eta)
     grad = hypergradient(warm, descent, known.lam, steps=steps, engine=Implicit()).grad
     assert torch.allclose(grad, exact, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("lam", "left", "code"),
+    [
+        (0.0, 0.9, Code.SUCCESS),
+        (0.0, 1.1, Code.NOT_STATIONARY),
+        (1e6, 0.9e6, Code.SUCCESS),
+        (1e6, 1.1e6, Code.NOT_STATIONARY),
+    ],
+)
+def test_a_gradient_of_the_size_of_rounding_is_accepted(lam, left, code):
+    """√ε (1 + ‖w‖) is 2⁻²⁶ at w = 0; on ½(w - λ)² the gradient is the distance from λ."""
+    known = shift()
+    warm = Problem(
+        inner=known.problem.inner,
+        outer=known.problem.outer,
+        init=lambda lam: lam + left * 2.0**-26,
+    )
+    flow, at = checked_flow(
+        warm, GradientDescent(step_size=0.3), torch.tensor(lam, dtype=torch.float64), 0
+    )
+    assert Implicit()(flow, at, 0).result.code is code
 
 
 def test_an_active_bound_is_refused_and_an_idle_one_is_not():

@@ -3,16 +3,27 @@
 import pytest
 import torch
 
-from bilevel_core import Adam, Checkpointed, GradientDescent, Problem, Reverse, hypergradient
+from bilevel_core import (
+    Adam,
+    Checkpointed,
+    Code,
+    GradientDescent,
+    Problem,
+    Reverse,
+    hypergradient,
+)
 from bilevel_core.backends.torch import TorchBackend
 from bilevel_core.engines import reverse
+from bilevel_core.engines.sweep import step_vjp
+from bilevel_core.hypergradient import checked_flow
+from bilevel_core.results import Result
 
 SIZE = 12_000  # entries, above the threshold for keeping graphs
 
 
-def wide() -> Problem:
+def wide(size: int = SIZE) -> Problem:
     """L = Σ λ w² / 2 + a cubic, so that a step's graph holds more than the state."""
-    target = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+    target = torch.linspace(-1, 1, size, dtype=torch.float64)
     return Problem(
         inner=lambda w, lam: (lam.exp() * (w - target) ** 2).sum() / 2 + (w**3).sum() / 100,
         outer=lambda w, lam: ((w - 2 * target) ** 2).mean(),
@@ -38,9 +49,9 @@ def test_kept_graphs_do_not_change_a_bit(steps, slack, dynamics):
         assert none.result == other.result
 
 
-def count_steps(monkeypatch, engine: Reverse, steps: int) -> int:
+def count_steps(monkeypatch, engine: Reverse, steps: int, size: int = SIZE) -> int:
     """Count how often an inner step is taken, the check aside."""
-    problem, descent = wide(), GradientDescent(step_size=0.1)
+    problem, descent = wide(size), GradientDescent(step_size=0.1)
     hypergradient(problem, descent, LAM, steps=1)  # passes the check
     taken = []
     step = reverse.Flow.step
@@ -59,6 +70,40 @@ def test_a_step_whose_graph_is_kept_is_taken_once(monkeypatch):
     assert count_steps(monkeypatch, Reverse(slack=0.0), 20) == 40
     assert count_steps(monkeypatch, Reverse(slack=1000.0), 20) == 20
     assert 20 < count_steps(monkeypatch, Reverse(slack=2.0), 20) < 38
+
+
+def test_two_graphs_are_kept_to_weigh_one(monkeypatch):
+    assert count_steps(monkeypatch, Reverse(slack=0.001), 20) == 38
+
+
+def test_as_many_graphs_are_kept_as_the_slack_has_room_for(monkeypatch):
+    """A graph takes what it holds beside the state, which is stored anyway."""
+    flow, lam = checked_flow(wide(), GradientDescent(step_size=0.1), LAM, 20)
+    first, _ = step_vjp(flow, lam, flow.start(lam).detach(), 1)
+    second, _ = step_vjp(flow, lam, first.detach(), 2)
+    beside = flow.backend.graph_entries(second, first) - SIZE
+    slack = 7.5 * beside / (20 * SIZE)
+    assert count_steps(monkeypatch, Reverse(slack=slack), 20) == 40 - 7
+
+
+def test_small_states_are_not_worth_weighing(monkeypatch):
+    assert count_steps(monkeypatch, Reverse(slack=1000.0), 20, size=9_999) == 40
+    assert count_steps(monkeypatch, Reverse(slack=1000.0), 20, size=10_000) == 20
+
+
+@pytest.mark.parametrize("slack", [0.0, 1000.0])
+@pytest.mark.parametrize(
+    ("steps", "result"), [(53, Result()), (54, Result(code=Code.GROWING, step=54))]
+)
+def test_growth_is_seen_in_the_last_step(steps, result, slack):
+    """|1 - η| = 2: step 54 is 2⁵³ = 2/ε times as long as the first."""
+    problem = Problem(
+        inner=lambda w, lam: ((w - lam) ** 2).sum() / 2,
+        outer=lambda w, lam: (w**2).mean(),
+        init=lambda lam: torch.zeros(SIZE, dtype=lam.dtype),
+    )
+    flow, lam = checked_flow(problem, GradientDescent(step_size=3.0), LAM, steps)
+    assert Reverse(slack=slack)(flow, lam, steps).result == result
 
 
 def test_a_graph_is_weighed_by_the_tensors_that_it_holds():

@@ -216,6 +216,64 @@ def test_parameters_in_a_tree(framework: Framework):
         close(framework.tensors(found.state[part]["a"][0]), expected.state[part]["a"][0])
 
 
+def test_leaves_of_several_sizes():
+    rows = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(4, 6)
+
+    def join(w):
+        return torch.cat([w["a"], w["b"].reshape(1), w["c"][0].reshape(-1)])
+
+    problem = Problem(
+        inner=lambda w, lam: ((rows @ join(w) - 1) ** 2).sum() / 2 + lam @ join(w) ** 2,
+        outer=lambda w, lam: ((join(w) - 0.3) ** 2).sum(),
+        init=lambda lam: {"a": 0.5 * lam[:2], "b": lam[2], "c": [lam[3:].reshape(3, 1)]},
+    )
+    lam = tensor(0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    found, expected = (
+        hypergradient(problem, DESCENT, lam, steps=9, engine=engine)
+        for engine in (Spectral(), Reverse())
+    )
+    close(found.value, expected.value)
+    close(found.grad, expected.grad)
+    close(join(found.state), join(expected.state))
+
+
+def test_an_objective_that_is_zero_is_quadratic():
+    still = Problem(
+        inner=lambda w, lam: 0 * (w * lam).sum(),
+        outer=lambda w, lam: ((w - lam) ** 2).sum(),
+        init=torch.zeros_like,
+    )
+    lam = tensor(1.0, -2.0)
+    assert torch.equal(grad_of(still)(lam), 2 * lam)
+
+
+def test_hyperparameters_may_be_zero():
+    known = ridge()
+    found, expected = (
+        hypergradient(known.problem, DESCENT, 0 * known.lam, steps=5, engine=engine)
+        for engine in (Spectral(), Reverse())
+    )
+    close(found.grad, expected.grad)
+
+
+@pytest.mark.parametrize("steps", [0, 6])
+def test_as_many_derivatives_are_taken_as_the_kernel_has_rank(steps):
+    """Weights apart, of which one alone moves: Γ has a single entry, or none where T = 0."""
+    calls, size = [], 40
+
+    def inner(w, lam):
+        calls.append(0)
+        return (lam * w**2).sum() / 2 - w[3]
+
+    problem = Problem(inner=inner, outer=lambda w, lam: ((w - 1) ** 2).sum(), init=torch.zeros_like)
+    lam = torch.linspace(0.5, 1.5, size, dtype=torch.float64)
+    expected = hypergradient(problem, DESCENT, lam, steps=steps)
+    calls.clear()
+    found = hypergradient(problem, DESCENT, lam, steps=steps, engine=Spectral())
+    close(found.grad, expected.grad)
+    assert len(calls) < 12
+
+
 def test_the_objective_is_not_evaluated_more_often_for_more_steps():
     known, calls = ridge(), []
 
@@ -325,6 +383,14 @@ def test_an_objective_that_is_not_quadratic_is_refused(steps, inner):
         hypergradient(with_inner(inner), descent, lam, steps=steps, engine=Spectral())
 
 
+def test_the_check_looks_as_far_away_as_the_run_goes():
+    """A quartic that shows on the scale of the run alone, in a weight that the run leaves alone."""
+    far, descent = 1e6, GradientDescent(step_size=0.02)
+    problem = with_inner(lambda w, lam: (w[0] - lam[0]) ** 2 + (w[1] - 0.3) ** 4 / far**2)
+    with pytest.raises(ValueError, match="quadratic in w"):
+        hypergradient(problem, descent, tensor(far, 1.0), steps=10, engine=Spectral())
+
+
 @pytest.mark.parametrize(
     ("dynamics", "error", "words"),
     [
@@ -356,11 +422,16 @@ def test_an_objective_that_is_not_quadratic_is_refused(steps, inner):
             ValueError,
             r"one a parameter, of shape \(5,\)",
         ),
+        (
+            GradientDescent(step_size=torch.full((5,), 0.1, dtype=torch.float64)),
+            ValueError,
+            r"one a parameter, of shape \(5,\)",
+        ),
     ],
 )
 def test_dynamics_that_have_no_filter_are_refused(dynamics, error, words):
     known = ridge()
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=f"^Spectral .*{words}"):
         hypergradient(known.problem, dynamics, known.lam, steps=3, engine=Spectral())
 
 

@@ -109,6 +109,9 @@ def test_sidecar(store_file):
     sidecar.unlink()
     with pytest.raises(DataError, match="missing"):
         verify_store(store_file)
+    os.mkfifo(sidecar)
+    with pytest.raises(DataError, match="expected a line of sha256sum, found no plain file"):
+        verify_store(store_file)
     assert len(read_all(store_file)) == 2
 
 

@@ -274,6 +274,28 @@ def test_damaged_tables(paged, count):
     assert refused == 11
 
 
+@pytest.mark.parametrize(("count", "pages"), [(40, 0), (1500, 2)])
+def test_a_table_of_another_data_set(paged, count, pages):
+    """Whole, with a checksum that is right, but it says that it belongs to another one."""
+    path = paged((count, 1))
+    content = bytearray(path.read_bytes())
+    head, block = content.find(b"FAHD"), content.find(b"FADB")
+    body = (pages + 7) // 8 if pages else (count + 1) * content[head + 6]
+    content[block + 6] ^= 0x55  # where the head is
+    mend(content, block, block + 14 + body)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        open_store(path)
+
+
+def test_a_name_that_is_not_there(store_file):
+    with open_hdf5(store_file) as root:
+        assert group(root, "train").members.keys() == {"images", "class_offsets"}
+        for look in (group, lambda *words: dataset(*words, np.uint8, 1)):
+            with pytest.raises(DataError, match=r"^dev: missing: not a store, or damaged$"):
+                look(root, "dev")
+
+
 def test_a_table_that_was_never_written(tmp_path, store_file):
     with h5py.File(store_file, "r+", libver="latest") as file:
         del file["train/images"]

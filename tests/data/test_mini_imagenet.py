@@ -21,9 +21,12 @@ def pixels(label, k, shape=(84, 84, 3)):
     return np.random.default_rng([int(label[1:]), k]).integers(0, 256, shape, dtype=np.uint8)
 
 
-def picture(array, format="PNG"):
+def picture(array, format="PNG", mode=None):
     file = io.BytesIO()
-    Image.fromarray(array).save(file, format=format)
+    found = Image.fromarray(array)
+    if mode is not None:
+        found = Image.frombytes(mode, found.size, array.tobytes())
+    found.save(file, format=format)
     return file.getvalue()
 
 
@@ -205,6 +208,7 @@ def test_a_csv_from_a_spreadsheet(tmp_path, put):
         (picture(pixels("n1", 0), "GIF"), "expected a picture"),
         (picture(pixels("n1", 0))[:-3000], "expected a picture"),
         (picture(np.zeros((84, 84), dtype=np.uint16)), "more than 8 bits a channel"),
+        (picture(np.zeros((84, 84, 4), dtype=np.uint8), "JPEG", "CMYK"), "colours in CMYK: save"),
         (picture(np.zeros((9000, 9000), dtype=bool)), "81000000 pixels, more than 64000000"),
     ],
 )
@@ -305,7 +309,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(tree_module.os, "walk", walk)
-    refused(tmp_path, "cannot read this folder .Permission denied.")
+    refused(tmp_path, "cannot read it .Permission denied.*make it readable")
 
 
 def test_pictures_come_in_order_and_filters_are_left_alone():

@@ -1,5 +1,7 @@
 """Class splits and the random numbers below them."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,14 @@ from hypothesis import strategies as st
 
 from bilevel_data import DataError
 from bilevel_data.randomness import choose, permutation, uniform, words
-from bilevel_data.splits import EVALUATION_ALPHABETS, by_fraction, official, santoro, vinyals
+from bilevel_data.splits import (
+    EVALUATION_ALPHABETS,
+    by_fraction,
+    from_file,
+    official,
+    santoro,
+    vinyals,
+)
 
 FROZEN = [4249316608792540176, 398813163331730794, 9988373434847145852]
 PERMUTATION = [1, 0, 3, 7, 2, 5, 6, 9, 4, 8]
@@ -114,3 +123,10 @@ def test_official():
     assert splits["val"] == tuple(background[25:])
     with pytest.raises(DataError, match="none is left for test"):
         official(background)
+
+
+def test_a_file_of_splits_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in ((tmp_path / "pipe", "no plain file"), (tmp_path / "none", "No such file")):
+        with pytest.raises(DataError, match=f"{says}.*: give another"):
+            from_file(NAMES, path)

@@ -2,7 +2,11 @@
 
 import hashlib
 import os
+import signal
 import subprocess
+import threading
+import time
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -13,11 +17,13 @@ from bilevel_data import (
     DataError,
     Lazy,
     Manifest,
+    atomic,
     open_store,
     read_manifest,
     verify_store,
     write_store,
 )
+from bilevel_data import writer as writer_module
 from bilevel_data.manifest import parse_manifest
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=6)
@@ -126,6 +132,65 @@ def test_failure_of_progress_leaves_nothing(tmp_path, source):
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path / "s.h5", source(), progress=stop)
     assert left_in(tmp_path) == []
+
+
+def test_ctrl_c_ends_the_writing_after_a_class(tmp_path, source, source_split):
+    """The thread that writes does not go on to the end, which nobody waits for."""
+    whole, made = source_split(sizes=(2,) * 500), []
+    arrays = whole.images
+
+    def images():
+        for array in arrays:
+            made.append(len(array))
+            if len(made) == 2:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.01)
+            yield array
+
+    object.__setattr__(whole, "images", Lazy(make=images))
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "s.h5", source(whole))
+    assert 2 <= len(made) < 500
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x" * 300, r"cannot write here \(File name too long\): choose another"),
+        ("a\x1b[2J.h5", r"a\\x1b\[2J.h5': not a name that can be printed: choose another"),
+    ],
+)
+def test_names_that_a_store_cannot_have(tmp_path, source, name, message):
+    with pytest.raises(DataError, match=message):
+        write_store(tmp_path / name, source())
+    assert left_in(tmp_path) == []
+
+
+def test_versions_of_what_is_not_installed(tmp_path, source, monkeypatch):
+    """As where the sources are used as they are."""
+
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(writer_module, "version", version)
+    manifest = write_store(tmp_path / "s.h5", source())
+    assert set(manifest.creator.values()) == {"unknown"}
+    assert verify_store(tmp_path / "s.h5") == manifest
+
+
+def test_folders_are_flushed_where_they_can_be_opened(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(atomic, "_fsync", flushed.append)
+    for system, expected in (("posix", ["scratch", tmp_path.name]), ("nt", ["scratch"])):
+        scratch = tmp_path / "scratch"
+        scratch.write_bytes(b"content")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "name", system)
+            atomic.publish(scratch, tmp_path / "file")
+        assert [path.name for path in flushed] == expected
+        assert (tmp_path / "file").read_bytes() == b"content"
+        flushed.clear()
 
 
 def test_failed_overwrite_keeps_the_old_store(store_file, source):

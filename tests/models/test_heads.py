@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bilevel_models import heads
+from bilevel_models.heads import sweep
 from bilevel_models.heads.closed_form import power_differences, power_sums
 from bilevel_models.heads.spans import form_for
 
@@ -67,9 +68,15 @@ def test_zeros_take_kind_and_size_from_the_features():
 
 
 def test_accuracy_counts_each_episode():
-    scores = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
-    labels = torch.tensor([[0, 1], [0, 1]])
+    scores = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 0.5], [1.0, 0.0, 0.0]]])
+    labels = torch.tensor([[0, 2], [0, 1]])
     assert heads.accuracy(scores, labels).tolist() == [1.0, 0.5]
+
+
+def test_one_hot_has_a_column_for_a_class_without_images():
+    found = heads.one_hot(torch.tensor([[1, 0]]), 3, normal(1))
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[[0, 1, 0], [1, 0, 0]]]
 
 
 def test_logits_scale_the_features():
@@ -134,7 +141,7 @@ def test_without_gradients_nothing_changes_and_nothing_is_kept(form, options):
     assert torch.equal(flat(without), flat(with_graph))
 
 
-@pytest.mark.parametrize("n", [3, 4, 11, 12])
+@pytest.mark.parametrize("n", [3, 4, 10, 11, 12])
 def test_the_cheaper_form_is_taken_and_both_agree(n):
     h, y = normal(2, n, 4), heads.one_hot(torch.arange(n).remainder(3).expand(2, n), 3, normal(1))
     assert form_for(h) is (heads.Form.PRIMAL if n > 10 else heads.Form.GRAM)
@@ -143,6 +150,27 @@ def test_the_cheaper_form_is_taken_and_both_agree(n):
     assert torch.equal(
         flat(heads.descend(h, y, steps=30, step_size=0.4)), flat(one if n <= 10 else other)
     )
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 9])
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda h, y, **chosen: heads.closed_form(h, y, steps=30, step_size=0.4, **chosen),
+        lambda h, y, **chosen: heads.ridge(h, y, decay=0.1, **chosen),
+    ],
+    ids=["closed", "ridge"],
+)
+def test_the_smaller_matrix_is_taken_and_both_agree(train, n):
+    """The last bits tell which of the two it was."""
+    h, y = normal(2, n, 4), soft_targets(2, n, 3).detach()
+    small, other = heads.Form.GRAM, heads.Form.PRIMAL
+    if n > 5:
+        small, other = other, small
+    found = flat(train(h, y))
+    assert torch.equal(found, flat(train(h, y, form=small, scale=1.0)))
+    assert not torch.equal(found, flat(train(h, y, form=other)))
+    assert torch.allclose(found, flat(train(h, y, form=other)), rtol=1e-11, atol=1e-13)
 
 
 def saved_numbers(dim, steps):
@@ -158,6 +186,39 @@ def saved_numbers(dim, steps):
         head = heads.descend(h, y, steps=steps, step_size=0.01)
     assert head["weight"].grad_fn is not None
     return sum(kept)
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """The records of the runs that are made."""
+    made, run = [], sweep.descend_run
+
+    def watching(*arguments, **options):
+        made.append(run(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sweep, "descend_run", watching)
+    return made
+
+
+@pytest.mark.parametrize(("asked", "enabled"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("form", FORMS)
+def test_states_are_kept_where_a_gradient_is_asked_for(form, asked, enabled, records):
+    h, y = normal(2, 4, 3).requires_grad_(asked), soft_targets(2, 4, 5).detach()
+    with torch.set_grad_enabled(enabled):
+        heads.descend(h, y, steps=7, step_size=0.1, decay=0.1, form=form)
+    (record,) = records
+    lengths = len(record.states), len(record.residuals), len(record.velocities)
+    assert lengths == ((8, 7, 7) if asked and enabled else (1, 1, 1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", [{}, {"decay": 0.1}, {"momentum": 0.5}], ids=str)
+def test_velocities_that_are_the_residuals_are_not_stored_twice(form, options, records):
+    h, y = normal(2, 4, 3).requires_grad_(), soft_targets(2, 4, 5).detach()
+    heads.descend(h, y, steps=7, step_size=0.1, form=form, **options)
+    (record,) = records
+    assert (record.velocities is record.residuals) == (form is heads.Form.GRAM and not options)
 
 
 def test_memory_does_not_grow_with_dim_times_steps():
@@ -218,6 +279,39 @@ def test_runs_that_diverge_are_refused(train, form, factor, steps, message):
     assert isinstance(caught.value, ArithmeticError)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-20])
+@pytest.mark.parametrize("train", [heads.descend, heads.closed_form], ids=["descend", "closed"])
+def test_a_run_may_grow_as_far_as_its_digits_go(train, size):
+    """The error grows 3 times a step, |1 - 4|: 3³² < 1/ε = 2⁵² < 3³³."""
+    h, y = 0 * normal(1, 1, 2), size * torch.ones(1, 1, 1, dtype=torch.float64)
+    options = {"loss": heads.SQUARED} if train is heads.descend else {}
+    head = train(h, y, steps=33, step_size=4.0, **options)
+    assert head["bias"].item() == pytest.approx(size * (1 + 3.0**33), rel=1e-13)
+    found = r"last .* is 5\.6e\+15 times" if train is heads.descend else "3 times a step"
+    with pytest.raises(heads.HeadDivergenceError, match=f"grows without bound.* {found}"):
+        train(h, y, steps=34, step_size=4.0, **options)
+
+
+def test_a_first_step_of_no_length_is_no_growth():
+    h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
+    sizes = torch.tensor([0.0, 0.3, 0.3], dtype=torch.float64)
+    found = heads.descend(h, y, steps=3, step_size=sizes)
+    assert torch.equal(flat(found), flat(heads.descend(h, y, steps=2, step_size=0.3)))
+
+
+def test_initial_weights_take_the_kind_of_the_features():
+    h, y, start = normal(2, 4, 3), soft_targets(2, 4, 5).detach(), normal(1, 4, 5).float()
+    initial = {"weight": start[:, :-1], "bias": start[:, -1:]}
+    wide = {name: leaf.double() for name, leaf in initial.items()}
+    for form in FORMS:
+        found, expected = (
+            flat(heads.descend(h, y, steps=3, step_size=0.3, initial=each, form=form))
+            for each in (initial, wide)
+        )
+        assert found.dtype == torch.float64
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_size_that_is_no_number_is_refused(form):
     h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
@@ -241,6 +335,8 @@ def test_features_that_are_not_finite_are_refused():
     ("changes", "error", "message"),
     [
         ({"targets": normal(2, 3, 5)}, ValueError, "one target an image"),
+        ({"support": normal(2, 4)}, ValueError, r"^expected support features \(batch, n, dim\)"),
+        ({"targets": normal(2, 4)}, ValueError, r"found shapes \(2, 4, 3\) and \(2, 4\)"),
         ({"support": normal(2, 0, 3), "targets": normal(2, 0, 5)}, ValueError, "found none"),
         ({"targets": normal(2, 4, 5).float()}, TypeError, "one dtype"),
         ({"steps": -1}, ValueError, "at least 0, found -1"),
@@ -255,6 +351,19 @@ def test_what_does_not_fit_is_refused(changes, error, message):
     arguments = {"support": normal(2, 4, 3), "targets": normal(2, 4, 5), "steps": 2}
     with pytest.raises(error, match=message):
         heads.descend(**{**arguments, "step_size": 0.1, **changes})
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [(heads.descend, each) for each in ("scale", "decay", "momentum")]
+    + [(heads.closed_form, each) for each in ("scale", "decay", "step_size")]
+    + [(heads.ridge, each) for each in ("scale", "decay")],
+    ids=lambda each: each if isinstance(each, str) else each.__name__,
+)
+def test_what_must_be_one_number_is_named(train, name):
+    options = {"decay": 0.1} if train is heads.ridge else {"steps": 2, "step_size": 0.1}
+    with pytest.raises(ValueError, match=f"^{name} must be a single number, found shape"):
+        train(normal(2, 4, 3), normal(2, 4, 5), **options | {name: normal(2)})
 
 
 @pytest.mark.parametrize("form", FORMS)

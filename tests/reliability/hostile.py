@@ -683,6 +683,22 @@ for _name, _make in {
     case("zip", _name)(_make)
 
 
+def mini_imagenet_cmyk(place):
+    """A photograph for print, which the list names."""
+    return [("val.csv", "filename,label\nn4.jpg,n4\n"), ("images/n4.jpg", PICTURES["cmyk.jpg"]())]
+
+
+case("picture", "mini-imagenet's zip, cmyk.jpg", named="images/n4.jpg")(zipped(mini_imagenet_cmyk))
+
+
+@case("picture", "mini-imagenet's folder, cmyk.jpg", named="images/n4.jpg")
+def cmyk_in_a_folder(place):
+    zipped(mini_imagenet_cmyk)(place)
+    with zipfile.ZipFile(place.folder / "stranger.zip") as archive:
+        archive.extractall(place.folder / "mini")
+    return mini_imagenet(place, place.folder / "mini")
+
+
 @case("zip", "a million members")
 def million(place):
     """The end of a zip alone, whose list was written without its members."""

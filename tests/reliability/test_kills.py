@@ -78,12 +78,28 @@ class Run:
     def log(self):
         return self.folder.with_name("log")
 
+    @property
+    def last(self):
+        return self.folder / "last.safetensors"
+
     def child(self):
+        """Begin the real command, or go on with it, in a process of its own."""
+        file = self.folder.with_name("run.yaml")
+        file.write_text(yaml.safe_dump(self.config.model_dump(mode="json")))
+
         def work():
             tracking.FLUSH_SECONDS = 0.0  # write as often as can be
-            train(self.config, self.folder, resume=True)
+            sys.argv = ["bilevel-train", str(file), "--out", str(self.folder), "--resume"]
+            command.main()
 
         return Child(log=self.log, work=work)
+
+    def wait_for_checkpoints(self, child, count=1):
+        """Return when the process has saved so often, or has ended: its start takes the longest."""
+        for _ in range(count):
+            before = stamp(self.last)
+            while child.alive() and stamp(self.last) == before:
+                time.sleep(0.001)
 
     def clear(self):
         for path in (self.folder, self.folder.with_name("mlartifacts")):
@@ -118,17 +134,23 @@ class Run:
         assert not list(self.folder.glob(".*.tmp"))
         (copy,) = self.folder.with_name("mlartifacts").rglob("best.safetensors")
         assert copy.read_bytes() == self.expected["best"]
-        status, history = self.recorded()
-        assert status == "FINISHED"
-        assert history == self.history
+        assert self.recorded() == self.history
 
     def recorded(self):
-        """Return the status of the run, and its metrics but for speeds, read without MLflow."""
+        """Return the metrics, but for speeds, of the one run, which has ended; without MLflow."""
         run = (json.loads((self.folder / "tracking.json").read_text())["run_id"],)
         with sqlite3.connect(self.database) as database:
-            ((status,),) = database.execute("select status from runs where run_uuid = ?", run)
+            tiny = database.execute(
+                "select run_uuid, status from runs join experiments using (experiment_id) "
+                "where experiments.name = 'tiny'"
+            )
+            assert tiny.fetchall() == [(*run, "FINISHED")]
+            ended = database.execute(
+                "select value from tags where key = 'ended' and run_uuid = ?", run
+            )
+            assert ended.fetchall() == [("steps",)]
             rows = database.execute("select key, step, value from metrics where run_uuid = ?", run)
-            return status, {row for row in rows if not row[0].startswith("speed/")}
+            return {row for row in rows if not row[0].startswith("speed/")}
 
 
 def checkpoints(folder):
@@ -149,20 +171,29 @@ def run(tmp_path_factory, store):
     assert child.wait() == 0, run.log.read_text()
     run.seconds = time.monotonic() - child.began
     run.expected = checkpoints(folder)
-    status, run.history = run.recorded()
-    assert status == "FINISHED"
+    run.history = run.recorded()
     assert len(run.history) > 20
+    names = {name for name, _, _ in run.history}
+    assert {"train/loss", "val/accuracy", "outer/grad_norm"} <= names
+    assert max(value for name, _, value in run.history if name == "val/best_accuracy") > 0
     run.check_end()
     return run
 
 
 @KILLS
 def test_training(run, kills):
+    """A third while it starts, the others at any point between two checkpoints and within one."""
     rng = random.Random(0)
     run.clear()
     killed, ended, last, reached = 0, 0, 0, []
     while killed < kills:
-        if run.child().kill(rng.uniform(0.0, 0.8 * run.seconds)):
+        child = run.child()
+        if killed % 3:
+            run.wait_for_checkpoints(child)
+            moment = time.monotonic() - child.began + rng.uniform(0.0, 0.1)
+        else:
+            moment = rng.uniform(0.0, 0.8 * run.seconds)
+        if child.kill(moment):
             killed += 1
             reached.append(run.check())
             assert reached[-1] >= last  # no kill ever costs a checkpoint
@@ -175,6 +206,19 @@ def test_training(run, kills):
     run.check_end()
     print(f"{killed} kills in {ended + 1} runs, after steps {sorted(set(reached))}")
     assert len(set(reached)) > 2
+    assert any(0 < step < run.config.train.steps for step in reached)
+
+
+def test_tracking_changes_no_weight(run, tmp_path):
+    alone = run.config.tracking.model_copy(update={"enabled": False})
+    train(run.config.model_copy(update={"tracking": alone}), tmp_path / "run", resume=False)
+    for name, content in checkpoints(tmp_path / "run").items():
+        assert tensors(content) == tensors(run.expected[name])
+
+
+def tensors(content):
+    """What follows the header, which holds the configuration."""
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
@@ -261,25 +305,14 @@ def test_a_signal_saves_and_ends_within_five_seconds(run, number):
     """At random moments after the first checkpoint; what was saved goes on to the same bits."""
     rng = random.Random(int(number))
     run.clear()
-    file = run.folder.with_name("run.yaml")
-    file.write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
-
-    def work():
-        sys.argv = ["bilevel-train", str(file), "--out", str(run.folder), "--resume"]
-        command.main()
-
-    slowest, stopped, last = 0.0, 0, run.folder / "last.safetensors"
+    slowest, stopped = 0.0, 0
     for _ in range(4):
         before = run.check()
-        saved = stamp(last)
-        child = Child(log=run.log, work=work)
-        while child.alive() and stamp(last) == saved:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0.0, 0.3 * run.seconds))
-        sent = time.monotonic()
-        os.kill(child.process, number)
-        status = child.wait()
-        slowest = max(slowest, time.monotonic() - sent)
+        child = run.child()
+        run.wait_for_checkpoints(child, rng.randint(1, 3))
+        time.sleep(rng.uniform(0.0, 0.02))
+        seconds, status = end(child, number)
+        slowest = max(slowest, seconds)
         if run.check() == run.config.train.steps:  # all was done and saved before the signal came
             break
         assert status == 130, run.log.read_text()
@@ -290,6 +323,31 @@ def test_a_signal_saves_and_ends_within_five_seconds(run, number):
     print(f"{number.name}: stopped {stopped} times, the slowest within {slowest:.2f} s")
     assert run.child().wait() == 0
     run.check_end()
+
+
+def end(child, number):
+    """Send a signal; return how long the process took to end, and its status."""
+    sent = time.monotonic()
+    os.kill(child.process, number)
+    status = child.wait()
+    return time.monotonic() - sent, status
+
+
+def test_a_signal_in_a_long_validation(store, tmp_path):
+    """Of a million episodes, which would take minutes; one of them is given up, and said to be."""
+    changes = {"validate_every": 2, "validate_episodes": 10**6, "checkpoint_every": 1}
+    settings = SETTINGS | {"data": str(store), "model": {"filters": 4, "norm": "support"}}
+    settings |= {"train": SETTINGS["train"] | changes, "tracking": {"enabled": False}}
+    run = Run(folder=tmp_path / "run", config=parse_config(settings, "test"))
+    child = run.child()
+    run.wait_for_checkpoints(child)
+    time.sleep(1.0)  # a hyper-iteration takes milliseconds
+    seconds, status = end(child, signal.SIGTERM)
+    assert status == 130, run.log.read_text()
+    assert seconds < SECONDS_TO_STOP
+    print(f"ended a validation within {seconds:.2f} s")
+    assert run.check() == 2
+    assert load_checkpoint(run.last).record["validated"] is False
 
 
 def stamp(path):

@@ -15,7 +15,7 @@ from torch import Tensor
 from bilevel_apps.episodes import to_device
 from bilevel_apps.feature_table import FeatureTable, episode_keys
 from bilevel_apps.meta_task import MetaTask
-from bilevel_apps.scoring import episodes_at_once
+from bilevel_apps.scoring import episodes_at_once, unless_stopped
 from bilevel_data import EpisodeSampler
 from bilevel_models import heads
 
@@ -59,6 +59,7 @@ def head_scores(
     device: torch.device,
     table: FeatureTable | None = None,
     progress: Callable[[int], None] = lambda _done: None,
+    signals: Sequence[int] = (),
 ) -> HeadScores:
     """Return what `task.accuracies` gives for each T, over the first episodes of a sampler.
 
@@ -70,6 +71,10 @@ def head_scores(
         device: where to compute.
         table: the features of the episodes' images; None encodes each batch of episodes, once.
         progress: called with the number done after each batch.
+        signals: as of `unless_stopped`.
+
+    Raises:
+        Interrupted: there is a signal.
 
     Cost: the backbone's forward pass, once whatever the T; the heads' sum of all T steps.
     """
@@ -79,7 +84,7 @@ def head_scores(
         if table is None
         else _looked_up(table, sampler, episodes)
     )
-    for batch in batches:
+    for batch in unless_stopped(batches, signals):
         done = batch.first + len(batch.support)
         for count in list(scores.accuracies):
             try:

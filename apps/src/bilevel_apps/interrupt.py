@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop acts on when it can."""
+"""Ctrl-C and SIGTERM as a request that a loop acts on when it can, or gives up at."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["stop_request", "taken_by"]
+__all__ = ["Interrupted", "stop_request", "taken_by"]
 
 STDERR = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended work that is to be done again: nothing of it is kept."""
 
 
 @contextmanager

@@ -55,7 +55,9 @@ class Muon(torch.optim.AdamW):
     def _move(self, weight: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[weight]
         if not state:
+            state["step"] = torch.tensor(0.0)  # AdamW looks for it where a state is loaded
             state["momentum_buffer"] = torch.zeros_like(weight)
+        state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
         rows = gradient.lerp(momentum, MOMENTUM).flatten(1)
         size = RATE * max(rows.shape) ** 0.5

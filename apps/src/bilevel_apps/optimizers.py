@@ -98,9 +98,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 def _kept_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> frozenset[str]:
     """Return what the optimiser keeps of a parameter."""
-    momentum = (
-        parameter.dim() >= 2
-        if isinstance(optimizer, Muon)
-        else isinstance(optimizer, torch.optim.SGD)
-    )
-    return MOMENTUM_STATE if momentum else ADAM_STATE
+    if isinstance(optimizer, torch.optim.SGD):
+        return MOMENTUM_STATE
+    filters = isinstance(optimizer, Muon) and parameter.dim() >= 2
+    return MOMENTUM_STATE | {"step"} if filters else ADAM_STATE

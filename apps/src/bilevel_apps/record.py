@@ -16,6 +16,7 @@ from bilevel_apps.config import (
     CountOrZero,
     NonNegative,
     Number,
+    Switch,
     parse_config,
     short,
 )
@@ -54,6 +55,7 @@ class RunRecord(BaseModel):
         best_step: hyper-iterations done at the best validation.
         ended: why the run has come to its end, if it has.
         seconds: what it had taken, where `train.minutes` limits that.
+        validated: whether the validation was made, if one was due: not where a signal ended it.
         sums: what hyper-iterations have reported since the last entry of the log, added up.
         count: how many of them.
         config: what is run.
@@ -70,6 +72,7 @@ class RunRecord(BaseModel):
     best_step: CountOrZero
     ended: Ending | None = None
     seconds: NonNegative | None = None
+    validated: Switch = True
     sums: dict[str, Number] = {}
     count: CountOrZero = 0
     config: Config
@@ -80,9 +83,10 @@ class RunRecord(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """Return what `read_record` reads.
 
-        The seconds are left out where they do not count: equal runs then have equal checkpoints.
+        What does not count is left out: equal runs then have equal checkpoints.
         """
-        return self.model_dump(mode="json", exclude={"seconds"} if self.seconds is None else None)
+        silent = {"seconds": self.seconds is None, "validated": self.validated}
+        return self.model_dump(mode="json", exclude={key for key in silent if silent[key]})
 
 
 def read_record(checkpoint: Checkpoint, path: Path) -> RunRecord:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.episodes import Episodes, to_device
+from bilevel_apps.interrupt import Interrupted
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
 
@@ -24,9 +25,12 @@ __all__ = [
     "nearest_pixel",
     "score",
     "score_episodes",
+    "unless_stopped",
 ]
 
 BATCH_PIXELS = 250_000  # of images encoded at once, 320 of Omniglot: their activations fit a cache
+
+T = TypeVar("T")
 
 
 @final
@@ -85,6 +89,7 @@ def episode_accuracies(
     device: torch.device,
     progress: Callable[[int], None] = lambda _done: None,
     processes: Processes = ALONE,
+    signals: Sequence[int] = (),
 ) -> NDArray[np.float64]:
     """Return the accuracy of each of the first `episodes` episodes of a sampler, (episodes,).
 
@@ -95,16 +100,46 @@ def episode_accuracies(
         device: where to put the images.
         progress: called with the number done after each batch.
         processes: take turns at the batches; the result is that of one process.
+        signals: as of `unless_stopped`.
+
+    Raises:
+        Interrupted: a process has received a signal.
+        RunError: a process is gone.
     """
     size = episodes_at_once(sampler)
     results = torch.zeros(episodes, dtype=torch.float64)
-    for first in range(size * processes.rank, episodes, size * processes.size):
+    firsts = range(size * processes.rank, episodes, size * processes.size)
+    for first in unless_stopped(firsts, signals, processes):
         count = min(size, episodes - first)
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         results[first : first + count] = classify(batch)
         progress(first + count)
     processes.add(results)
     return results.numpy()
+
+
+def unless_stopped(
+    parts: Iterable[T], signals: Sequence[int], processes: Processes = ALONE
+) -> Iterator[T]:
+    """Yield parts of a work until a signal comes; a collective, after the last of them.
+
+    Args:
+        parts: those of this process.
+        signals: that it has received so far, a list that grows.
+        processes: do the work together, and give it up together.
+
+    Raises:
+        Interrupted: one of the processes has received a signal.
+        RunError: a process is gone.
+    """
+    for part in parts:
+        if signals:
+            break
+        yield part
+    wishes = torch.tensor([float(bool(signals))])
+    processes.add(wishes)
+    if wishes.item() > 0:
+        raise Interrupted
 
 
 def episodes_at_once(sampler: EpisodeSampler) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bilevel_apps.feature_table import FeatureTable, feature_table
 from bilevel_apps.head_scores import head_scores
+from bilevel_apps.interrupt import Interrupted
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.scoring import Score, episode_accuracies, score
@@ -26,10 +27,13 @@ def score_task(
     episodes: int,
     device: torch.device,
     processes: Processes = ALONE,
+    signals: Sequence[int] = (),
 ) -> Score:
     """Return the score over what `task_accuracies` returns for the same arguments."""
     return score(
-        task_accuracies(task, sampler, episodes=episodes, device=device, processes=processes)
+        task_accuracies(
+            task, sampler, episodes=episodes, device=device, processes=processes, signals=signals
+        )
     )
 
 
@@ -41,6 +45,7 @@ def task_accuracies(
     device: torch.device,
     progress: Callable[[int], None] = lambda _done: None,
     processes: Processes = ALONE,
+    signals: Sequence[int] = (),
 ) -> NDArray[np.float64]:
     """Return what `task.accuracies` gives for each of the first episodes, (episodes,).
 
@@ -51,9 +56,12 @@ def task_accuracies(
         device: where to compute.
         progress: called with the number of episodes done, or as many for the work that is done.
         processes: divide the work; the result is that of one process.
+        signals: that this process has received so far, a list that grows; the work is given up
+            between two of its parts as soon as there is one.
 
     Raises:
         bilevel_core.DivergenceError: the inner runs diverge.
+        Interrupted: a process has received a signal.
         RunError: a process is gone.
 
     Cost: a forward pass over the distinct images (`feature_table`), or over the images of each
@@ -66,6 +74,7 @@ def task_accuracies(
         device=device,
         progress=lambda share: progress(int(share * episodes)),
         processes=processes,
+        signals=signals,
     )
     if table is None:
         return episode_accuracies(
@@ -75,9 +84,15 @@ def task_accuracies(
             device=device,
             progress=progress,
             processes=processes,
+            signals=signals,
         )
     # Heads are cheap, and the first process's answer is the same one for all.
-    return processes.from_first(lambda: _from_table(task, table, sampler, episodes, device))
+    found = processes.from_first(
+        lambda: _from_table(task, table, sampler, episodes, device, signals)
+    )
+    if found is None:
+        raise Interrupted
+    return found
 
 
 def _from_table(
@@ -86,9 +101,22 @@ def _from_table(
     sampler: EpisodeSampler,
     episodes: int,
     device: torch.device,
-) -> NDArray[np.float64]:
+    signals: Sequence[int],
+) -> NDArray[np.float64] | None:
+    """Return the accuracies, or nothing where a signal has come."""
     steps = task.steps
-    found = head_scores(task, sampler, steps=[steps], episodes=episodes, device=device, table=table)
+    try:
+        found = head_scores(
+            task,
+            sampler,
+            steps=[steps],
+            episodes=episodes,
+            device=device,
+            table=table,
+            signals=signals,
+        )
+    except Interrupted:  # of which the other processes know nothing
+        return None
     if steps in found.diverged:
         raise DivergenceError(found.diverged[steps])
     return found.accuracies[steps]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bilevel_apps.distributed import check_shareable, shared_gradients, use_own_
 from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_device
-from bilevel_apps.interrupt import stop_request
+from bilevel_apps.interrupt import Interrupted, stop_request
 from bilevel_apps.optimizers import clipped_norm
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.record import RunRecord
@@ -63,10 +64,11 @@ def train(config: Config, out: Path, *, resume: bool, processes: Processes = ALO
             checkpoint, record = begun
             with processes.agreed():
                 training.restore(checkpoint.tensors, record)
+        due = begun is not None and not begun[1].validated
         processes.from_first(lambda: training.folder.save_config(training.config))
         tracker = start_tracking(training, store, resume=resume)
         with closing(tracker):
-            return _run(training, tracker)
+            return _run(training, tracker, due=due)
 
 
 def _prepare(config: Config, folder: RunFolder, store: Store, processes: Processes) -> Training:
@@ -96,11 +98,29 @@ def _refuse_another(folder: RunFolder, resume: bool) -> None:
         )
 
 
-def _run(training: Training, tracker: Tracker) -> Score | None:
+def _run(training: Training, tracker: Tracker, *, due: bool) -> Score | None:
+    """Train until the run ends or is stopped; `due` is a validation that a signal ended before."""
     say_beginning(training)
-    best = None if training.ended else _iterate(training, tracker)
+    best = None
+    if not training.ended:
+        with stop_request(tell=training.processes.first) as training.signals:
+            try:
+                best = _validate_again(training, tracker) if due else None
+                if not training.ended:
+                    best = _iterate(training, tracker) or best
+            except Interrupted:
+                training.processes.wait()  # torchrun kills the others when one has ended
+                say_ending(training)
+                raise
+        say_ending(training)
     tracker.describe({}, {"ended": str(training.ended)})
     return best
+
+
+def _validate_again(training: Training, tracker: Tracker) -> Score | None:
+    """Make the validation that a signal ended; the run may end with it, as it would have."""
+    training.ended = finished(training.config.train, training.step, training.clock.before)
+    return _settle(training, tracker, due=True)
 
 
 def _iterate(training: Training, tracker: Tracker) -> Score | None:
@@ -113,11 +133,7 @@ def _iterate(training: Training, tracker: Tracker) -> Score | None:
         first_step=training.step,
         steps=steps - training.step,
     )
-    with (
-        loader as batches,
-        progress_bar("training", steps, training.step) as show,
-        stop_request(tell=training.processes.first) as training.signals,
-    ):
+    with loader as batches, progress_bar("training", steps, training.step) as show:
         for batch in batches:
             training.meter.add(_hyper_iteration(training, batch), config.train.meta_batch)
             training.ended = _finished(training)
@@ -126,10 +142,7 @@ def _iterate(training: Training, tracker: Tracker) -> Score | None:
             if training.ended:
                 break
             if training.stop:
-                training.processes.wait()  # torchrun kills the others when one has ended
-                say_ending(training)
-                raise KeyboardInterrupt
-    say_ending(training)
+                raise Interrupted
     return best
 
 
@@ -150,13 +163,26 @@ def _finished(training: Training) -> Ending | None:
 def _report(training: Training, tracker: Tracker) -> Score | None:
     """Log, validate and save what is due; return the score if it is the best one so far."""
     config, step = training.config, training.step
-    best = None
     if step % config.tracking.every == 0:
         tracker.metrics(step, training.meter.take() | _scalars(training))
-    if training.ended or step % config.train.validate_every == 0:
-        best = _validate(training, tracker)
-        training.ended = training.ended or stale(config.train, step, training.best_step)
-    if training.ended or training.stop or step % config.train.checkpoint_every == 0:
+    due = training.ended is not None or step % config.train.validate_every == 0
+    return _settle(training, tracker, due=due)
+
+
+def _settle(training: Training, tracker: Tracker, *, due: bool) -> Score | None:
+    """Validate, if that is due, and save what is; return the score if it is the best one so far."""
+    config, step = training.config.train, training.step
+    best = None
+    if due:
+        try:
+            best = _validate(training, tracker)
+        except Interrupted:
+            training.ended = None  # the resumed run says so, after the same validation
+            tracker.flush()
+            _save(training, training.folder.last, validated=False)
+            raise
+        training.ended = training.ended or stale(config, step, training.best_step)
+    if training.ended or training.stop or step % config.checkpoint_every == 0:
         tracker.flush()  # what a kill would lose is not made again after this checkpoint
         _save(training, training.folder.last)
     return best
@@ -208,6 +234,7 @@ def _validate(training: Training, tracker: Tracker) -> Score | None:
             episodes=training.config.train.validate_episodes,
             device=training.device,
             processes=training.processes,
+            signals=training.signals,
         )
     except DivergenceError as error:
         raise diverged(training, "validation after", error) from error
@@ -224,6 +251,8 @@ def _validate(training: Training, tracker: Tracker) -> Score | None:
     return found
 
 
-def _save(training: Training, path: Path) -> None:
+def _save(training: Training, path: Path, *, validated: bool = True) -> None:
     if training.processes.first:
-        save_checkpoint(path, training.checkpoint())
+        made = training.checkpoint()
+        record = made.record if validated else {**made.record, "validated": False}
+        save_checkpoint(path, replace(made, record=record))

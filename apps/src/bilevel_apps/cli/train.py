@@ -110,6 +110,10 @@ def train(
     if out is None:
         raise InputError("--out DIR is missing: name a folder for the run")
     given = _collect(config, preset, data, device, assignments or [])
+    if given.data is not None:
+        from bilevel_data import open_store
+
+        open_store(given.data)  # a bad one is refused before torch is imported, which takes seconds
     named = config is not None or preset is not None
     processes = launched(os.environ)
     if sweep or sampler or trials or _holds_sweep(out):

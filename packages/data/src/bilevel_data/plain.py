@@ -1,12 +1,32 @@
-"""Reading a whole file that somebody else made."""
+"""Reading what somebody else made: a whole file, or what the system will not let us read."""
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bilevel_data.errors import DataError
 from bilevel_data.limits import Limit
 
-__all__ = ["read_plain"]
+__all__ = ["read_plain", "reading"]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file, and say what to do, where the system refuses to read in the block.
+
+    Args:
+        path: What is read, unless the system names something else, such as a file in that folder.
+
+    Raises:
+        DataError: The block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as err:
+        reason = err.strerror or " ".join(str(err).split())[:120]
+        msg = f"{err.filename or path}: cannot read it ({reason}): restore it, or make it readable"
+        raise DataError(msg) from None
 
 
 def read_plain(path: Path, limit: Limit, *, what: str, remedy: str) -> bytes:

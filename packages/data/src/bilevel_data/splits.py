@@ -165,7 +165,9 @@ def _read_json(path: Path) -> dict[str, list[str]]:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
     except OSError as err:
-        raise DataError(f"{path}: cannot read this file of splits ({err.strerror})") from None
+        raise DataError(
+            f"{path}: cannot read this file of splits ({err.strerror}): give another"
+        ) from None
     if len(content) > _MAX_FILE_BYTES:
         raise DataError(f"{path}: more than {_MAX_FILE_BYTES} bytes: leave out what is no class")
     try:

@@ -132,8 +132,6 @@ def _fixed_array(file: Bytes, at: int, page_bits: int, count: int) -> list[tuple
     head, page = 14, 1 << bits
     pages = -(-count // page) if count > page else 0
     body = (pages + 7) // 8 if pages else count * width
-    if count * width > file.size:
-        raise DataError(DAMAGED)
     found = file.checked(block, head + body + 4, b"FADB")
     if found.numbers(1, 1, 8) != (0, 1, at):
         raise DataError(DAMAGED)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, cast, final
 
 from bilevel_data.errors import DataError
+from bilevel_data.plain import reading
 
 __all__ = ["open_zip", "read_member", "read_zip"]
 
@@ -32,8 +33,10 @@ def open_zip(path: Path, *, max_members: int) -> Iterator[zipfile.ZipFile]:
     Raises:
         DataError: Not a zip, damaged, or with more members.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise DataError(f"{path}: expected a zip, found something that is not a plain file")
+    with reading(path):
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            msg = f"{path}: expected a zip, found something that is not a plain file"
+            raise DataError(f"{msg}: give a zip")
     try:
         with path.open("rb") as file:
             listed = _Listed(file, path, max_members)
@@ -45,9 +48,9 @@ def open_zip(path: Path, *, max_members: int) -> Iterator[zipfile.ZipFile]:
     except DataError:  # a ValueError itself
         raise
     except _DAMAGE as err:
-        reason = " ".join(str(err).split())[:120]
-        msg = f"{path}: expected a zip, cannot read it ({reason}): fetch it again"
-        raise DataError(msg) from None
+        reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:120]
+        msg = f"{path}: expected a zip, cannot read it ({reason})"
+        raise DataError(f"{msg}: make it readable, or fetch it again") from None
 
 
 @final

@@ -9,13 +9,14 @@ import numpy as np
 from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.limits import MAX_ENTRIES, MAX_PICTURE_BYTES
-from bilevel_data.plain import read_plain
+from bilevel_data.plain import read_plain, reading
 from bilevel_data.sources.images import SUFFIXES, centre_square, check_shape, read_picture
 from bilevel_data.splits import by_fraction
 
 __all__ = ["folder"]
 
 _LEAST = 2  # one image for the support set, another for the query
+_REMEDY = "replace or remove it"
 # What file managers leave behind.
 _LITTER = {"thumbs.db", "desktop.ini"}
 
@@ -39,10 +40,12 @@ def folder(*, path: Path | None, size: int = 84, channels: int = 3, seed: int = 
             that is not a picture, or split directories beside class directories. A picture that
             cannot be read is refused when its class is asked for.
     """
-    if path is None or not path.is_dir():
-        raise DataError(f"folder: expected a folder with a directory a class, found {path}")
     check_shape("folder", size, channels)
-    splits = _find(path, seed)
+    with reading(path or Path()):
+        if path is None or not path.is_dir():
+            msg = f"folder: expected a folder with a directory a class, found {path}"
+            raise DataError(f"{msg}: give its path (--source)")
+        splits = _find(path, seed)
     return SourceData(
         name="folder",
         licence="unknown: that of the pictures",
@@ -119,8 +122,8 @@ def _images(classes: Classes, size: int, channels: int) -> Iterator[Images]:
 
 def _image(file: Path, size: int, channels: int) -> Images:
     try:
-        content = read_plain(file, MAX_PICTURE_BYTES, what="a picture", remedy="make it smaller")
+        content = read_plain(file, MAX_PICTURE_BYTES, what="a picture", remedy=_REMEDY)
     except FileNotFoundError:
-        raise DataError(f"{file}: cannot read this picture (it has gone): put it back") from None
+        raise DataError(f"{file}: cannot read this picture (it has gone): restore it") from None
     picture = centre_square(read_picture(content, str(file), channels=channels), size)
     return np.asarray(picture, dtype=np.uint8).reshape(size, size, channels)

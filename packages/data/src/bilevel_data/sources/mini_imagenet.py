@@ -22,6 +22,7 @@ from PIL import Image
 from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.limits import MAX_ENTRIES
+from bilevel_data.plain import reading
 from bilevel_data.sources.images import read_pictures
 from bilevel_data.sources.tree import FileTree, open_tree
 
@@ -51,9 +52,10 @@ def mini_imagenet(*, path: Path | None) -> SourceData:
             picture that is listed and missing, or there and not listed. A picture that cannot
             be read is refused when its class is asked for.
     """
-    if path is None or not path.exists():
-        msg = "mini-imagenet: expected its zip, or the folder of its csv files and pictures"
-        raise DataError(f"{msg}, found {path}: give its path (--source)")
+    with reading(path or Path()):
+        if path is None or not path.exists():
+            msg = "mini-imagenet: expected its zip, or the folder of its csv files and pictures"
+            raise DataError(f"{msg}, found {path}: give its path (--source)")
     tree = open_tree(path, max_files=MAX_ENTRIES.get())
     lists = _read_lists(tree)
     _check_labels(tree, lists)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from bilevel_data.contracts import Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
+from bilevel_data.plain import reading
 from bilevel_data.sources.archive import read_zip
 from bilevel_data.sources.download import fetch
 from bilevel_data.sources.images import read_picture
@@ -115,16 +116,8 @@ def read_half(path: Path, half: Half) -> Drawings:
     Raises:
         DataError: Missing, or not the classes and drawings that ``half`` states.
     """
-    archive, directory = path / f"{half.name}.zip", path / half.name
-    files: Mapping[str, bytes]
-    if archive.is_file():
-        where, count = archive, 2 * half.classes * half.drawings
-        caps = {"max_members": count, "max_bytes": count * _MAX_FILE_BYTES}
-        files = read_zip(archive, suffix=".png", max_member_bytes=_MAX_FILE_BYTES, **caps)
-    elif directory.is_dir():
-        where, files = directory, _read_directory(directory)
-    else:
-        raise DataError(f"{path}: expected {archive.name}, or it unpacked as {half.name}/")
+    with reading(path):
+        where, files = _files(path, half)
     classes: dict[str, list[bytes]] = {}
     for name in sorted(files):
         parts = name.split("/")
@@ -133,6 +126,18 @@ def read_half(path: Path, half: Half) -> Drawings:
         classes.setdefault("/".join(parts[-3:-1]), []).append(files[name])
     _check_counts(where, half, {name: len(found) for name, found in classes.items()})
     return {name: tuple(found) for name, found in classes.items()}
+
+
+def _files(path: Path, half: Half) -> tuple[Path, Mapping[str, bytes]]:
+    archive, directory = path / f"{half.name}.zip", path / half.name
+    if archive.is_file():
+        count = 2 * half.classes * half.drawings
+        caps = {"max_members": count, "max_bytes": count * _MAX_FILE_BYTES}
+        return archive, read_zip(archive, suffix=".png", max_member_bytes=_MAX_FILE_BYTES, **caps)
+    if directory.is_dir():
+        return directory, _read_directory(directory)
+    msg = f"{path}: expected {archive.name}, or it unpacked as {half.name}/"
+    raise DataError(f"{msg}: give the folder that holds it")
 
 
 def _check_counts(where: Path, half: Half, found: Mapping[str, int]) -> None:
@@ -148,15 +153,13 @@ def _check_counts(where: Path, half: Half, found: Mapping[str, int]) -> None:
 def _read_directory(directory: Path) -> Mapping[str, bytes]:
     contents: dict[str, bytes] = {}
     for file in sorted(directory.glob("*/*/*.png")):
-        try:
+        with reading(file):
             if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
                 raise DataError(
                     f"{file}: expected a drawing, found no plain file of at most {_MAX_FILE_BYTES} "
                     "bytes: fetch it again"
                 )
             contents[file.relative_to(directory.parent).as_posix()] = file.read_bytes()
-        except OSError as err:
-            raise DataError(f"{file}: cannot read this drawing ({err.strerror})") from None
     return contents
 
 

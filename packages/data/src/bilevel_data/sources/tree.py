@@ -1,12 +1,14 @@
 """The files of a folder or of a zip, listed and read in the same way."""
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from bilevel_data.errors import DataError
+from bilevel_data.plain import reading
 from bilevel_data.sources.archive import open_zip, read_member
 
 __all__ = ["FileTree", "open_tree"]
@@ -53,13 +55,12 @@ class FileTree:
     def _read_plain(self, names: Iterable[str], max_bytes: int) -> Iterator[bytes]:
         for name in names:
             file = self.path / name
-            if not file.is_file():  # opening a pipe would wait for ever
-                raise DataError(f"{file}: expected a plain file, found something else: remove it")
-            try:
+            with reading(file):
+                if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for ever
+                    msg = f"{file}: expected a plain file, found something else: remove it"
+                    raise DataError(msg)
                 with file.open("rb") as opened:
                     content = opened.read(max_bytes + 1)
-            except OSError as err:
-                raise DataError(f"{file}: cannot read it ({err.strerror})") from None
             if len(content) > max_bytes:
                 raise DataError(f"{file}: more than {max_bytes} bytes: make it smaller")
             yield content
@@ -72,8 +73,9 @@ def open_tree(path: Path, *, max_files: int) -> FileTree:
         DataError: Neither of them, damaged, more than ``max_files`` files, or a zip with two
             members of one name.
     """
-    packed = not path.is_dir()
-    found = _members(path, max_files) if packed else _files(path, max_files)
+    with reading(path):
+        packed = not path.is_dir()
+        found = _members(path, max_files) if packed else _files(path, max_files)
     names = tuple(sorted(name for name in found if not _hidden(name)))
     return FileTree(path=path, packed=packed, names=names, max_files=max_files)
 
@@ -88,7 +90,7 @@ def _members(path: Path, max_files: int) -> list[str]:
 
 def _files(path: Path, max_files: int) -> list[str]:
     def refuse(err: OSError) -> None:
-        raise DataError(f"{err.filename}: cannot read this folder ({err.strerror})") from None
+        raise err  # which is left out otherwise
 
     names: list[str] = []
     # A link that leads back up would go round for ever, but for the cap.
