@@ -57,12 +57,12 @@ class Preparation:
         """
         try:
             if not file.is_file():
-                raise InputError(f"{file}: no such picture, or not a plain file")
+                raise InputError(f"{file}: no such picture, or not a plain file: give another")
             if (size := file.stat().st_size) > MOST_BYTES:
                 raise InputError(f"{file}: {size} bytes, more than {MOST_BYTES}: make it smaller")
             content = file.read_bytes()
         except OSError as error:
-            raise InputError(f"{file}: cannot read this picture ({error.strerror})") from None
+            raise _unread(file, "cannot read this picture", error) from None
         picture = read_picture(content, str(file), channels=self.channels)
         if self.whole:
             picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
@@ -143,8 +143,8 @@ def query_files(path: Path) -> tuple[Path, ...]:
         if path.exists():
             return (path,)
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    raise InputError(f"{path}: no such picture or folder")
+        raise _unread(path, "cannot be read", error) from None
+    raise InputError(f"{path}: no such picture or folder: name one that is there")
 
 
 def _pictures(folder: Path) -> tuple[Path, ...]:
@@ -163,5 +163,9 @@ def _entries(folder: Path) -> list[Path]:
     try:
         found = sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: cannot read this folder ({error.strerror})") from None
+        raise _unread(folder, "cannot read this folder", error) from None
     return [entry for entry in found if not entry.name.startswith(".")]
+
+
+def _unread(path: Path, what: str, error: OSError) -> InputError:
+    return InputError(f"{path}: {what} ({error.strerror}): give another, or make it readable")
