@@ -97,6 +97,24 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the engines and heads in 3,000 small ways; name the changes that no test notices."""
+    session.install(*PINNED, f"./{CORE}[test]", f"./{MODELS}[test]", "mutmut")
+    # mutmut takes a module's name from its path below src/, and copies what it changes from there.
+    place = Path(session.create_tmp())
+    for folder in ("src", "tests", "mutants"):
+        shutil.rmtree(place / folder, ignore_errors=True)
+    for package in (CORE, MODELS):
+        shutil.copytree(f"{package}/src", place / "src", dirs_exist_ok=True)
+    shutil.copytree("tests", place / "tests")
+    shutil.copy("pyproject.toml", place)
+    with session.chdir(place):
+        session.run("mutmut", "run", *session.posargs, env=ENV | ONE_THREAD)
+        session.run("mutmut", "results")
+    session.log("what each of these changes: mutmut show NAME, in %s", place)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format with ruff."""
     session.install(*PINNED, "ruff")
