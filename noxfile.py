@@ -28,7 +28,9 @@ CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 # What a wheel must hold beside its modules.
 PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
-NIGHTLY = ("-m", "nightly", "--hypothesis-profile", "nightly")
+NIGHTLY = ("-s", "-m", "nightly", "tests/reliability")
+# Hypothesis marks its tests itself; 5,000 examples each instead of 200.
+EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
 # Files are not divided among the workers: their fixtures train.
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
@@ -166,9 +168,8 @@ def build(session: nox.Session) -> None:
 def reliability(session: nox.Session) -> None:
     """Break, fault, kill, load and fuzz at length; docs/reliability.md has the latest figures."""
     install_all(session, test=True)
-    session.run(
-        "pytest", "-s", "tests/reliability", *(session.posargs or NIGHTLY), env=ENV | ONE_THREAD
-    )
+    for arguments in [session.posargs] if session.posargs else [NIGHTLY, EXAMPLES]:
+        session.run("pytest", *arguments, env=ENV | ONE_THREAD)
 
 
 @nox.session

@@ -135,6 +135,9 @@ def put(name, tensor):
     [
         drop("model.log_lr"),
         put("model.log_lr", torch.zeros(2)),
+        put("model.log_lr", torch.zeros((), dtype=torch.float8_e4m3fn)),
+        put("model.log_lr", torch.zeros((), dtype=torch.complex64)),
+        put("model.log_lr", torch.zeros((), dtype=torch.int64)),
         put("model.more", torch.zeros(2)),
         put("optimizer.0", torch.zeros(2)),
         put("optimizer.99.exp_avg", torch.zeros(2)),

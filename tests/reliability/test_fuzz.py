@@ -54,13 +54,10 @@ def edited(draw, name):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_edited_input(name):
-    @settings(suppress_health_check=list(HealthCheck))
-    @given(content=edited(name))
-    def check(content):
-        TARGETS[name].run(content)
-
-    check()
+@settings(suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_edited_input(name, data):
+    TARGETS[name].run(data.draw(edited(name)))
 
 
 def fuzz(name, seconds, folder):

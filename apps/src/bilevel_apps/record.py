@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from bilevel_apps.build import make_task, model_tensors
 from bilevel_apps.checkpoint import REMEDY, Checkpoint
@@ -127,11 +129,14 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
     except (ValueError, RuntimeError, OverflowError):  # sizes beyond what can be counted
         raise _other_weights(path) from None
     weights = model_tensors(checkpoint.tensors)
-    expected = {name: weight.shape for name, weight in task.model.state_dict().items()}
-    if {name: weight.shape for name, weight in weights.items()} != expected:
+    if _kinds(weights) != _kinds(task.model.state_dict()):
         raise _other_weights(path)
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path}: its weights are not all finite numbers: {REMEDY}")
+
+
+def _kinds(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
 
 
 def _without_memory(record: RunRecord) -> MetaTask:
