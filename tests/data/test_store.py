@@ -148,8 +148,13 @@ def test_ctrl_c_ends_the_writing_after_a_class(tmp_path, source, source_split):
             yield array
 
     object.__setattr__(whole, "images", Lazy(make=images))
-    with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "s.h5", source(whole))
+    # A shell that starts the tests in the background has the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_store(tmp_path / "s.h5", source(whole))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert 2 <= len(made) < 500
     assert left_in(tmp_path) == []
 
