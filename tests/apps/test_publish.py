@@ -151,7 +151,7 @@ def test_averaged_weights_and_a_chosen_step_number_are_what_is_published(publish
     several = Request(episodes=8, split="val", steps=(2, 3), choose=True)
     chosen = evaluate_run(folder, several)["chosen"]
     card = publish(folder)
-    assert card.steps == load_run(TAG, "cpu").task.steps == chosen
+    assert card.steps == load_run(TAG, "cpu").task.steps == chosen["steps"]
     assert load_run(TAG, "cpu").config.inner.steps == 5
     weights = pretrained.pretrained_weights(card)
     from bilevel_apps.build import part_of

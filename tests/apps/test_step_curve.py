@@ -1,4 +1,4 @@
-"""Accuracy against T: from features made once, with paired differences, and the best T kept."""
+"""Accuracy against T and η: from features made once, with paired differences, the best kept."""
 
 import json
 import shutil
@@ -15,13 +15,14 @@ from bilevel_apps.build import episode_sampler, make_task
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.feature_table import episode_keys, feature_table
 from bilevel_apps.head_scores import HeadScores, head_scores
+from bilevel_apps.inner_problem import InnerLoop
 from bilevel_apps.scoring import episode_accuracies, score
 from bilevel_apps.step_curve import best_of, curve_of
 from bilevel_apps.trained_run import load_run
 from bilevel_data import open_store
 
 CPU = torch.device("cpu")
-STEPS = (0, 1, 4, 9)
+INNER = [InnerLoop(*pair) for pair in ((0, 1.0), (1, 1.0), (4, 1.0), (9, 1.0), (9, 0.05))]
 SPEC = {"way": 4, "shot": 2, "query": 3}
 
 
@@ -56,17 +57,20 @@ def test_keys_are_the_images_of_the_episodes(opened, rotations):
 
 @pytest.mark.parametrize("norm", ["ghost", "batch", "support", "episode"])
 @pytest.mark.parametrize("rotations", [False, True])
-def test_every_t_is_scored_as_alone(opened, config, norm, rotations):
+def test_every_t_and_step_size_is_scored_as_alone(opened, config, norm, rotations):
     task, sampler = task_of(config, norm), sampler_of(opened, rotations=rotations)
     table = feature_table(task, [sampler], episodes=7, device=CPU)
     assert (table is None) == (norm in ("support", "episode"))
-    found = head_scores(task, sampler, steps=STEPS, episodes=7, device=CPU, table=table)
+    found = head_scores(task, sampler, inner=INNER, episodes=7, device=CPU, table=table)
     assert found.diverged == {}
-    for steps in STEPS:
-        alone = replace(task, steps=steps).accuracies
+    for loop in INNER:
+        task.model.set_lr(loop.lr)
+        alone = replace(task, steps=loop.steps).accuracies
         expected = episode_accuracies(alone, sampler, episodes=7, device=CPU)
-        assert found.accuracies[steps].tolist() == expected.tolist()
-    assert len({tuple(row) for row in found.accuracies.values()}) > 2  # T matters here
+        assert found.accuracies[loop].tolist() == expected.tolist()
+    rows = {loop: tuple(row) for loop, row in found.accuracies.items()}
+    assert len(set(rows.values())) > 3  # T matters here
+    assert rows[INNER[-1]] != rows[INNER[-2]]  # and η
 
 
 def test_an_image_is_encoded_once(opened, config, monkeypatch):
@@ -98,48 +102,59 @@ def test_a_table_that_is_too_large_is_not_made(opened, config, monkeypatch):
 def test_heads_are_trained_in_parts(opened, config, monkeypatch):
     task, sampler = task_of(config, "ghost"), sampler_of(opened, rotations=False)
     table = feature_table(task, [sampler], episodes=5, device=CPU)
-    whole = head_scores(task, sampler, steps=[3], episodes=5, device=CPU, table=table)
+    own = task.inner
+    whole = head_scores(task, sampler, inner=[own], episodes=5, device=CPU, table=table)
     monkeypatch.setattr(head_scoring, "FEATURE_BYTES", 2 * 20 * table.features[0].nbytes)
     done = []
     parts = head_scores(
-        task, sampler, steps=[3], episodes=5, device=CPU, table=table, progress=done.append
+        task, sampler, inner=[own], episodes=5, device=CPU, table=table, progress=done.append
     )
     assert done == [2, 4, 5]
-    assert parts.accuracies[3].tolist() == whole.accuracies[3].tolist()
+    assert parts.accuracies[own].tolist() == whole.accuracies[own].tolist()
 
 
-def test_divergence_costs_only_the_t_that_diverges(opened, config):
-    task = make_task(config(model__unit_length=False, inner__lr=1e38), (16, 16, 1), CPU)
+def test_divergence_costs_only_the_inner_loop_that_diverges(opened, config):
+    task = make_task(config(model__unit_length=False, inner__lr=1.0), (16, 16, 1), CPU)
     sampler = sampler_of(opened, rotations=False)
-    found = head_scores(task, sampler, steps=[0, 10], episodes=4, device=CPU)
-    assert (found.accuracies.keys(), found.diverged.keys()) == ({0}, {10})
-    assert "T = 10 inner steps" in found.diverged[10]
-    assert found.accuracies[0].tolist() == [0.25] * 4
+    none, far, near = InnerLoop(0, 1e38), InnerLoop(10, 1e38), InnerLoop(10, 0.1)
+    found = head_scores(task, sampler, inner=[none, far, near], episodes=4, device=CPU)
+    assert (found.accuracies.keys(), found.diverged.keys()) == ({none, near}, {far})
+    assert "T = 10 inner steps" in found.diverged[far]
+    assert found.accuracies[none].tolist() == [0.25] * 4
 
 
 FOUND = HeadScores(
-    accuracies={1: np.array([0.2, 0.4, 0.9]), 5: np.array([0.3, 0.6, 0.9])},
-    diverged={9: "too far"},
+    accuracies={
+        InnerLoop(1, 0.1): np.array([0.2, 0.4, 0.9]),
+        InnerLoop(5, 0.1): np.array([0.3, 0.6, 0.9]),
+    },
+    diverged={InnerLoop(9, 0.1): "too far"},
 )
 
 
 def test_differences_are_paired():
-    one, five, nine = curve_of(FOUND, 5)
-    assert (one["steps"], five["steps"], nine["steps"]) == (1, 5, 9)
+    one, five, nine = curve_of(FOUND, InnerLoop(5, 0.1))
+    assert [(row["steps"], row["lr"]) for row in (one, five, nine)] == [
+        (1, 0.1),
+        (5, 0.1),
+        (9, 0.1),
+    ]
     paired = score(np.array([-0.1, -0.2, 0.0]))
     assert one["accuracy"] == pytest.approx(0.5)
     assert one["difference"]["accuracy"] == pytest.approx(-0.1)
     assert one["difference"]["ci95"] == pytest.approx(paired.ci95)
     assert paired.ci95 < one["ci95"] / 2  # what the episodes have in common has gone
     assert five["difference"] == {"accuracy": 0.0, "ci95": 0.0}
-    assert nine == {"steps": 9, "accuracy": None, "ci95": None, "difference": None}
+    assert nine == {"steps": 9, "lr": 0.1, "accuracy": None, "ci95": None, "difference": None}
 
 
 def test_the_best_of_equal_ones():
-    rows = [{"steps": steps, "accuracy": a} for steps, a in ((1, 0.5), (3, 0.7), (8, 0.7))]
-    assert best_of(rows, 1)["steps"] == 3
-    assert best_of(rows, 8)["steps"] == 8
-    assert best_of([*rows, {"steps": 9, "accuracy": None}], 9)["steps"] == 3
+    found = ((1, 0.1, 0.5), (3, 0.1, 0.7), (3, 0.2, 0.7), (8, 0.1, 0.7), (9, 0.1, None))
+    rows = [{"steps": steps, "lr": lr, "accuracy": a} for steps, lr, a in found]
+    assert best_of(rows, InnerLoop(1, 0.1)) is rows[1]
+    assert best_of(rows, InnerLoop(1, 0.2)) is rows[2]
+    assert best_of(rows, InnerLoop(8, 0.1)) is rows[3]
+    assert best_of(rows, InnerLoop(9, 0.2)) is rows[2]
 
 
 @pytest.fixture
@@ -176,14 +191,58 @@ def test_choosing_t(command, copy):
     found = command("eval", copy, *words, "--choose", "--json")
     assert found.status == 0, found.err
     report = json.loads(found.out)
-    best = best_of(report["curve"], 5)["steps"]
-    assert report["chosen"] == best
+    best = best_of(report["curve"], InnerLoop(5, report["lr"]))["steps"]
+    assert report["chosen"] == {"steps": best, "lr": None}
     assert load_run(copy, "cpu").task.steps == best
     choice = json.loads((copy / "chosen.json").read_text())
-    assert choice["steps"] == best
+    assert (choice["steps"], choice["lr"]) == (best, None)
     assert choice["curve"] == report["curve"]
     later = json.loads(command("eval", copy, "--episodes", 12, "--json").out)
     assert (later["steps"], later["trained_steps"]) == (best, 5)
+
+
+def test_a_grid_and_choosing_from_it(command, copy):
+    words = ["eval", copy, "--split", "val", "--episodes", 12, "--json"]
+    own = json.loads(command(*words).out)
+    assert own["lr"] == own["trained_lr"] == pytest.approx(0.1, rel=0.2)
+    learned = f"{own['lr']:.9g}"  # as a person copies it
+    grid = ["--steps", "1,5,40", "--lr", f"1e-3,{learned},20"]
+    report = json.loads(command(*words, *grid).out)
+    curve = {InnerLoop(row["steps"], row["lr"]): row for row in report["curve"]}
+    assert list(curve) == [InnerLoop(t, lr) for lr in (1e-3, own["lr"], 20.0) for t in (1, 5, 40)]
+    for loop, row in curve.items():
+        alone = json.loads(command(*words, "--steps", loop.steps, "--lr", loop.lr).out)
+        assert (alone["steps"], alone["lr"], alone["accuracy"]) == (*loop, row["accuracy"])
+    told = command(*words[:-1], *grid).out
+    assert f"difference to T = 5, η = {own['lr']:.3g}" in told
+    assert len([line for line in told.splitlines() if line.startswith(f"  {1e-3:8.3g}  ")]) == 3
+    # One that is surely not the learned one.
+    report = json.loads(command(*words, "--steps", 7, "--lr", "0.3,0.4", "--choose").out)
+    best = best_of(report["curve"], InnerLoop(7, own["lr"]))
+    expected = None if best["lr"] == own["lr"] else best["lr"]
+    assert report["chosen"] == {"steps": 7, "lr": expected}
+
+
+def test_a_chosen_step_size_is_taken(command, copy):
+    own = load_run(copy, "cpu")
+    path = copy / "chosen.json"
+    path.write_text(json.dumps({"steps": 9, "lr": 0.02, "checkpoint_sha256": own.sha256}))
+    run = load_run(copy, "cpu")
+    assert run.task.inner == InnerLoop(9, pytest.approx(0.02, rel=1e-6))
+    assert run.trained_inner == own.task.inner == own.trained_inner
+    words = ["eval", copy, "--split", "val", "--episodes", 12]
+    asked = ["--steps", 9, "--lr", 0.02]
+    chosen = json.loads(command(*words, "--json").out)
+    path.unlink()
+    given = json.loads(command(*words, *asked, "--json").out)
+    assert chosen["accuracy"] == given["accuracy"]
+    told = command(*words, *asked).out.splitlines()[0]
+    assert f"T = 9 (trained with 5), η = 0.02 ({own.task.inner.lr:.3g} after training)" in told
+    # A curve over T alone keeps what was chosen before.
+    path.write_text(json.dumps({"steps": 9, "lr": 0.02, "checkpoint_sha256": own.sha256}))
+    again = json.loads(command(*words, "--steps", "3,9", "--choose", "--json").out)
+    assert again["chosen"]["lr"] == pytest.approx(0.02, rel=1e-6)
+    assert {row["lr"] for row in again["curve"]} == {again["chosen"]["lr"]}
 
 
 def test_a_chosen_t_belongs_to_its_checkpoint(command, copy, capsys):
@@ -200,6 +259,9 @@ def test_a_chosen_t_belongs_to_its_checkpoint(command, copy, capsys):
 
 
 DAMAGED = ["", "{", "[]", "3", '{"steps": 2}', '{"steps": true, "checkpoint_sha256": "x"}']
+DAMAGED += ['{"steps": 2, "lr": 0.0, "checkpoint_sha256": "x"}']
+DAMAGED += ['{"steps": 2, "lr": Infinity, "checkpoint_sha256": "x"}']
+DAMAGED += ['{"steps": 2, "lr": true, "checkpoint_sha256": "x"}', '"steps"']
 DAMAGED += ['{"steps": -1, "checkpoint_sha256": "x"}', '{"steps": 2, "checkpoint_sha256": 3}']
 
 
@@ -212,16 +274,25 @@ def test_a_damaged_choice(command, copy, text):
 
 
 REFUSED = [
-    (["--choose", "--steps", "1,3"], "--choose with --split test: T is chosen on the validation"),
+    (
+        ["--choose", "--steps", "1,3"],
+        "--choose with --split test: T and η are chosen on the validation",
+    ),
     (["--choose", "--steps", "1,3", "--split", "train"], "--choose with --split train"),
-    (["--choose", "--split", "val"], "--choose: give several T to compare"),
-    (["--choose", "--split", "val", "--steps", "3"], "--choose: give several T to compare"),
-    (["--plot", "x.png"], "--plot: give several T to compare"),
+    (["--choose", "--split", "val"], "--choose: give several T or η"),
+    (["--choose", "--split", "val", "--steps", "3", "--lr", "1"], "--choose: give several T or η"),
+    (["--plot", "x.png"], "--plot: give several T or η to compare"),
     (["--plot", "x.pdf", "--steps", "1,3"], "--plot x.pdf: expected the name of a PNG file"),
     (["--plot", "/nowhere/x.png", "--steps", "1,3"], "--plot /nowhere/x.png: cannot write there"),
     (["--steps", "1,x"], "--steps 1,x: expected whole numbers"),
     (["--steps", "-1"], "--steps -1: expected whole numbers"),
     (["--steps", "1,,3"], "--steps 1,,3: expected whole numbers"),
+    (["--lr", "0.1,x"], "--lr 0.1,x: expected numbers > 0 with commas between"),
+    (["--lr", "0"], "--lr 0: expected numbers > 0"),
+    (["--lr", "-0.1"], "--lr -0.1: expected numbers > 0"),
+    (["--lr", "inf"], "--lr inf: expected numbers > 0"),
+    (["--lr", "nan"], "--lr nan: expected numbers > 0"),
+    (["--lr", ""], "--lr : expected numbers > 0"),
     (["--steps", "1234567890"], "--steps 1234567890: expected whole numbers"),
 ]
 
@@ -267,4 +338,4 @@ def test_own_divergence_is_status_1(command, tmp_path, config):
     assert found.status == 1
     line = found.err.splitlines()[-1]
     assert line.startswith("error: evaluating: the heads")
-    assert line.endswith("or evaluate with fewer --steps")
+    assert line.endswith("or evaluate with a smaller --lr")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,11 +11,12 @@ from pathlib import Path
 from typing import Any, final
 
 from bilevel_apps.build import make_task
-from bilevel_apps.chosen_steps import save_choice
+from bilevel_apps.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.feature_table import feature_table
 from bilevel_apps.head_scores import HeadScores, head_scores
+from bilevel_apps.inner_problem import InnerLoop
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.report import progress_bar, warn
@@ -37,8 +40,9 @@ class Request:
     Attributes:
         norm: whose statistics normalise; `episode` gives the transductive figure.
         steps: T; none takes the run's own; several give the accuracy at each.
-        choose: make the best of several T the run's own.
-        plot: a PNG file for the curve over several T; None takes one in the run's folder.
+        lr: η; none takes the run's own; several give the accuracy at each.
+        choose: make the best of several T and η the run's own.
+        plot: a PNG file for the curve over several T or η; None takes one in the run's folder.
     """
 
     data: Path | None = None
@@ -49,6 +53,7 @@ class Request:
     query: int | None = None
     norm: str | None = None
     steps: tuple[int, ...] = ()
+    lr: tuple[float, ...] = ()
     choose: bool = False
     plot: Path | None = None
     seed: int = 0
@@ -82,7 +87,7 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)
     if request.choose:
-        _choose(folder, report)
+        _choose(folder, run, report)
     if picture is not None:
         report["picture"] = str(picture)
         draw_curve(picture, report)
@@ -103,7 +108,7 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
 
 
 def _several(request: Request) -> bool:
-    return len(request.steps) > 1
+    return len(request.steps) > 1 or len(request.lr) > 1
 
 
 def _check(folder: Path, request: Request) -> None:
@@ -112,8 +117,8 @@ def _check(folder: Path, request: Request) -> None:
         raise InputError(f"--choose: {folder} is part of the package, and its T is on its card")
     if request.choose and request.split != "val":
         raise InputError(
-            f"--choose with --split {request.split}: T is chosen on the validation classes alone, "
-            "or the test would no longer be one: give --split val"
+            f"--choose with --split {request.split}: T and η are chosen on the validation classes "
+            "alone, or the test would no longer be one: give --split val"
         )
     for name, given in (("--choose", request.choose), ("--track", request.track)):
         if given and request.norm is not None:
@@ -123,15 +128,15 @@ def _check(folder: Path, request: Request) -> None:
             )
     for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
         if given and not _several(request):
-            raise InputError(f"{name}: give several T to compare, such as --steps 1,3,5,8,12")
+            raise InputError(f"{name}: give several T or η to compare, such as --steps 1,3,5,8,12")
 
 
 def _check_classes(run: TrainedRun, store: Store) -> None:
-    """Refuse to choose T on what another store calls its validation split."""
+    """Refuse to choose on what another store calls its validation split."""
     info = store.manifest.splits.get("val")
     if info is not None and info.sha256 != run.data.get("val"):
         raise InputError(
-            f"{store.path}: its validation images are not those of the run's own store: choose T "
+            f"{store.path}: its validation images are not those of the run's own store: choose "
             "on the classes that the run was validated on"
         )
 
@@ -140,18 +145,18 @@ def _scored(
     run: TrainedRun, store: Store, sampler: EpisodeSampler, request: Request
 ) -> dict[str, Any]:
     spec = sampler.spec
-    steps = request.steps[0] if len(request.steps) == 1 else run.task.steps
-    jobs = [(sampler, sorted({steps, *request.steps}))]
+    own = _own(run, request)
+    jobs = [(sampler, _loops(own, request))]
     if sampler.rotations and spec.way <= sampler.split.num_classes:
-        jobs.append((replace(sampler, rotations=False), [steps]))
+        jobs.append((replace(sampler, rotations=False), [own]))
     found = _measured("evaluating", run.task, jobs, run, request)
     report: dict[str, Any] = {
-        **_entry(_sound("evaluating", found[0], steps)),
+        **_entry(_sound("evaluating", found[0], own)),
         "episodes": request.episodes,
         "way": spec.way,
         "shot": spec.shot,
         "query": spec.query,
-        "steps": steps,
+        **own._asdict(),
         "norm": str(run.task.encoder.normalization),
         "trained_norm": run.config.model.norm,
         "split": request.split,
@@ -161,25 +166,44 @@ def _scored(
         "checkpoint": str(run.path),
         "checkpoint_step": run.step,
         "checkpoint_sha256": run.sha256,
-        "trained_steps": run.config.inner.steps,
+        "trained_steps": run.trained_inner.steps,
+        "trained_lr": run.trained_inner.lr,
     }
     if _several(request):
-        report["curve"] = curve_of(found[0], steps)
+        report["curve"] = curve_of(found[0], own)
     if len(found) > 1:
-        report["upright"] = _entry(_sound("upright", found[1], steps))
+        report["upright"] = _entry(_sound("upright", found[1], own))
     if request.baselines:
-        report["baselines"] = _baselines(steps, sampler, store, run, request)
+        report["baselines"] = _baselines(own.steps, sampler, store, run, request)
     return report
+
+
+def _own(run: TrainedRun, request: Request) -> InnerLoop:
+    """Return the run's own T and η, or those that are asked for in their place."""
+    steps, lr = run.task.inner
+    if len(request.steps) == 1:
+        (steps,) = request.steps
+    if len(request.lr) == 1:
+        (lr,) = request.lr
+    return InnerLoop(steps, lr)
+
+
+def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
+    """Return every T with every η that is asked for, and the run's own."""
+    # The own η is the exponential of a float32: nobody writes it to its last digit.
+    lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
+    asked = itertools.product(request.steps or [own.steps], lrs or [own.lr])
+    return sorted({own, *(InnerLoop(*pair) for pair in asked)})
 
 
 def _measured(
     what: str,
     task: MetaTask,
-    jobs: Sequence[tuple[EpisodeSampler, Sequence[int]]],
+    jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
     request: Request,
 ) -> list[HeadScores]:
-    """Return the heads' scores on the episodes of each sampler, for its T; one bar over all."""
+    """Return the heads' scores on the episodes of each sampler; one bar over all."""
     episodes, device = request.episodes, run.device
     total = len(jobs) * episodes
     with progress_bar(what, total) as show:
@@ -191,13 +215,13 @@ def _measured(
             progress=lambda share: show(int(share * total)),
         )
         found: list[HeadScores] = []
-        for sampler, steps in jobs:
+        for sampler, inner in jobs:
             before = len(found) * episodes if table is None else total
             found.append(
                 head_scores(
                     task,
                     sampler,
-                    steps=steps,
+                    inner=inner,
                     episodes=episodes,
                     device=device,
                     table=table,
@@ -212,28 +236,32 @@ def _after(show: Callable[[int], None], before: int, total: int, done: int) -> N
         show(before + done)
 
 
-def _sound(what: str, found: HeadScores, steps: int) -> Score:
-    """Return the score at a T.
+def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
+    """Return the score at a T and η.
 
     Raises:
         RunError: the inner runs diverged.
     """
-    if steps in found.diverged:
-        raise RunError(f"{what}: {found.diverged[steps]}; or evaluate with fewer --steps")
-    return score(found.accuracies[steps])
+    if own in found.diverged:
+        raise RunError(f"{what}: {found.diverged[own]}; or evaluate with a smaller --lr")
+    return score(found.accuracies[own])
 
 
 def _baselines(
     steps: int, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
 ) -> dict[str, Any]:
-    """Return the scores, on the same episodes, of what needs no training."""
+    """Return the scores, on the same episodes, of what needs no training.
+
+    The untrained network has the T that is asked for, and the η that a training begins with.
+    """
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
     scores = {"raw-pixel nearest neighbour": _entry(pixels)}
     untrained = make_task(run.config, run.image_shape, run.device)
     try:
         _calibrate(untrained, store, run)
-        (found,) = _measured("untrained", untrained, [(sampler, [steps])], run, request)
-        scores["untrained network"] = _entry(_sound("untrained", found, steps))
+        own = InnerLoop(steps, untrained.inner.lr)
+        (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
+        scores["untrained network"] = _entry(_sound("untrained", found, own))
     except RunError as error:  # the run's own score is worth more than this one
         warn(f"no score of the untrained network: {error}")
     return scores
@@ -254,13 +282,14 @@ def _entry(found: Score) -> dict[str, float]:
     return {"accuracy": found.accuracy, "ci95": found.ci95}
 
 
-def _choose(folder: Path, report: dict[str, Any]) -> None:
-    """Make the best T the run's own."""
-    best = best_of(report["curve"], report["steps"])
-    report["chosen"] = best["steps"]
+def _choose(folder: Path, run: TrainedRun, report: dict[str, Any]) -> None:
+    """Make the best T and η the run's own."""
+    best = best_of(report["curve"], InnerLoop(report["steps"], report["lr"]))
+    learned = best["lr"] == run.trained_inner.lr
+    chosen = ChosenInner(best["steps"], None if learned else best["lr"])
+    report["chosen"] = chosen._asdict()
     kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
-    choice = {"steps": best["steps"]} | {key: report[key] for key in (*kept, "seed", "curve")}
-    save_choice(folder, choice)
+    save_choice(folder, chosen, {key: report[key] for key in (*kept, "seed", "curve")})
 
 
 def _track(folder: Path, report: dict[str, Any]) -> None:
@@ -269,11 +298,13 @@ def _track(folder: Path, report: dict[str, Any]) -> None:
     values = {f"{task}/accuracy": report["accuracy"], f"{task}/ci95": report["ci95"]}
     if "upright" in report:
         values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
-    others = [row for row in report.get("curve", []) if row["steps"] != report["steps"]]
+    own = InnerLoop(report["steps"], report["lr"])
+    others = [row for row in report.get("curve", []) if (row["steps"], row["lr"]) != own]
     with tracked_again(folder) as tracker:
         for row in others:  # MLflow then charts accuracy against T
             if row["accuracy"] is not None:
-                scores = {f"{task}/{key}": row[key] for key in ("accuracy", "ci95")}
+                name = task if row["lr"] == own.lr else f"{task}/lr-{row['lr']:.4g}"
+                scores = {f"{name}/{key}": row[key] for key in ("accuracy", "ci95")}
                 tracker.metrics(row["steps"], scores)
         tracker.metrics(report["steps"], values)
         if "picture" in report:

@@ -1,4 +1,4 @@
-"""Accuracies of an episode's heads after several numbers of inner steps."""
+"""Accuracies of an episode's heads that are trained in several ways."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bilevel_apps.episodes import to_device
 from bilevel_apps.feature_table import FeatureTable, episode_keys
+from bilevel_apps.inner_problem import InnerLoop
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.scoring import episodes_at_once, unless_stopped
 from bilevel_data import EpisodeSampler
@@ -27,15 +28,15 @@ FEATURE_BYTES = 16 << 20  # of the features that heads are trained on at once
 @final
 @dataclass(frozen=True, kw_only=True)
 class HeadScores:
-    """What heads came to, by T.
+    """What heads came to, by T and η.
 
     Attributes:
-        accuracies: of each episode, (episodes,), for the T whose inner runs stayed finite.
+        accuracies: of each episode, (episodes,), where the inner runs stayed finite.
         diverged: why there are none, for the others.
     """
 
-    accuracies: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    diverged: dict[int, str] = field(default_factory=dict)
+    accuracies: dict[InnerLoop, NDArray[np.float64]] = field(default_factory=dict)
+    diverged: dict[InnerLoop, str] = field(default_factory=dict)
 
 
 @final
@@ -54,19 +55,19 @@ def head_scores(
     task: MetaTask,
     sampler: EpisodeSampler,
     *,
-    steps: Sequence[int],
+    inner: Sequence[InnerLoop],
     episodes: int,
     device: torch.device,
     table: FeatureTable | None = None,
     progress: Callable[[int], None] = lambda _done: None,
     signals: Sequence[int] = (),
 ) -> HeadScores:
-    """Return what `task.accuracies` gives for each T, over the first episodes of a sampler.
+    """Return what `task.accuracies` gives for each T and η, over the first episodes of a sampler.
 
     Args:
-        task: the representation; its own T does not matter.
+        task: the representation; its own T and η do not matter.
         sampler: fixes the episodes.
-        steps: the T.
+        inner: the T and η.
         episodes: how many.
         device: where to compute.
         table: the features of the episodes' images; None encodes each batch of episodes, once.
@@ -76,9 +77,9 @@ def head_scores(
     Raises:
         Interrupted: there is a signal.
 
-    Cost: the backbone's forward pass, once whatever the T; the heads' sum of all T steps.
+    Cost: the backbone's forward pass, once; the heads' sum of all T steps.
     """
-    scores = HeadScores(accuracies={count: np.zeros(episodes) for count in steps})
+    scores = HeadScores(accuracies={loop: np.zeros(episodes) for loop in inner})
     batches = (
         _encoded(task, sampler, episodes, device)
         if table is None
@@ -86,24 +87,24 @@ def head_scores(
     )
     for batch in unless_stopped(batches, signals):
         done = batch.first + len(batch.support)
-        for count in list(scores.accuracies):
+        for loop in list(scores.accuracies):
             try:
-                found = _accuracies(task, batch, sampler.spec.way, count)
+                found = _accuracies(task, batch, sampler.spec.way, loop)
             except heads.HeadDivergenceError as error:
-                scores.diverged[count] = str(error)
-                del scores.accuracies[count]
+                scores.diverged[loop] = str(error)
+                del scores.accuracies[loop]
             else:
-                scores.accuracies[count][batch.first : done] = found.cpu().numpy()
+                scores.accuracies[loop][batch.first : done] = found.cpu().numpy()
         progress(done)
     return scores
 
 
 @torch.no_grad()
-def _accuracies(task: MetaTask, batch: _Encoded, way: int, steps: int) -> Tensor:
+def _accuracies(task: MetaTask, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
     """Return the accuracies (batch,) of heads trained from zero."""
-    step_size, scale = task.model.log_lr.exp(), task.model.log_scale.exp()
+    scale = task.model.log_scale.exp()
     targets = heads.one_hot(batch.support_labels, way, batch.support)
-    head = heads.descend(batch.support, targets, steps=steps, step_size=step_size, scale=scale)
+    head = heads.descend(batch.support, targets, steps=inner.steps, step_size=inner.lr, scale=scale)
     return heads.accuracy(heads.logits(head, batch.query, scale), batch.query_labels)
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -21,12 +21,28 @@ from bilevel_apps.episodes import Episodes
 from bilevel_core import DivergenceError, Engine, GradientDescent, Problem, hypergradient
 from bilevel_models import heads
 
-__all__ = ["LEARNED_STEP", "Found", "Seen", "by_engine", "by_heads", "outer_loss", "trained_scores"]
+__all__ = [
+    "LEARNED_STEP",
+    "Found",
+    "InnerLoop",
+    "Seen",
+    "by_engine",
+    "by_heads",
+    "outer_loss",
+    "trained_scores",
+]
 
 LEARNED_STEP = GradientDescent(step_size=lambda lam, _t: lam["log_lr"].exp())
 """Gradient descent whose step size is part of λ."""
 
 Seen: TypeAlias = dict[str, Tensor]
+
+
+class InnerLoop(NamedTuple):
+    """How heads are trained: T steps of size η."""
+
+    steps: int
+    lr: float
 
 
 @final

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from bilevel_apps.episodes import Episodes
 from bilevel_apps.inner_problem import (
     LEARNED_STEP,
+    InnerLoop,
     Seen,
     by_engine,
     by_heads,
@@ -76,6 +77,11 @@ class HyperRepresentation(nn.Module):
         self.log_lr = nn.Parameter(torch.tensor(math.log(inner_lr)), requires_grad=learn_lr)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
 
+    @torch.no_grad()
+    def set_lr(self, lr: float) -> None:
+        """Make η another one."""
+        self.log_lr.fill_(math.log(lr))
+
 
 def encode_apart(encoder: Encoder, episodes: Episodes) -> Features:
     """Return the features of support and query images, each image encoded once."""
@@ -105,6 +111,11 @@ class MetaTask:
     engine: Engine | None = None
     parts: int = 1
     label_smoothing: float = 0.0
+
+    @property
+    def inner(self) -> InnerLoop:
+        """Return T, and η as it is now."""
+        return InnerLoop(self.steps, float(self.model.log_lr.detach().exp()))
 
     def hypergradient(
         self, episodes: Episodes, *, through: bool = True, encode: Encode = encode_apart

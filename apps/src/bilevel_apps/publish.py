@@ -147,19 +147,19 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
 
 
 def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
-    """Return what a report says, if it is about this checkpoint with this T."""
+    """Return what a report says, if it is about this checkpoint with this T and η."""
     try:
         report = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path}: expected JSON of bilevel-eval --json") from None
-    needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps", "norm"}
+    needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps", "lr", "norm"}
     if not isinstance(report, dict) or not report.keys() >= needed:
         raise InputError(f"{path}: expected a report of bilevel-eval --json")
     asked = {
         "checkpoint_sha256": run.sha256,
-        "steps": run.task.steps,
+        **run.task.inner._asdict(),
         "norm": run.config.model.norm,
     }
     for key, own in asked.items():

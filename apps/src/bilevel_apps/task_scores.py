@@ -104,12 +104,12 @@ def _from_table(
     signals: Sequence[int],
 ) -> NDArray[np.float64] | None:
     """Return the accuracies, or nothing where a signal has come."""
-    steps = task.steps
+    own = task.inner
     try:
         found = head_scores(
             task,
             sampler,
-            steps=[steps],
+            inner=[own],
             episodes=episodes,
             device=device,
             table=table,
@@ -117,6 +117,6 @@ def _from_table(
         )
     except Interrupted:  # of which the other processes know nothing
         return None
-    if steps in found.diverged:
-        raise DivergenceError(found.diverged[steps])
-    return found.accuracies[steps]
+    if own in found.diverged:
+        raise DivergenceError(found.diverged[own])
+    return found.accuracies[own]

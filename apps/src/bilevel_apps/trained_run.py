@@ -11,10 +11,11 @@ import torch
 
 from bilevel_apps.build import episode_sampler, make_task, model_tensors, store_of
 from bilevel_apps.checkpoint import Checkpoint, load_checkpoint
-from bilevel_apps.chosen_steps import chosen_steps
+from bilevel_apps.chosen_inner import ChosenInner, chosen_inner
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.hardware import choose_device, set_threads
+from bilevel_apps.inner_problem import InnerLoop
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.pretrained_run import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.record import read_record
@@ -22,6 +23,8 @@ from bilevel_apps.run_folder import RunFolder
 from bilevel_data import EpisodeSampler, Store
 
 __all__ = ["TrainedRun", "load_run", "run_of"]
+
+AS_TRAINED = ChosenInner()
 
 
 @final
@@ -31,8 +34,9 @@ class TrainedRun:
 
     Attributes:
         config: what was run.
-        task: the representation and its inner problem, with the T that was chosen for it since, or
-            else that of the training.
+        task: the representation and its inner problem, with the T and η that were chosen for it
+            since, or else those of the training.
+        trained_inner: those of the training, η as it was learned.
         path: the checkpoint, best or last, or `pretrained:TAG`.
         step: the hyper-iteration after which it was taken.
         sha256: of the checkpoint's file, as it was when it was read.
@@ -44,6 +48,7 @@ class TrainedRun:
 
     config: Config
     task: MetaTask
+    trained_inner: InnerLoop
     path: Path
     step: int
     sha256: str
@@ -109,39 +114,45 @@ def load_run(folder: Path, device: str) -> TrainedRun:
     tag = pretrained_tag(folder)
     if tag is not None:
         checkpoint, own_steps = pretrained_checkpoint(tag)
-        return run_of(checkpoint, folder, device, steps=own_steps)
+        return run_of(checkpoint, folder, device, chosen=ChosenInner(own_steps))
     run = RunFolder(folder)
     run.load_config()  # says what is wrong where the folder is no run's
     path = run.best if run.best.exists() else run.last
     if not path.exists():
         raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
     checkpoint = load_checkpoint(path)
-    steps = chosen_steps(folder, str(checkpoint.file_sha256))
-    return run_of(checkpoint, path, device, steps=steps)
+    chosen = chosen_inner(folder, str(checkpoint.file_sha256))
+    return run_of(checkpoint, path, device, chosen=chosen)
 
 
 def run_of(
-    checkpoint: Checkpoint, path: Path, device: str, *, steps: int | None = None
+    checkpoint: Checkpoint, path: Path, device: str, *, chosen: ChosenInner = AS_TRAINED
 ) -> TrainedRun:
-    """Return the run of a checkpoint that was read from `path`, with T = `steps` if given.
+    """Return the run of a checkpoint that was read from `path`, with T and η as chosen, if given.
 
     Raises:
         InputError: the checkpoint is not what a training of this version writes.
     """
     record = read_record(checkpoint, path)
-    chosen = choose_device(device)
+    where = choose_device(device)
     set_threads(record.config.threads)
-    task = make_task(record.config, record.image_shape, chosen)
+    task = make_task(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
     task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    trained = task.inner
+    if chosen.steps is not None:
+        task = replace(task, steps=chosen.steps)
+    if chosen.lr is not None:
+        task.model.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,
-        task=task if steps is None else replace(task, steps=steps),
+        task=task,
+        trained_inner=trained,
         path=path,
         step=record.step,
         sha256=str(checkpoint.file_sha256),
         image_shape=record.image_shape,
         preprocessing=record.preprocessing,
         data=record.environment.data,
-        device=chosen,
+        device=where,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,20 +29,25 @@ from bilevel_apps.errors import InputError
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
 
-The heads of each episode are trained from zero on its support images, with the run's T inner steps,
-and scored on its query images. Episode i of a seed is the same for every model.
+The heads of each episode are trained from zero on its support images, by the run's T inner steps
+of size η, and scored on its query images. Episode i of a seed is the same for every model.
 
 Where rotated copies count as classes, the accuracy on upright classes alone is printed too.
 
-With several T, such as --steps 1,3,5,8,12,20, it prints and draws the accuracy at each, on the same
-episodes, and its difference to the run's own T. --choose makes the best one the run's own, for
+With several T or η, such as --steps 1,3,5,8,12,20, it prints and draws the accuracy at each, on the
+same episodes, and its difference to the run's own. --choose makes the best one the run's own, for
 later commands: DIR/chosen.json says so, and deleting that file undoes it.
+
+A step size that was learned for one image a class is too large for several: there a smaller one
+with more steps is more accurate.
 
 Example:
 
   bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20 --choose
 
   bilevel-eval runs/omniglot --split test --episodes 600
+
+  bilevel-eval runs/omniglot --split val --shot 5 --steps 1,5,50 --lr 0.005,0.02,0.1,0.5
 """
 
 app = make_app(HELP)
@@ -64,12 +70,17 @@ def evaluate(
         str | None,
         typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
     ] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(metavar="η[,η…]", help="Inner step size; several give the accuracy at each."),
+    ] = None,
     choose: Annotated[
-        bool, typer.Option("--choose", help="Make the best of several T the run's own (val only).")
+        bool,
+        typer.Option("--choose", help="Make the best of several T and η the run's own (val only)."),
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Picture of several T; else DIR/steps-SPLIT.png."),
+        typer.Option(metavar="FILE.png", help="Picture of several; else DIR/steps-SPLIT.png."),
     ] = None,
     seed: Seed = 0,
     baselines: Annotated[
@@ -96,6 +107,7 @@ def evaluate(
         query=query,
         norm=norm,
         steps=() if steps is None else _numbers(steps),
+        lr=() if lr is None else _sizes(lr),
         choose=choose,
         plot=plot,
         seed=seed,
@@ -120,9 +132,24 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
+def _sizes(text: str) -> tuple[float, ...]:
+    """Return the η of `--lr`, each once, in order."""
+    try:
+        sizes = {float(word) for word in text.split(",")}
+    except ValueError:
+        sizes = set()
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        raise InputError(
+            f"--lr {text}: expected numbers > 0 with commas between, such as 0.01,0.03,0.1"
+        )
+    return tuple(sorted(sizes))
+
+
 def _print(report: dict[str, Any]) -> None:
     steps, trained = report["steps"], report["trained_steps"]
     note = "" if steps == trained else f" (trained with {trained})"
+    lr, learned = report["lr"], report["trained_lr"]
+    note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
     norm, trained_norm = report["norm"], report["trained_norm"]
     other = "" if norm == trained_norm else f" (trained with {trained_norm})"
     print(
@@ -143,22 +170,30 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_curve(report: dict[str, Any]) -> None:
+    from bilevel_apps.inner_problem import InnerLoop
     from bilevel_apps.step_curve import best_of
 
-    best = best_of(report["curve"], report["steps"])
-    own = f"T = {report['steps']}"
-    print(f"\n  {'T':>5}  {'accuracy':>16}  {f'difference to {own}':>22}")
+    own = InnerLoop(report["steps"], report["lr"])
+    best = best_of(report["curve"], own)
+    several = len({row["lr"] for row in report["curve"]}) > 1
+    name = f"T = {own.steps}" + (f", η = {own.lr:.3g}" if several else "")
+    head = f"{'η':>8}  " if several else ""
+    print(f"\n  {head}{'T':>5}  {'accuracy':>16}  {f'difference to {name}':>22}")
     for row in report["curve"]:
+        at = (f"{row['lr']:8.3g}  " if several else "") + f"{row['steps']:5}"
         if row["accuracy"] is None:
-            print(f"  {row['steps']:5}  {'diverges':>16}")
+            print(f"  {at}  {'diverges':>16}")
             continue
-        paired = "" if row["steps"] == report["steps"] else _percent(row["difference"], 6, "+")
+        same = (row["steps"], row["lr"]) == own
+        paired = "" if same else _percent(row["difference"], 6, "+")
         mark = "  best" if row is best else ""
-        print(f"  {row['steps']:5}  {_percent(row, 6):>16}  {paired:>22}{mark}".rstrip())
+        print(f"  {at}  {_percent(row, 6):>16}  {paired:>22}{mark}".rstrip())
     if "picture" in report:
         print(f"\nwrote {report['picture']}")
     if "chosen" in report:
-        print(f"T = {report['chosen']} is the run's own now: chosen.json keeps it")
+        from bilevel_apps.chosen_inner import ChosenInner
+
+        print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
 
 
 def _percent(row: dict[str, Any], width: int, sign: str = "") -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bilevel_apps.evaluate import Request
+from bilevel_apps.inner_problem import InnerLoop
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.panels import tidy
 from bilevel_apps.paper.trained import Cell, cost_of, data_name, score_cells
@@ -99,7 +100,7 @@ QUICK = (
 
 def _row(part: Part) -> Row:
     found = part.result
-    best = best_of(found["curve"], found["steps"])
+    best = best_of(found["curve"], InnerLoop(found["steps"], found["lr"]))
     paper = found["data"] == MINI
     return {
         "T": found["steps"],

@@ -52,6 +52,7 @@ def add(
     way: Way = None,
     shot: Shot = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Another T than the run's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Another η than the run's.")] = None,
     norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
     seed: Seed = 0,
     machine: Annotated[
@@ -72,6 +73,7 @@ def add(
         way=way,
         shot=shot,
         steps=() if steps is None else (steps,),
+        lr=() if lr is None else (lr,),
         norm=norm,
         seed=seed,
         device=device,

@@ -46,7 +46,7 @@ class ScoreRecord(_Document):
         accuracy, ci95: mean over episodes, and half its 95 % interval.
         norm: whose statistics normalise.
         transductive: whether query images are classified with the help of one another.
-        steps: T.
+        steps, lr: T and η; that of older records is the learned one.
         paper: the paper's figure for the same task and network, in %.
         train, evaluate: the commands.
         training_seed, seed: of the training and of the episodes.
@@ -72,6 +72,7 @@ class ScoreRecord(_Document):
     norm: Line
     transductive: bool
     steps: int
+    lr: float | None = None
     paper: float | None
     train: Line
     evaluate: Line

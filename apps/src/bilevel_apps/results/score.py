@@ -28,7 +28,7 @@ def score_record(folder: Path, request: Request, *, machine: str | None = None) 
 
     Args:
         folder: the run's.
-        request: what is scored; several T, `choose` and `track` are left out.
+        request: what is scored; several T or η, `choose` and `track` are left out.
         machine: that of the training; None stands for this one.
 
     Raises:
@@ -56,6 +56,7 @@ def score_record(folder: Path, request: Request, *, machine: str | None = None) 
         norm=report["norm"],
         transductive=report["norm"] == "episode",
         steps=report["steps"],
+        lr=report["lr"],
         paper=_paper(data, run.config.model.name, report["way"], report["shot"]),
         train=command_of(run.config.model_copy(update=neutral), data),
         evaluate=_evaluation(data, request),
@@ -87,4 +88,5 @@ def _evaluation(data: str, request: Request) -> str:
         value = getattr(request, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--steps", str(request.steps[0])] if request.steps else []
+    words += ["--lr", f"{request.lr[0]:g}"] if request.lr else []
     return " ".join(words)
