@@ -90,7 +90,7 @@ def _short_row(record: ScoreRecord) -> dict[str, object]:
         "episodes": f"{record.episodes} of {record.split}, {classes}",
         "seed": record.training_seed,
         "training": _training(record),
-        "T": record.steps,
+        "T": _inner(record),
     }
 
 
@@ -145,6 +145,11 @@ def _joined(value: object) -> str:
 
 def _percent(accuracy: float, ci95: float) -> str:
     return f"{100 * accuracy:.2f} ± {100 * ci95:.2f}"
+
+
+def _inner(record: ScoreRecord) -> int | str:
+    """Return T, and η where it is not the learned one."""
+    return f"{record.steps}, η = {record.lr:.4g}" if " --lr " in record.evaluate else record.steps
 
 
 def _training(record: ScoreRecord) -> str:
