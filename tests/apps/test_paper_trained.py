@@ -115,6 +115,16 @@ def test_a_training_without_its_record_goes_on_where_it_was(tmp_path, characters
     assert "resumed" in second.cost
 
 
+def test_more_hyper_iterations_go_on_with_a_training(tmp_path, characters):
+    only = ("omniglot-5way-1shot",)
+    constant = (*FEW, "train.schedule=constant")
+    first, _ = computed("table3", tmp_path, characters, only=only, assignments=constant)
+    longer = (*constant, "train.steps=14")
+    second, _ = computed("table3", tmp_path, characters, only=only, assignments=longer)
+    assert [report.rows[0]["hyper-iterations"] for report in (first, second)] == [10, 14]
+    assert second.details[0]["from_step"] == 10
+
+
 def test_other_settings_do_not_continue_a_training(tmp_path, characters):
     only = ("omniglot-5way-1shot",)
     computed("table3", tmp_path, characters, only=only)

@@ -8,6 +8,7 @@ import torch
 from bilevel_apps import train as module
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import TrainSection, parse_config
+from bilevel_apps.errors import InputError
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.stopping import Ending, Stopwatch, finished, stale
 from bilevel_apps.train import train
@@ -80,6 +81,43 @@ def test_more_minutes_go_on_to_the_same_weights(tmp_path, config, trained):
     assert found.record["ended"] == "steps"
     assert found.record["seconds"] > taken
     assert all(torch.equal(found.tensors[k], whole.tensors[k]) for k in whole.tensors)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "paper"])
+def test_more_hyper_iterations_go_on_to_the_same_weights(tmp_path, config, schedule):
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    chosen = {"train__schedule": schedule, "train__average": 0.5}
+    train(config(**chosen, train__steps=3), short, resume=False)
+    train(config(**chosen, train__steps=7), whole, resume=False)
+    assert last(short).record["ended"] == "steps"
+    resume(short, steps=7)
+    found, expected = last(short), last(whole)
+    assert (found.record["ended"], found.record["step"]) == ("steps", 7)
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[k], expected.tensors[k]) for k in expected.tensors)
+    assert RunFolder(short).load_config().train.steps == 7
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_a_schedule_that_follows_the_length_fixes_it(tmp_path, config, schedule, capsys):
+    folder = tmp_path / "run"
+    train(config(train__schedule=schedule), folder, resume=False)
+    with pytest.raises(InputError, match=r"has train\.steps=6, but train\.steps=7 was given"):
+        resume(folder, steps=7)
+    capsys.readouterr()
+    assert resume(folder) is None
+    hint = f"set train.steps under a new --out (the {schedule} schedule follows it)"
+    assert hint in capsys.readouterr().err
+
+
+def test_fewer_hyper_iterations_than_are_done_are_refused(tmp_path, trained):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = contents(folder)
+    told = r"has 6 hyper-iterations behind it, and train\.steps is 5"
+    with pytest.raises(InputError, match=told):
+        resume(folder, steps=5)
+    assert contents(folder) == before
 
 
 def test_time_before_a_resume_counts(tmp_path, config, monkeypatch):

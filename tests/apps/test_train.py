@@ -372,8 +372,8 @@ def test_a_finished_run_may_be_resumed(tmp_path, trained, capsys):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     _, told = capsys.readouterr().err.splitlines()
     assert told == (
-        "nothing to resume: the run ended: all 6 hyper-iterations are done; for a longer run, set "
-        "train.steps under a new --out"
+        "nothing to resume: the run ended: all 6 hyper-iterations are done; for a longer one, add "
+        "--set train.steps=N to --resume"
     )
 
 
@@ -392,7 +392,6 @@ def test_a_run_is_not_overwritten(trained, config):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("train.steps", 7),
         ("train.lr", 0.5),
         ("seed", 1),
         ("inner.learn_lr", False),

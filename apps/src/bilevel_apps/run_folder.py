@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.files import disk_failed, write_text
+from bilevel_apps.stopping import may_change
 
 __all__ = ["RunFolder"]
 
@@ -79,7 +80,8 @@ class RunFolder:
         """Return the run's configuration, if what was given explicitly agrees with it.
 
         The device may change, and the store's place: hashes tell whether it holds the same images.
-        So may the time that the run is given.
+        So may the time that the run is given, and its number of hyper-iterations where the schedule
+        of the learning rate does not follow it.
 
         Raises:
             InputError: a setting differs, or the folder holds no usable run.
@@ -88,9 +90,9 @@ class RunFolder:
         kept = saved.flat()
         chosen = flatten(given.model_dump(mode="json", exclude_unset=True))
         free = {key: chosen.pop(key) for key in ("device", "data") if chosen.get(key) is not None}
-        if "train.minutes" in chosen:
-            minutes = chosen.pop("train.minutes")
-            free["train"] = saved.train.model_copy(update={"minutes": minutes})
+        longer = {key: chosen.pop(key) for key in may_change(saved.train) if key in chosen}
+        length = {key.removeprefix("train."): value for key, value in longer.items()}
+        free["train"] = saved.train.model_copy(update=length)
         for key, value in chosen.items():
             settled = key in SETTLED and value in (None, "auto")
             if not settled and value != kept[key]:

@@ -9,8 +9,9 @@ from enum import StrEnum
 from typing import final
 
 from bilevel_apps.config import TrainSection
+from bilevel_apps.schedules import FOLLOW_LENGTH
 
-__all__ = ["Ending", "Stopwatch", "describe_ending", "finished", "stale"]
+__all__ = ["Ending", "Stopwatch", "describe_ending", "finished", "may_change", "stale"]
 
 
 class Ending(StrEnum):
@@ -42,6 +43,12 @@ class Stopwatch:
     def seconds(self) -> float:
         """Return how long the run has taken so far."""
         return self.before + self.now() - self.since
+
+
+def may_change(train: TrainSection) -> tuple[str, ...]:
+    """Return the keys that decide where a run ends and not how it gets there: a resume's choice."""
+    steps = () if train.schedule in FOLLOW_LENGTH else ("train.steps",)
+    return ("train.minutes", *steps)
 
 
 def finished(train: TrainSection, step: int, seconds: float) -> Ending | None:

@@ -6,18 +6,11 @@ import torch
 
 from bilevel_apps.errors import RunError
 from bilevel_apps.report import say
-from bilevel_apps.stopping import Ending, describe_ending
+from bilevel_apps.stopping import Ending, describe_ending, may_change
 from bilevel_apps.training_state import Training
 from bilevel_core import DivergenceError
 
 __all__ = ["diverged", "not_finite", "say_beginning", "say_ending"]
-
-# A resume takes the settings as they are, but for the time.
-LONGER = {
-    Ending.STEPS: "for a longer run, set train.steps under a new --out",
-    Ending.MINUTES: "for more of them, add --set train.minutes=N to --resume",
-    Ending.PATIENCE: "for more of it, set train.patience under a new --out",
-}
 
 
 def say_beginning(training: Training) -> None:
@@ -35,7 +28,7 @@ def say_beginning(training: Training) -> None:
     )
     if training.ended:
         why = describe_ending(training.ended, config.train, training.step)
-        say(f"nothing to resume: the run {why}; {LONGER[training.ended]}")
+        say(f"nothing to resume: the run {why}; for a longer one, {_longer(training)}")
     elif training.step:
         say(f"resuming after hyper-iteration {training.step} of {config.train.steps}")
 
@@ -62,6 +55,15 @@ def not_finite(training: Training) -> RunError:
         f"after hyper-iteration {training.step}: the gradient of the weights is not finite: "
         f"lower train.lr, or use precision=float32; {_kept(training)}"
     )
+
+
+def _longer(training: Training) -> str:
+    """Say how to have a longer run than the one that ended: a resume changes little else."""
+    key = f"train.{training.ended}"
+    if key in may_change(training.config.train):
+        return f"add --set {key}=N to --resume"
+    follows = f" (the {training.config.train.schedule} schedule follows it)"
+    return f"set {key} under a new --out{follows if training.ended is Ending.STEPS else ''}"
 
 
 def _kept(training: Training) -> str:

@@ -28,15 +28,15 @@ from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.record import Environment, RunRecord, read_record
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.stopping import Ending, Stopwatch, finished
+from bilevel_apps.stopping import Ending, Stopwatch, finished, may_change
 from bilevel_data import EpisodeSampler, Store
 from bilevel_data.loader import BatchSampler
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
-# What may differ when a run is resumed: hashes tell the images, another device or number of threads
-# costs a warning, and the time decides where a run ends but not how it gets there.
-FREE = ("data", "device", "threads", "train.minutes")
+# What may differ when a run is resumed, beside its length: hashes tell the images, and another
+# device or number of threads costs a warning.
+FREE = ("data", "device", "threads")
 
 
 @final
@@ -129,7 +129,7 @@ class Training:
                 "begin anew in another --out"
             ) from None
         self.step, self.ended = record.step, record.ended
-        if self.ended is Ending.MINUTES:  # there may be more of them now
+        if self.ended in (Ending.MINUTES, Ending.STEPS):  # there may be more of them now
             self.ended = finished(self.config.train, record.step, record.seconds or 0.0)
         self.best_accuracy, self.best_ci95 = record.best_accuracy, record.best_ci95
         self.best_step = record.best_step
@@ -247,13 +247,18 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
             f"{training.config.data}: its images are not those that the run began with: give the "
             "same store, or choose another --out"
         )
-    given = training.config.flat()
+    given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
     for key, value in record.config.flat().items():
-        if key not in FREE and given[key] != value:
+        if key not in free and given[key] != value:
             raise InputError(
                 f"{folder.config}: {key} is {given[key]}, but the run began with {value}: "
                 "restore it, or choose another --out"
             )
+    if training.config.train.steps < record.step:
+        raise InputError(
+            f"{folder.last}: has {record.step} hyper-iterations behind it, and train.steps is "
+            f"{training.config.train.steps}: give as many or more, or choose another --out"
+        )
     past, present = before.model_dump(exclude={"data"}), now.model_dump(exclude={"data"})
     changed = [key for key in present if past.get(key) != present[key]]
     if changed:
