@@ -144,8 +144,10 @@ def alone(session: nox.Session) -> None:
         environment = wheels.parent / f"only-{name}"
         session.run("python", "-m", "venv", "--clear", str(environment))
         python = str(next(environment.glob("[bS]*/python*")))
-        session.run(python, "-m", "pip", "install", "-q", *PINNED, f"{wheel}[test]", external=True)
-        session.run(python, "-m", "pytest", "-m", "not slow", f"tests/{name}", external=True)
+        needed = (*PINNED, f"{wheel}[test]", "pytest-xdist")
+        session.run(python, "-m", "pip", "install", "-q", *needed, external=True)
+        chosen = ("-m", "not slow", *WORKERS, f"tests/{name}")
+        session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 
 @nox.session

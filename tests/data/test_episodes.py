@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec
@@ -17,7 +17,6 @@ def numbers(images):
     return images[..., 0, 0, 0].astype(int) * 256 + images[..., 0, 1, 0]
 
 
-@settings(deadline=None)
 @given(data=st.data(), rotations=st.booleans(), seed=st.integers(-(2**70), 2**70))
 def test_episode_is_what_it_should_be(image_split, data, rotations, seed):
     sizes = data.draw(st.lists(st.integers(2, 9), min_size=2, max_size=12))
@@ -51,7 +50,6 @@ def test_episode_is_what_it_should_be(image_split, data, rotations, seed):
     np.testing.assert_array_equal(batch.query_labels[0], np.repeat(np.arange(way), query))
 
 
-@settings(deadline=None, max_examples=20)
 @given(first=st.integers(0, 50), count=st.integers(1, 8), rotations=st.booleans())
 def test_batches_do_not_matter(image_split, first, count, rotations):
     spec = EpisodeSpec(way=3, shot=1, query=2)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel_data import (
@@ -34,7 +34,6 @@ def left_in(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-@settings(deadline=None, max_examples=25)
 @given(sizes=SIZES, others=SIZES, shape=SHAPES, seed=st.integers(0, 9))
 def test_round_trip(tmp_path_factory, source, source_split, sizes, others, shape, seed):
     path = tmp_path_factory.mktemp("store") / "any.h5"
