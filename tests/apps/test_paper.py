@@ -266,5 +266,8 @@ def test_tracking_continues_one_run(tmp_path, monkeypatch):
 def test_spread():
     found = spread([1.0, 2.0, 6.0])
     assert (found.mean, found.median, found.lowest, found.highest) == (3, 2, 1, 6)
-    assert found.ci95 == pytest.approx(1.96 * 7**0.5 / 3**0.5)
-    assert spread([4.0]).ci95 == 0
+    # Student's t of two degrees of freedom, as tables have it.
+    assert found.ci95 == pytest.approx(4.302653 * 7**0.5 / 3**0.5)
+    assert str(found) == "3 ± 6.6"
+    assert spread([4.0]).ci95 is None
+    assert str(spread([4.0])) == "4"

@@ -122,7 +122,10 @@ def test_more_hyper_iterations_go_on_with_a_training(tmp_path, characters):
     longer = (*constant, "train.steps=14")
     second, _ = computed("table3", tmp_path, characters, only=only, assignments=longer)
     assert [report.rows[0]["hyper-iterations"] for report in (first, second)] == [10, 14]
-    assert second.details[0]["from_step"] == 10
+    # The seconds are those of both, and nothing was lost in between.
+    assert second.details[0]["trained_seconds"] > first.details[0]["trained_seconds"]
+    assert second.details[0]["from_step"] == 0
+    assert "resumed" not in second.cost
 
 
 def test_other_settings_do_not_continue_a_training(tmp_path, characters):

@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.panels import tidy
 from bilevel_apps.paper.ridge import Rows, curvature, draw_rows, drawn, join, ridge
-from bilevel_apps.paper.spread import spread
+from bilevel_apps.paper.spread import Spread, spread
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.pictures import BLUE, GREEN, INK, VERMILLION, new_figure
 from bilevel_core import (
@@ -299,9 +299,8 @@ def _claims(parts: Sequence[Part]) -> list[Claim]:
         ),
         Claim(
             text="and a lower test error in the mean",
-            holds=all(gain > 0 for gain, _ in gains.values()),
-            found="lower by "
-            + ", ".join(f"{gain:.3g} ± {half:.2g} {way}" for way, (gain, half) in gains.items()),
+            holds=all(gain.mean > 0 for gain in gains.values()),
+            found="lower by " + ", ".join(f"{gain} {way}" for way, gain in gains.items()),
         ),
     ]
 
@@ -312,11 +311,10 @@ def _excess(parts: Sequence[Part], way: str, grid: Sequence[float]) -> float:
     return max(a / b - 1 for a, b in zip(found, grid, strict=True))
 
 
-def _gain(parts: Sequence[Part], way: str) -> tuple[float, float]:
-    """Return by how much many penalties' test error is below the grid's, paired, with ci95."""
+def _gain(parts: Sequence[Part], way: str) -> Spread:
+    """Return by how much many penalties' test error is below the grid's, paired."""
     found = _of(parts, "one a feature", way, "test")
-    gains = spread([a - b for a, b in zip(_grid(parts, "test"), found, strict=True)])
-    return gains.mean, gains.ci95
+    return spread([a - b for a, b in zip(_grid(parts, "test"), found, strict=True)])
 
 
 LOOKS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bilevel_apps.paper.effect_of_t import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.effect_of_t_picture import STYLES, beside_curves, label
-from bilevel_apps.paper.effect_of_t_problem import EXACT, STEPS
+from bilevel_apps.paper.effect_of_t_problem import EXACT
 from bilevel_apps.paper.item import Claim, Item, Report, Row
 from bilevel_apps.paper.spread import Spread, spread
 from bilevel_apps.paper.work import Work
@@ -22,6 +22,8 @@ __all__ = ["ITEM"]
 
 NEAR = 0.98
 """What is called almost 100 %."""
+SMALL = "4"
+"""The T that stands for a small one; named beforehand, and not by the test accuracy."""
 
 
 def run(work: Work) -> Report:
@@ -35,7 +37,7 @@ def run(work: Work) -> Report:
         settings=found.settings,
         cost=found.cost(),
         differs=(_falls(found), *DIFFERS),
-        metrics={f"{name}/test": _best(found, name).mean for name in NAMES},
+        metrics={f"{name}/test": _best(found, name).mean / 100 for name in NAMES},
     )
 
 
@@ -46,7 +48,13 @@ def _peaks(found: Study, name: str) -> list[tuple[float, int]]:
 
 
 def _best(found: Study, name: str) -> Spread:
-    return spread([accuracy for accuracy, _ in _peaks(found, name)])
+    """Return the highest test accuracy, %."""
+    return spread([100 * accuracy for accuracy, _ in _peaks(found, name)])
+
+
+def _last(found: Study, name: str) -> Spread:
+    """Return the test accuracy at the end, %."""
+    return spread([100 * path[-1] for path in found.paths(name, "test")])
 
 
 def _when(found: Study, name: str) -> Spread:
@@ -56,18 +64,18 @@ def _when(found: Study, name: str) -> Spread:
 def _rows(found: Study) -> list[Row]:
     rows: list[Row] = []
     for name in NAMES:
-        best, when, last = _best(found, name), _when(found, name), found.last(name, "test")
+        best, when, last = _best(found, name), _when(found, name), _last(found, name)
         rows.append(
             {
                 "T": name,
                 "test at H = I, %": 100 * found.curve(name, "test")[0].mean,
-                "highest test, %": 100 * best.mean,
-                "±": 100 * best.ci95,
+                "highest test, %": best.mean,
+                "±": best.ci95,
                 "after, median": when.median,
                 "after, lowest": when.lowest,
                 "after, highest": when.highest,
-                "test at the end, %": 100 * last.mean,
-                "end ±": 100 * last.ci95,
+                "test at the end, %": last.mean,
+                "end ±": last.ci95,
                 "validation at the end, %": 100 * found.last(name, "held").mean,
                 "training at the end, %": 100 * found.last(name, "train").mean,
             }
@@ -90,20 +98,17 @@ def _details(found: Study) -> list[Row]:
 
 
 def _claims(found: Study) -> list[Claim]:
-    ends = {name: found.last(name, "test").mean for name in NAMES}
-    small = [name for name in STEPS if name != "256"]
-    best = max(small, key=ends.__getitem__)
-    pairs = zip(found.paths(best, "test"), found.paths(EXACT, "test"), strict=True)
-    lead = min(a[-1] - b[-1] for a, b in pairs)
+    small, exact = (_last(found, name).mean for name in (SMALL, EXACT))
+    pairs = zip(found.paths(SMALL, "test"), found.paths(EXACT, "test"), strict=True)
+    lead = 100 * min(a[-1] - b[-1] for a, b in pairs)
     when = [_when(found, name).median for name in NAMES]
     settled = [found.last(n, figure).mean for n in NAMES[1:] for figure in ("train", "held")]
     return [
         Claim(
-            text="a small T acts as a regulariser: tuned to the end, some T below 256 has a higher "
+            text=f"a small T acts as a regulariser: tuned to the end, T = {SMALL} has a higher "
             "test accuracy than the exact problem, in every data set",
             holds=lead > 0,
-            found=f"{100 * ends[best]:.2f} % for T = {best}, {100 * ends[EXACT]:.2f} % exact, and "
-            f"{100 * lead:.2f} points more at least",
+            found=f"{small:.2f} and {exact:.2f} %, and {lead:.2f} points more at least",
         ),
         Claim(
             text="the maximum of the test accuracy comes after fewer hyper-iterations, or as many, "
@@ -123,10 +128,10 @@ def _falls(found: Study) -> str:
     """Return how far apart the maxima are, and what is lost after them."""
     best = {name: _best(found, name).mean for name in NAMES}
     low, high = min(NAMES, key=best.__getitem__), max(NAMES, key=best.__getitem__)
-    falls = ", ".join(f"{100 * (best[name] - found.last(name, 'test').mean):.1f}" for name in NAMES)
+    falls = ", ".join(f"{best[name] - _last(found, name).mean:.1f}" for name in NAMES)
     return (
-        f"The maxima are near each other, from {100 * best[low]:.1f} % ({label(low)}) to "
-        f"{100 * best[high]:.1f} % ({label(high)}). From there to the end the accuracy falls by "
+        f"The maxima are near each other, from {best[low]:.1f} % ({label(low)}) to "
+        f"{best[high]:.1f} % ({label(high)}). From there to the end the accuracy falls by "
         f"{falls} points, in the order of the table. A maximum is that of the test accuracy, as in "
         "the paper's text: nobody could stop there without looking at it."
     )

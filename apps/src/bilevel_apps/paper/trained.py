@@ -68,8 +68,8 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
         data, filters, trained_seed, trained_inner_steps: what it was trained on, and how
         hyper_iterations, validation: of the training, and its best score, as its record has them
         validations: [hyper-iterations, seconds, accuracy] of each, where MLflow has them
-        trained_seconds, from_step: of the process that trained, and where it went on; of a run that
-            was given, the seconds until the last validation
+        trained_seconds, from_step: what the training took since it was stopped, or since its
+            beginning, and where that was; of a run that was given, until the last validation
 
     Raises:
         InputError: a setting, a store or a given run cannot be used.
@@ -144,7 +144,7 @@ class _Job:
         return parse_config(settings | {"data": str(self.cell.store.resolve())}, "--set")
 
     def _train(self) -> dict[str, Any]:
-        """Begin or go on with the training; returns what this process did of it."""
+        """Begin or go on with the training; returns its seconds, and where they begin to count."""
         folder, config, target = RunFolder(self.path), self._config(), self.work.target
         if folder.began():
             config = folder.continued(config)
@@ -157,9 +157,21 @@ class _Job:
             named = replace(target, run_name=f"{self.work.name}-{self.key}")
             begin_child(self.work.tracker, named, folder)
         say(f"{self.work.name}: {self.key}")
-        began, before = time.perf_counter(), _step(folder)
+        before, began = self._counted(_step(folder)), time.perf_counter()
         train(config, folder.path, resume=True)
-        return {"trained_seconds": time.perf_counter() - began, "from_step": before}
+        before["trained_seconds"] += time.perf_counter() - began
+        return before
+
+    def _counted(self, step: int) -> dict[str, Any]:
+        """Return what is known of a training's seconds until a hyper-iteration.
+
+        A part that ended there says it, and the training is given more of them now. What a process
+        took that was stopped is lost.
+        """
+        part = self.work.earlier(self.key)
+        if part is None or part.result.get("hyper_iterations") != step:
+            return {"trained_seconds": 0.0, "from_step": step}
+        return {key: part.result[key] for key in ("trained_seconds", "from_step")}
 
 
 def _history(folder: RunFolder) -> dict[str, Any]:

@@ -139,15 +139,28 @@ class Work:
         # As it will be read again, so that a resumed report has the same numbers and types.
         return Part(key=key, seconds=seconds, result=json.loads(text)["result"])
 
+    def earlier(self, key: str) -> Part | None:
+        """Return the part that is recorded, with whatever settings; None where none can be read."""
+        recorded = self._read(key)
+        return None if recorded is None else recorded[1]
+
     def _recorded(self, key: str, settings: Mapping[str, Any]) -> Part | None:
-        """Return a part that was done with the same settings; None where none can be read."""
+        """Return a part that was done with the same settings."""
+        recorded = self._read(key)
+        if recorded is None or recorded[0] != _plain(settings):
+            return None
+        return recorded[1]
+
+    def _read(self, key: str) -> tuple[Any, Part] | None:
+        """Return the settings of a recorded part, and the part; None where none can be read."""
         try:
             document = json.loads(self._file(key).read_text("utf-8"))
-            same = document["format"] == FORMAT and document["settings"] == _plain(settings)
+            if document["format"] != FORMAT:
+                return None
             part = Part(key=key, seconds=float(document["seconds"]), result=document["result"])
+            return document["settings"], part
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return part if same else None
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.json"
