@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel_apps.config import (
@@ -427,7 +427,6 @@ configurations = st.fixed_dictionaries(
 
 
 @given(configurations)
-@settings(deadline=None)
 def test_dump_and_load_are_inverse(tmp_path_factory, chosen):
     config = parse_config(chosen, "test")
     path = tmp_path_factory.mktemp("config") / "config.yaml"
@@ -439,7 +438,6 @@ def test_dump_and_load_are_inverse(tmp_path_factory, chosen):
 
 
 @given(st.text(max_size=40))
-@settings(deadline=None, max_examples=300)
 def test_any_text_is_parsed_or_refused(text):
     try:
         config = assigned(f"train.lr={text}")

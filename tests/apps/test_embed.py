@@ -289,6 +289,13 @@ def test_points_that_coincide_are_still_drawn():
     assert page_of(dataclasses.replace(images, features=many(6, 8, 1, 2).features), ["a", "b"])
 
 
+def test_names_are_no_formulas():
+    images = many(6, 8, 1, 2)
+    points = Projection(name="PCA", points=np.arange(12.0).reshape(6, 2))
+    names = ["$x_1$", "$test0_$"]
+    assert draw_map(images, points, names=names, split="test").startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_wall_marks_what_is_right(channels):
     images = many(12, 16, channels, 3)

@@ -334,6 +334,20 @@ def test_bad_input_costs_one_line_and_writes_nothing(predict, trained, own, case
     assert set(own.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("variable", "most", "says"),
+    [
+        ("BILEVEL_MAX_PICTURE_BYTES", "10", "bytes of a picture, more than 10"),
+        ("BILEVEL_MAX_ENTRIES", "2", "files in a folder or zip, more than 2"),
+    ],
+)
+def test_limits_hold_here_too(predict, trained, own, monkeypatch, variable, most, says):
+    monkeypatch.setenv(variable, most)
+    status, out, err = predict(trained, "--support", own / "support", "--query", own / "query")
+    assert (status, out) == (2, "")
+    assert says in err
+
+
 def test_places_where_the_picture_cannot_go(predict, trained, own):
     words = [trained, "--support", own / "support", "--query", own / "query" / "0.png"]
     (own / "file").touch()

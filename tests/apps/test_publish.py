@@ -216,7 +216,7 @@ def test_what_does_not_belong_together_is_refused(
     refused, trained, config, make_store, tmp_path, monkeypatch
 ):
     report = tmp_path / "report.json"
-    assert f"{report}: cannot be read (No such file" in refused()
+    assert f"{report}: no such file: give JSON of bilevel-eval" in refused()
     good = json.loads(scored(trained, report).read_text())
     for key, value, says in (
         ("checkpoint_sha256", "0" * 64, "is about checkpoint_sha256 000"),

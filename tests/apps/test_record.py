@@ -191,11 +191,7 @@ values = st.recursive(
 
 
 @given(st.data())
-@settings(
-    deadline=None,
-    max_examples=200,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_record_is_read_or_refused(trained, data):
     record = dict(load_checkpoint(trained / "last.safetensors").record)
     record[data.draw(st.sampled_from(sorted(record)))] = data.draw(values)

@@ -491,7 +491,7 @@ def test_other_threads_are_told(tmp_path, trained, config, capsys):
 def test_half_written_files_are_cleared_away(tmp_path, config):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / ".last.safetensors.0123.tmp").write_bytes(b"half")
+    (folder / ".last.safetensors.01234567.tmp").write_bytes(b"half")
     train(config(train__steps=1), folder, resume=False)
     assert not list(folder.glob(".*.tmp"))
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel_core import Interval, Positive, Simplex
@@ -92,7 +92,6 @@ def by_sorting(v):
     return [max(x - sums[rho] / (rho + 1), 0.0) for x in v]
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(min_value=-50, max_value=50), min_size=1, max_size=8))
 def test_the_simplex_projection_is_that_of_sorting(numbers):
     found = Simplex().project(tensor(*numbers), BACKEND)

@@ -112,6 +112,37 @@ def test_limits(monkeypatch, tmp_path):
     assert len({limit.variable for limit in LIMITS}) == len(LIMITS)
 
 
+END = b"\xff\xd9"
+
+
+def jpeg_of(scans):
+    """A progressive picture whose last scan is there so often that it has as many in all."""
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(content, "JPEG", progressive=True)
+    start, *data = content.getvalue().removesuffix(END).split(b"\xff\xda")
+    return b"\xff\xda".join([start, *data, *[data[-1]] * (scans - len(data))]) + END
+
+
+def test_scans_of_a_jpeg():
+    """Each is a pass over all pixels: a small file could ask for hours."""
+    assert read_picture(jpeg_of(50), "p", channels=1).size == (64, 64)
+    with pytest.raises(DataError, match="p: a JPEG of more than 50 scans: save it again"):
+        read_picture(jpeg_of(51), "p", channels=1)
+    # What stands in a comment, or after the end, is no scan.
+    comment = b"\xff\xda" * 100
+    content = jpeg_of(20)
+    size = (len(comment) + 2).to_bytes(2, "big")
+    commented = content[:2] + b"\xff\xfe" + size + comment + content[2:] + comment
+    assert read_picture(commented, "p", channels=1).size == (64, 64)
+
+
+def test_segments_of_a_jpeg():
+    content = jpeg_of(20)
+    many = content[:2] + b"\xff\xfe\x00\x02" * 10_001 + content[2:]
+    with pytest.raises(DataError, match="p: a JPEG of more than 50 scans"):
+        read_picture(many, "p", channels=1)
+
+
 def test_plain_files(monkeypatch, tmp_path):
     def read(path):
         return read_plain(path, MAX_PICTURE_BYTES, what="a picture", remedy="give another")

@@ -1,5 +1,6 @@
 """A store gives back what was put in, and is there whole or not at all."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import threading
 import time
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +108,37 @@ def test_existing_file_is_kept_unless_asked(store_file, source, source_split):
     assert store_file.read_bytes() == before
     manifest = write_store(store_file, other, overwrite=True)
     assert verify_store(store_file) == manifest
+
+
+def test_a_strangers_file_under_the_name_of_the_checksum_is_kept(tmp_path, source):
+    sidecar = tmp_path / "s.h5.sha256"
+    sidecar.write_text("my own notes")
+    with pytest.raises(DataError, match=r"s\.h5\.sha256: exists already, and is no checksum"):
+        write_store(tmp_path / "s.h5", source())
+    assert (sidecar.read_text(), left_in(tmp_path)) == ("my own notes", ["s.h5.sha256"])
+    # That of a store that is gone, or whose writer was killed between the two names, is ours.
+    sidecar.write_text(f"{'0' * 64}  s.h5\n")
+    manifest = write_store(tmp_path / "s.h5", source())
+    assert verify_store(tmp_path / "s.h5") == manifest
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failed_rename_leaves_the_old_pair(tmp_path, source, source_split, monkeypatch, there):
+    path = tmp_path / "s.h5"
+    before = write_store(path, source()) if there else None
+    replace = Path.replace
+
+    def broken(self, target):
+        if target == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(DataError, match=r"s\.h5: cannot write the store \(Input/output error\)"):
+        write_store(path, source(source_split("val")), overwrite=True)
+    assert left_in(tmp_path) == (["s.h5", "s.h5.sha256"] if there else [])
+    if there:
+        assert verify_store(path) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError, DataError])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import write_text
+from bilevel_apps.files import read_json, write_text
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
 
@@ -52,12 +52,12 @@ def chosen_inner(folder: Path, checkpoint_sha256: str) -> ChosenInner:
     """
     path = folder / NAME
     try:
-        choice = json.loads(path.read_text("utf-8"))
+        choice = read_json(path)
         found = ChosenInner(choice["steps"], choice.get("lr"))
         sha256 = choice["checkpoint_sha256"]
     except FileNotFoundError:
         return ChosenInner()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(path) from None
     if not _sound(found) or not isinstance(sha256, str):
         raise _damaged(path)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
 from bilevel_data.atomic import publish, temporary
+from bilevel_data.limits import MAX_RECORD_BYTES
+from bilevel_data.plain import read_plain
 
-__all__ = ["check_writable", "disk_failed", "write_files", "write_text", "write_whole"]
+__all__ = [
+    "check_writable",
+    "disk_failed",
+    "read_json",
+    "write_files",
+    "write_text",
+    "write_whole",
+]
 
 
 def check_writable(folder: Path) -> None:
@@ -52,6 +63,23 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     except (OSError, DataError) as error:
         raise RunError(f"{folder}: cannot write here ({error})") from error
     return paths
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file of a run or a table holds; it may be somebody else's.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read, is not a plain file, is too large, or is no JSON.
+    """
+    try:
+        remedy = "restore it, or remove it"
+        content = read_plain(path, MAX_RECORD_BYTES, what="JSON", remedy=remedy)
+        return json.loads(content.decode())
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError(f"{path}: expected JSON, found too many brackets") from None
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

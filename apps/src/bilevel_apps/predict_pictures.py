@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -14,6 +15,8 @@ from PIL import Image
 from bilevel_apps.errors import InputError
 from bilevel_apps.trained_run import TrainedRun
 from bilevel_data import DataError
+from bilevel_data.limits import MAX_ENTRIES, MAX_PICTURE_BYTES
+from bilevel_data.plain import read_plain
 from bilevel_data.sources.images import SUFFIXES, centre_square, read_picture
 
 __all__ = ["Preparation", "preparation_of", "prepared_as", "query_files", "support_files"]
@@ -21,7 +24,7 @@ __all__ = ["Preparation", "preparation_of", "prepared_as", "query_files", "suppo
 # What a data set's `preprocessing` says where dark ink became bright, and where pictures were
 # resized with other proportions; else they were cropped to the square in their middle.
 INVERTED, WHOLE = "ink 255", "resized whole"
-MOST_BYTES = 256 << 20
+REMEDY = "give another, or make it smaller"
 # What file managers leave behind.
 LITTER = ("thumbs.db", "desktop.ini")
 
@@ -52,17 +55,13 @@ class Preparation:
         """Return a picture as (size, size, channels).
 
         Raises:
-            InputError: it cannot be read.
-            bilevel_data.DataError: not a picture, damaged, or too large.
+            InputError: there is none.
+            bilevel_data.DataError: it cannot be read, is not a picture, damaged, or too large.
         """
         try:
-            if not file.is_file():
-                raise InputError(f"{file}: no such picture, or not a plain file: give another")
-            if (size := file.stat().st_size) > MOST_BYTES:
-                raise InputError(f"{file}: {size} bytes, more than {MOST_BYTES}: make it smaller")
-            content = file.read_bytes()
-        except OSError as error:
-            raise _unread(file, "cannot read this picture", error) from None
+            content = read_plain(file, MAX_PICTURE_BYTES, what="a picture", remedy=REMEDY)
+        except FileNotFoundError:
+            raise InputError(f"{file}: no such picture: {REMEDY}") from None
         picture = read_picture(content, str(file), channels=self.channels)
         if self.whole:
             picture = picture.resize((self.size, self.size), Image.Resampling.LANCZOS)
@@ -161,10 +160,11 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
 
 def _entries(folder: Path) -> list[Path]:
     try:
-        found = sorted(folder.iterdir())
+        found = list(islice(folder.iterdir(), MAX_ENTRIES.get() + 1))
     except OSError as error:
         raise _unread(folder, "cannot read this folder", error) from None
-    return [entry for entry in found if not entry.name.startswith(".")]
+    MAX_ENTRIES.check(str(folder), len(found), "give a smaller folder")
+    return [entry for entry in sorted(found) if not entry.name.startswith(".")]
 
 
 def _unread(path: Path, what: str, error: OSError) -> InputError:

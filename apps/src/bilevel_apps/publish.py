@@ -16,7 +16,7 @@ from bilevel_apps.build import backbone_options
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import Config, TrackingSection, list_presets, load_preset, parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import check_writable, write_files
+from bilevel_apps.files import check_writable, read_json, write_files
 from bilevel_apps.record import read_record
 from bilevel_apps.run_folder import SETTLED
 from bilevel_apps.trained_run import TrainedRun, load_run
@@ -149,10 +149,10 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
 def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
     """Return what a report says, if it is about this checkpoint with this T and η."""
     try:
-        report = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
+        report = read_json(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file: give JSON of bilevel-eval --json") from None
+    except ValueError:
         raise InputError(f"{path}: expected JSON of bilevel-eval --json") from None
     needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps", "lr", "norm"}
     if not isinstance(report, dict) or not report.keys() >= needed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from filelock import FileLock, Timeout
 
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.files import disk_failed, write_text
+from bilevel_apps.files import disk_failed, read_json, write_text
 from bilevel_apps.stopping import may_change
 
 __all__ = ["RunFolder"]
 
+# Temporary names of the files that are written into such folders, and nobody else's (`atomic`).
+LEFTOVER = re.compile(r"\..+\.(yaml|safetensors|json|csv)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 # Left open in a preset, settled once a run began.
 SETTLED = ("threads", "precision", "episode.rotations", "model.outputs")
 
@@ -102,6 +105,24 @@ class RunFolder:
                 )
         return saved.model_copy(update=free)
 
+    def check_config(self) -> None:
+        """Refuse to write over a file of the configuration's name that no run has written.
+
+        Raises:
+            InputError: there is one.
+        """
+        if not self.began():
+            return
+        try:
+            ours = self.config.read_bytes() == dump_config(self.load_config()).encode()
+        except (InputError, OSError):
+            ours = False
+        if not ours:
+            raise InputError(
+                f"{self.config}: there already, not as a run writes it, and would be overwritten: "
+                "choose another --out, or move it away"
+            )
+
     def save_config(self, config: Config) -> None:
         """Write the configuration, whole or not at all."""
         write_text(self.config, dump_config(config))
@@ -109,10 +130,11 @@ class RunFolder:
     def load_tracking(self) -> dict[str, Any]:
         """Return {"uri": …, "run_id": …}, or nothing where the run was not tracked."""
         try:
-            loaded = json.loads(self.tracking.read_text("utf-8"))
-        except (OSError, ValueError):
+            loaded = read_json(self.tracking)
+            known = {key: loaded[key] for key in ("uri", "run_id")}
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
-        return loaded if isinstance(loaded, dict) else {}
+        return known if all(isinstance(value, str) for value in known.values()) else {}
 
     def save_tracking(self, uri: str, run_id: str) -> None:
         """Remember where MLflow has the run, so that a resume continues it there."""
@@ -140,7 +162,8 @@ class RunFolder:
         try:
             # A killed process may have left a half-written file under a temporary name.
             for leftover in self.path.glob(".*.tmp"):
-                leftover.unlink()
+                if LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+                    leftover.unlink()
             yield
         finally:
             lock.release()

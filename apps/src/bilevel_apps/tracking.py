@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, final
 
 from bilevel_data.atomic import publish, temporary
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 FLUSH_SECONDS = 10.0
+# What a call may take where a process was told to end, and how often a longer one is asked whether.
+STOP_SECONDS, POLL_SECONDS = 2.0, 0.1
 CALL_LIMIT = 1000  # metrics that MLflow takes in one call
 SQLITE = "sqlite:///"
 # MLflow's own: its interface then shows runs and charts, and not traces of language models.
@@ -62,11 +66,14 @@ class Tracker:
         warn: told once, in one line, when tracking fails.
         client: MLflow's client, or None when tracking is off or has failed.
         run_id: the run's identifier in MLflow.
+        hurried: says that the process was told to end, and waits `STOP_SECONDS` for an answer at
+            most; None leaves it to MLflow how long.
     """
 
     warn: Callable[[str], None]
     client: MlflowClient | None = None
     run_id: str = ""
+    hurried: Callable[[], bool] | None = None
     _buffer: list[tuple[str, float, int, int]] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
 
@@ -122,10 +129,44 @@ class Tracker:
         if self.client is None:
             return
         try:
-            action(self.client)
+            if self.hurried is None:
+                action(self.client)
+            else:
+                _unless(self.hurried, partial(action, self.client))
         except Exception as error:  # a tracker's failure, of any kind, must not end the training
             self.client = None
             self.warn(one_line("tracking stopped, training goes on", error))
+
+
+def _unless(hurried: Callable[[], bool], action: Callable[[], object]) -> None:
+    """Do something in a thread, and leave it there where that takes long and there is a hurry.
+
+    A signal is not heard within a call of SQLite, which waits 20 seconds for a lock; it is heard
+    while another thread is waited for.
+
+    Raises:
+        TimeoutError: it was left to the thread, which dies with the process.
+        Exception: what it raised.
+    """
+    raised: list[Exception | None] = []
+
+    def work() -> None:
+        try:
+            action()
+        except Exception as error:
+            raised.append(error)
+        else:
+            raised.append(None)
+
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(STOP_SECONDS)
+    while not raised:
+        if hurried():
+            raise TimeoutError("no answer, and the process was told to end")
+        worker.join(POLL_SECONDS)
+    if raised[0] is not None:
+        raise raised[0]
 
 
 def open_tracker(
@@ -169,7 +210,7 @@ def _import_mlflow() -> type[MlflowClient]:
     from mlflow import MlflowClient
 
     for name in ("alembic", "mlflow"):  # importing mlflow sets its own level
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a failure is one warning, and ours
     return MlflowClient
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def _begin(
     folder = training.folder
     stack.enter_context(folder.exclusive())
     _refuse_another(folder, resume)  # again: one may have begun meanwhile
+    if not resume:
+        folder.check_config()
     return resumable(folder, training) if resume and folder.last.exists() else None
 
 
@@ -104,6 +107,7 @@ def _run(training: Training, tracker: Tracker, *, due: bool) -> Score | None:
     best = None
     if not training.ended:
         with stop_request(tell=training.processes.first) as training.signals:
+            tracker.hurried = partial(bool, training.signals)
             try:
                 best = _validate_again(training, tracker) if due else None
                 if not training.ended:

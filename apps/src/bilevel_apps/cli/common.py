@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -70,13 +73,15 @@ def print_error(line: str, _status: int) -> None:
 def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) -> None:
     """Run a command and leave the process with its status.
 
-    0: done. 1: the work failed. 2: the input cannot be used. 130: interrupted. An error is one
-    line on stderr that begins with `error:`. A command without arguments prints its help.
+    0: done. 1: the work failed. 2: the input cannot be used. 130: ended by Ctrl-C or SIGTERM. An
+    error is one line on stderr that begins with `error:`. A command without arguments prints its
+    help.
 
     Args:
         app: the command.
         report: takes the line of an error, and the status.
     """
+    _prepare_process()
     try:
         _check_arguments(sys.argv[1:])
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -95,6 +100,15 @@ def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) 
             _fail(report, 1 if isinstance(error, WriteError) else 2, str(error))
         _fail(report, 1, f"{type(error).__name__}: {error} (--debug shows the traceback)")
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _prepare_process() -> None:
+    """Let SIGTERM clean up as Ctrl-C does, and let no result be lost to a terminal's alphabet."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _check_arguments(arguments: list[str]) -> None:

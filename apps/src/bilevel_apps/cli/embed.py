@@ -13,6 +13,7 @@ from bilevel_apps.cli.common import Data, Debug, Device, Json, Run, Track, make_
 if TYPE_CHECKING:
     from bilevel_apps.embed import Embedding
 
+MOST_SEED = 2**32 - 1  # scikit-learn's
 HELP = """Draw a run's representation, and say how far apart it puts the classes.
 
 OUT gets
@@ -47,7 +48,9 @@ def embed(
     split_b: Annotated[
         str, typer.Option(help="Split of the pairs' green images, and of everything else.")
     ] = "test",
-    seed: Annotated[int, typer.Option(min=0, help="Which episodes, images and classes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Which episodes, images and classes.")
+    ] = 0,
     pairs: Annotated[int, typer.Option(min=1, max=10, help="How many pairs of each kind.")] = 5,
     queries: Annotated[int, typer.Option(min=1, max=20, help="Rows of neighbours.")] = 8,
     neighbours: Annotated[int, typer.Option(min=1, max=20, help="Neighbours a row.")] = 10,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from bilevel_apps.build import store_of
-from bilevel_apps.files import write_text
+from bilevel_apps.files import read_json, write_text
 from bilevel_apps.report import progress_bar, say
 from bilevel_apps.tracking import Target, Tracker
 
@@ -154,12 +154,12 @@ class Work:
     def _read(self, key: str) -> tuple[Any, Part] | None:
         """Return the settings of a recorded part, and the part; None where none can be read."""
         try:
-            document = json.loads(self._file(key).read_text("utf-8"))
+            document = read_json(self._file(key))
             if document["format"] != FORMAT:
                 return None
             part = Part(key=key, seconds=float(document["seconds"]), result=document["result"])
             return document["settings"], part
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _file(self, key: str) -> Path:

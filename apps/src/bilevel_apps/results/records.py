@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bilevel_apps.errors import InputError
+from bilevel_apps.files import read_json
 
 __all__ = ["ItemRecord", "ScoreRecord", "Upright", "read_records"]
 
@@ -132,10 +132,8 @@ def read_records(folder: Path) -> Records:
 
 def _read(path: Path) -> ScoreRecord | ItemRecord:
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
+        document = read_json(path)
+    except (OSError, ValueError):
         raise InputError(f"{path}: expected a record, found something that is not JSON") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected a record, found {type(document).__name__}")

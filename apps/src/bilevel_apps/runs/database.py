@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["client_of", "database_file", "find_uri"]
 
 MAGIC = b"SQLite format 3\x00"
+TABLES = {"experiments", "runs", "metrics"}
 
 
 def find_uri(given: str | None) -> str:
@@ -47,8 +50,11 @@ def client_of(uri: str) -> MlflowClient:
     """Return MLflow's client, once the address is known to answer.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or is another program's database: MLflow would add its tables.
     """
+    path = database_file(uri)
+    if path is not None and not _is_mlflows(path):
+        raise InputError(f"{path}: a database, but not one of MLflow: give another --uri")
     try:
         client = mlflow_client(uri)
         client.search_experiments(max_results=1)
@@ -63,7 +69,19 @@ def _is_there(uri: str) -> bool:
     if path is None:
         return True
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return False
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
+
+
+def _is_mlflows(path: Path) -> bool:
+    """Say whether a database has MLflow's tables; one that cannot be read is left to MLflow."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            return {name for (name,) in found} >= TABLES
+    except sqlite3.Error:
+        return True

@@ -12,7 +12,7 @@ from typing import Any, final
 from pydantic import TypeAdapter
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import write_text
+from bilevel_apps.files import read_json, write_text
 from bilevel_apps.sweep.axes import Settings
 from bilevel_apps.sweep.table import Child, as_csv, short
 
@@ -70,12 +70,12 @@ class SweepFolder:
             InputError: the file is damaged.
         """
         try:
-            document = json.loads(self.file.read_text("utf-8"))
+            document = read_json(self.file)
             if document["format"] != FORMAT:
                 raise self.damaged()
             children = TypeAdapter(list[Child]).validate_python(document["children"])
             return dict(document["plan"]), dict(document["settings"]), children
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise self.damaged() from None
 
     def damaged(self) -> InputError:

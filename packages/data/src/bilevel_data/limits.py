@@ -13,6 +13,7 @@ __all__ = [
     "MAX_ENTRIES",
     "MAX_PICTURE_BYTES",
     "MAX_PIXELS",
+    "MAX_RECORD_BYTES",
     "MAX_SPLIT_BYTES",
     "Limit",
 ]
@@ -77,6 +78,9 @@ MAX_CHECKPOINT_BYTES = Limit(
 MAX_CONFIG_BYTES = Limit(
     variable="BILEVEL_MAX_CONFIG_BYTES", default=1 << 15, meaning="bytes of settings"
 )
+MAX_RECORD_BYTES = Limit(
+    variable="BILEVEL_MAX_RECORD_BYTES", default=64 << 20, meaning="bytes of a record"
+)
 LIMITS = (
     MAX_PIXELS,
     MAX_PICTURE_BYTES,
@@ -84,4 +88,5 @@ LIMITS = (
     MAX_SPLIT_BYTES,
     MAX_CHECKPOINT_BYTES,
     MAX_CONFIG_BYTES,
+    MAX_RECORD_BYTES,
 )

@@ -1,7 +1,9 @@
 """Writing a store: one HDF5 file, whole or not at all, and its checksum beside it."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from h5py import h5f, h5fd, h5g, h5p
 from numpy.typing import NDArray
 
-from bilevel_data.atomic import file_sha256, publish, sidecar_path, temporary
+from bilevel_data.atomic import file_sha256, publish, read_sidecar, sidecar_path, temporary
 from bilevel_data.contracts import SPLIT_NAMES, Images, SourceData, SourceSplit
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.manifest import Manifest, SplitInfo
@@ -65,6 +67,9 @@ def write_store(
             f"{path}: exists already: choose another name, or overwrite it "
             "(overwrite=True, --overwrite)"
         )
+    sidecar = sidecar_path(path)
+    if not path.exists():
+        _refuse_stranger(sidecar)
     _manifest(source, dict.fromkeys(_names(source), _BLANK))  # refuse early what can be seen now
     total = sum(sum(split.class_sizes) for split in source.splits)
     done = 0
@@ -75,18 +80,55 @@ def write_store(
         if progress is not None:
             progress(done, total)
 
-    sidecar = sidecar_path(path)
     with temporary(path) as scratch, temporary(sidecar) as note:
         try:
             manifest = _write_apart(scratch, source, report)
             note.write_text(f"{file_sha256(scratch)}  {path.name}\n", encoding="utf-8")
-            # The checksum gets its name first: where there is a store, there is its checksum.
-            publish(note, sidecar)
-            publish(scratch, path)
+            _publish(scratch, path, note, sidecar)
         except OSError as err:
             reason = err.strerror or " ".join(str(err).split())[:120]
             raise WriteError(f"{path}: cannot write the store ({reason})") from None
     return manifest
+
+
+def _refuse_stranger(sidecar: Path) -> None:
+    """Refuse to write over a file that has the name of a checksum and is none."""
+    if os.path.lexists(sidecar) and not _is_checksum(sidecar):
+        raise DataError(
+            f"{sidecar}: exists already, and is no checksum of a store: move it away, or choose "
+            "another name for the store"
+        )
+
+
+def _is_checksum(sidecar: Path) -> bool:
+    try:
+        read_sidecar(sidecar.with_suffix(""))
+    except DataError:
+        return False
+    return True
+
+
+def _publish(scratch: Path, path: Path, note: Path, sidecar: Path) -> None:
+    """Give the store and its checksum their names; where that fails, the old pair stays."""
+    before = sidecar.read_bytes() if sidecar.is_file() else None
+    # The checksum gets its name first: where there is a store, there is its checksum.
+    publish(note, sidecar)
+    try:
+        publish(scratch, path)
+    except OSError:
+        if scratch.exists():  # the store did not get its name
+            with suppress(OSError):
+                _put_back(sidecar, before)
+        raise
+
+
+def _put_back(sidecar: Path, content: bytes | None) -> None:
+    if content is None:
+        sidecar.unlink()
+        return
+    with temporary(sidecar) as copy:
+        copy.write_bytes(content)
+        publish(copy, sidecar)
 
 
 def _names(source: SourceData) -> list[str]:

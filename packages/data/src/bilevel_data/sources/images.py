@@ -1,6 +1,7 @@
 """Reading a picture that somebody else made."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ _AT_ONCE, _MAX_THREADS = 32, 4
 _LARGE, _BAND = 8_000_000, 4_000_000
 _COLOURS = ("CMYK", "LAB", "HSV", "YCbCr")  # other than these have one meaning
 _ORIENTATION = 0x0112
+_MOST_SCANS, _MOST_SEGMENTS = 50, 10_000
+# What begins a segment of a JPEG file, or ends it: no byte of a scan's data is one of these.
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 
 
 def read_picture(content: bytes, name: str, *, channels: int) -> Image.Image:
@@ -102,7 +106,7 @@ def _decode(
 ) -> Made:
     try:
         picture = Image.open(BytesIO(content), formats=formats)
-        _check_file(name, picture)
+        _check_file(name, picture, content)
         with alone if picture.width * picture.height > _LARGE else nullcontext():
             return finish(convert(picture, name, channels=channels))
     except DataError:
@@ -113,13 +117,34 @@ def _decode(
         raise DataError(f"{msg}: replace or remove it") from None
 
 
-def _check_file(name: str, picture: ImageFile) -> None:
-    """Refuse a file that Pillow would read a part of: a first frame, or the upper 8 of 16 bits."""
+def _check_file(name: str, picture: ImageFile, content: bytes) -> None:
+    """Refuse a file that Pillow would read a part of: a first frame, or the upper 8 of 16 bits.
+
+    And a JPEG of very many scans, each of which costs a pass over all pixels: programs write ten or
+    so, and a few kilobytes would be enough for hours.
+    """
+    if picture.format in ("JPEG", "MPO") and _has_many_scans(content):
+        raise DataError(f"{name}: a JPEG of more than {_MOST_SCANS} scans: save it again")
     # A photograph of a telephone may hold others beside it (MPO), such as a map of its depth.
     if getattr(picture, "is_animated", False) and picture.format != "MPO":
         raise DataError(f"{name}: an animation: save the one picture that is meant")
     if any(";16" in str(tile.args) for tile in picture.tile):
         raise DataError(f"{name}: more than 8 bits a channel: save it as an 8-bit picture")
+
+
+def _has_many_scans(content: bytes) -> bool:
+    """Say whether a JPEG file has more scans than any program writes, or segments without end."""
+    at, scans = 2, 0
+    for _ in range(_MOST_SEGMENTS):
+        marker = _MARKER.search(content, at)
+        if marker is None or marker[0] == b"\xff\xd9":
+            return False
+        at = marker.end()
+        scans += marker[0] == b"\xff\xda"
+        if scans > _MOST_SCANS:
+            return True
+        at += int.from_bytes(content[at : at + 2], "big")
+    return True
 
 
 def convert(picture: Image.Image, name: str, *, channels: int) -> Image.Image:

@@ -79,7 +79,7 @@ def omniglot(*, path: Path | None, download: bool = False, split: str = "santoro
         DataError: An unknown split, a missing, damaged or incomplete archive, or a failed
             download.
     """
-    divide = OMNIGLOT_SPLITS.get(split)
+    divide = OMNIGLOT_SPLITS.get(split) if isinstance(split, str) else None
     if divide is None:
         have = ", ".join(OMNIGLOT_SPLITS)
         raise DataError(f"omniglot: split: expected one of {have}, found {split!r}")
