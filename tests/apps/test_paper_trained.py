@@ -1,6 +1,7 @@
 """The items that train or show networks: tables 3 and 4, figures 5 and 6."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request as Evaluation
 from bilevel_apps.evaluate import evaluate_run
@@ -143,6 +145,53 @@ def test_a_run_in_the_place_of_a_training(tmp_path, characters, trained):
     assert sha256.startswith(row["checkpoint"])
     assert row["hyper-iterations"] == 6
     assert document["run"]["command"].endswith("--run omniglot-5way-1shot=trained --out DIR")
+
+
+def test_a_run_is_scored_on_the_episodes_of_the_cell(tmp_path, characters, trained):
+    """And not on those that it was trained for: the figure stands beside the paper's."""
+    report, _ = computed(
+        "table3", tmp_path, characters, runs=(f"omniglot-5way-5shot={trained}",), assignments=()
+    )
+    asked = Evaluation(data=characters, episodes=8, way=5, shot=5)
+    assert report.rows[0]["accuracy"] == 100 * evaluate_run(trained, asked)["accuracy"]
+
+
+def test_a_run_of_something_else_is_refused(tmp_path, characters, trained):
+    with pytest.raises(InputError, match=r"approx=.*: a run with method=hyper-representation, but"):
+        computed("table4", tmp_path, characters, runs=(f"approx={trained}",))
+    cell = "mini-imagenet-c4l-5way-1shot"
+    with pytest.raises(
+        InputError, match=r"a run with model\.name=omniglot-net, but the cell is of"
+    ):
+        computed("table3", tmp_path, characters, runs=(f"{cell}={trained}",))
+
+
+def test_another_choice_of_t_is_another_result(tmp_path, characters, trained):
+    runs = (f"omniglot-5way-1shot={tmp_path / 'run'}",)
+    shutil.copytree(trained, tmp_path / "run")
+
+    def steps():
+        report, _ = computed("table3", tmp_path, characters, runs=runs)
+        return report.rows[0]["T"]
+
+    assert steps() == 5
+    sha256 = load_checkpoint(tmp_path / "run" / "best.safetensors").file_sha256
+    save_choice(tmp_path / "run", ChosenInner(2, 0.3), {"checkpoint_sha256": sha256})
+    assert steps() == 2
+
+
+def test_omniglot_at_full_scale_is_one_training(tmp_path, characters):
+    only = ("omniglot-5way-1shot", "omniglot-5way-5shot")
+    options = {"scale": Scale.FULL, "only": only, "assignments": (*FEW, "train.way=5")}
+    report, _ = computed("table3", tmp_path, characters, **options)
+    folder = tmp_path / "table3" / "full"
+    folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    assert folders == ["omniglot-20way-1shot-long-seed-0"]
+    assert [row["T"] for row in report.rows] == [5, 20]
+    assert report.rows[0]["checkpoint"] == report.rows[1]["checkpoint"]
+    one, five = report.details
+    assert one["trained_seconds"] < five["trained_seconds"] < one["trained_seconds"] + 1
+    assert five["from_step"] == 0
 
 
 def scored(accuracy, **more):

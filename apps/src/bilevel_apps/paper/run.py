@@ -80,6 +80,8 @@ def _document(
         ("--run", [_shown(cell, run) for cell, run in runs_of(item, request.runs).items()]),
     ):
         words += [word for value in values for word in (option, value)]
+    threads = torch.get_num_threads()
+    words += ["--threads", str(threads)] if threads != 1 else []
     return {
         "item": item.name,
         "title": item.title,

@@ -14,6 +14,7 @@ import torch
 from bilevel_apps.build import store_of
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import Config, load_preset, parse_config, with_settings
+from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.record import RunRecord, read_record
@@ -22,7 +23,7 @@ from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.run_tracking import begin_child
 from bilevel_apps.tracking import mlflow_client, one_line
 from bilevel_apps.train import train
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.trained_run import TrainedRun, load_run
 
 __all__ = ["Cell", "cost_of", "data_name", "held_out", "score_cells", "validations"]
 
@@ -33,8 +34,9 @@ class Cell:
     """A training, and what its best weights are scored on.
 
     Attributes:
-        name: of its folder and its record, with `-` for `/`.
+        name: of its record, with `-` for `/`.
         preset: what is trained.
+        training: the folder of a training that several cells are scored on; empty: its own.
         store: the images.
         settings: changes of the preset, `key=value` each, with those of the command line.
         request: what is scored; the store is put in.
@@ -43,8 +45,14 @@ class Cell:
     name: str
     preset: str
     store: Path
+    training: str = ""
     settings: tuple[str, ...] = ()
     request: Request
+
+    @property
+    def record(self) -> str:
+        """The name of its record, and of the folder that it has for itself."""
+        return self.name.replace("/", "-")
 
 
 def data_name(store: Path) -> str:
@@ -80,10 +88,11 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
     keys: dict[str, list[str]] = {}
     for cell in cells:
         given = work.runs.get(cell.name)
-        name = cell.name.replace("/", "-")
+        together = [c.record for c in cells if c.training and c.training == cell.training]
         for seed in range(work.seeds if given is None else 1):
-            key = f"{name}-seed-{seed}" if given is None else f"{name}-given"
-            job = _Job(work=work, cell=cell, key=key, seed=seed, given=given)
+            end = f"seed-{seed}" if given is None else "given"
+            key, same = f"{cell.record}-{end}", [f"{name}-{end}" for name in together]
+            job = _Job(work=work, cell=cell, key=key, same=same or [key], seed=seed, given=given)
             todo[key], own[key] = job.score, job.decisive()
             keys.setdefault(cell.name, []).append(key)
     parts = {part.key: part for part in work.parts(todo, {}, own, bar=False)}
@@ -93,17 +102,19 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A cell with one seed."""
+    """A cell with one seed; `same` are the records of its training."""
 
     work: Work
     cell: Cell
     key: str
+    same: Sequence[str]
     seed: int
     given: Path | None
 
     @property
     def path(self) -> Path:
-        return self.given or self.work.folder / self.key
+        name = f"{self.cell.training or self.cell.record}-seed-{self.seed}"
+        return self.given or self.work.folder / name
 
     def decisive(self) -> dict[str, Any]:
         """Return all that decides the result."""
@@ -115,12 +126,29 @@ class _Job:
         }
         if self.given is not None:
             with _own_threads():
-                return settings | {"checkpoint": load_run(self.given, "auto").sha256}
+                run = load_run(self.given, "auto")
+            self._check(run)
+            inner = run.task.inner._asdict()
+            return settings | {"checkpoint": run.sha256, "inner": inner}
         kept = self._config().flat()
         for key in ("data", "device", "threads"):
             del kept[key]
         trained = {key: v for key, v in kept.items() if not key.startswith("tracking.")}
         return settings | {"training": trained}
+
+    def _check(self, run: TrainedRun) -> None:
+        """Refuse a run that is not of the cell, whose figure would stand in its row.
+
+        Raises:
+            InputError: it has another network or method.
+        """
+        found, expected = run.config.flat(), self._config().flat()
+        for key in ("model.name", "method"):
+            if found[key] != expected[key]:
+                raise InputError(
+                    f"--run {self.cell.name}={self.given}: a run with {key}={found[key]}, but the "
+                    f"cell is of {key}={expected[key]}: give another run, or leave it out"
+                )
 
     def score(self) -> dict[str, Any]:
         """Train, unless a run was given, and score the best weights."""
@@ -168,10 +196,10 @@ class _Job:
         A part that ended there says it, and the training is given more of them now. What a process
         took that was stopped is lost.
         """
-        part = self.work.earlier(self.key)
-        if part is None or part.result.get("hyper_iterations") != step:
-            return {"trained_seconds": 0.0, "from_step": step}
-        return {key: part.result[key] for key in ("trained_seconds", "from_step")}
+        for part in filter(None, map(self.work.earlier, self.same)):
+            if part.result.get("hyper_iterations") == step:
+                return {key: part.result[key] for key in ("trained_seconds", "from_step")}
+        return {"trained_seconds": 0.0, "from_step": step}
 
 
 def _history(folder: RunFolder) -> dict[str, Any]:

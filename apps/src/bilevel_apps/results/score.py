@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import TrackingSection
@@ -59,7 +61,7 @@ def score_record(folder: Path, request: Request, *, machine: str | None = None) 
         lr=report["lr"],
         paper=_paper(data, run.config.model.name, report["way"], report["shot"]),
         train=command_of(run.config.model_copy(update=neutral), data),
-        evaluate=_evaluation(data, request),
+        evaluate=_evaluation(data, request, report),
         training_seed=run.config.seed,
         seed=report["seed"],
         hyper_iterations=None if last is None else last.step,
@@ -81,12 +83,14 @@ def _paper(data: str, network: str, way: int, shot: int) -> float | None:
     return None
 
 
-def _evaluation(data: str, request: Request) -> str:
+def _evaluation(data: str, request: Request, report: Mapping[str, Any]) -> str:
+    """Return the command of a score, with T and η where they are not those of the training."""
     words = ["bilevel-eval", "DIR", "--data", shlex.quote(f"{data}.h5"), "--split", request.split]
     words += ["--episodes", str(request.episodes), "--seed", str(request.seed)]
     for name in ("way", "shot", "query", "norm"):
         value = getattr(request, name)
         words += [] if value is None else [f"--{name}", str(value)]
-    words += ["--steps", str(request.steps[0])] if request.steps else []
-    words += ["--lr", f"{request.lr[0]:g}"] if request.lr else []
+    for option, name in (("--steps", "steps"), ("--lr", "lr")):
+        if getattr(request, name) or report[name] != report[f"trained_{name}"]:
+            words += [option, f"{report[name]:g}"]
     return " ".join(words)
