@@ -4,12 +4,14 @@ import io
 import json
 import os
 import pickle
+import sqlite3
 import struct
 import tarfile
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -810,7 +812,15 @@ def animated(form):
     return file.getvalue()
 
 
+def many_scans():
+    """A small file that asks for as many passes over all pixels as it likes."""
+    whole = picture_bytes((2000, 2000), form="JPEG", progressive=True).removesuffix(b"\xff\xd9")
+    start, *scans = whole.split(b"\xff\xda")
+    return b"\xff\xda".join([start, *scans, *[scans[-1]] * 1000]) + b"\xff\xd9"
+
+
 PICTURES = {
+    "scans.jpg": many_scans,
     "bomb.png": lambda: png(50_000, 50_000, data=zlib.compress(bytes(1 << 20))),
     "bomb.bmp": lambda: (
         picture_bytes(form="BMP")[:18]
@@ -918,6 +928,58 @@ for _name, _make in {
     "a file of secrets": lambda folder: (folder / "a" / "x.png").symlink_to("/etc/passwd"),
 }.items():
     case("picture", f"link, {_name}", named="x.png")(among_pictures(_make))
+
+
+# Beside a run, and where runs are recorded.
+
+
+def choice(make):
+    def prepare(place):
+        folder = spoilt_run(place)
+        make(folder / "chosen.json")
+        return ["eval", str(folder)]
+
+    return prepare
+
+
+def sweep(make):
+    def prepare(place):
+        folder = place.folder / "sweep"
+        folder.mkdir()
+        make(folder / "sweep.json")
+        return ["train", "--resume", "--out", str(folder)]
+
+    return prepare
+
+
+def written(text):
+    return lambda path: path.write_text(text)
+
+
+for _name, _make in {
+    "pipe": os.mkfifo,
+    "device": endless,
+    "deep": written("[" * 100_000),
+    "empty": written(""),
+    "another type": written('{"steps": "5", "lr": [], "checkpoint_sha256": 1}'),
+    "not a number": written('{"steps": 5, "lr": NaN, "checkpoint_sha256": "a"}'),
+}.items():
+    case("beside a run", f"chosen.json, {_name}", named="chosen.json")(choice(_make))
+    case("beside a run", f"sweep.json, {_name}", named="sweep.json")(sweep(_make))
+
+
+def foreign_database(path):
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE letters (text)")
+
+
+for _name, _make in {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "another program's": foreign_database,
+    "cut off": written("SQLite format 3\0"),
+}.items():
+    case("database", _name)(special(_make, "runs", "list", "--uri"))
 
 
 # Names and places.

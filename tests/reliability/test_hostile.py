@@ -35,6 +35,7 @@ NAMES = {
     "predict": "predict",
     "embed": "embed",
     "export": "export",
+    "runs": "runs",
 }
 
 
