@@ -141,6 +141,24 @@ def test_a_failed_rename_leaves_the_old_pair(tmp_path, source, source_split, mon
         assert verify_store(path) == before
 
 
+def test_a_failure_after_the_rename_leaves_the_new_pair(
+    tmp_path, source, source_split, monkeypatch
+):
+    path = tmp_path / "s.h5"
+    write_store(path, source())
+    publish = writer_module.publish
+
+    def broken(scratch, target):
+        publish(scratch, target)
+        if target == path:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writer_module, "publish", broken)
+    with pytest.raises(DataError, match="Input/output error"):
+        write_store(path, source(source_split("val")), overwrite=True)
+    assert tuple(verify_store(path).splits) == ("val",)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError, DataError])
 def test_failure_in_the_middle_leaves_nothing(tmp_path, source, source_split, error):
     good = source_split()
