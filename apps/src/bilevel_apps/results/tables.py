@@ -140,7 +140,9 @@ def _item(name: str, record: ItemRecord, folder: str) -> str:
 
 
 def _joined(value: object) -> str:
-    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " + ".join(map(_joined, value))
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _percent(accuracy: float, ci95: float) -> str:
