@@ -50,7 +50,7 @@ def client_of(uri: str) -> MlflowClient:
     """Return MLflow's client, once the address is known to answer.
 
     Raises:
-        InputError: it does not, or is another program's database: MLflow would add its tables.
+        InputError: it does not, or is another program's database, to which MLflow would add tables.
     """
     path = database_file(uri)
     if path is not None and not _is_mlflows(path):
@@ -78,10 +78,14 @@ def _is_there(uri: str) -> bool:
 
 
 def _is_mlflows(path: Path) -> bool:
-    """Say whether a database has MLflow's tables; one that cannot be read is left to MLflow."""
+    """Say whether a database has MLflow's tables.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             return {name for (name,) in found} >= TABLES
-    except sqlite3.Error:
-        return True
+    except sqlite3.Error as error:
+        raise InputError(f"{path}: cannot be read ({error}): give another --uri") from None
