@@ -53,10 +53,10 @@ def score(accuracies: NDArray[np.float64]) -> Score:
     return Score(accuracy=float(accuracies.mean()), ci95=ci95, episodes=len(accuracies))
 
 
-def half_interval(values: Sequence[float]) -> float:
-    """Return 1.96·std/√n, with std the sample's (n-1): half the 95 % interval of the mean."""
+def half_interval(values: Sequence[float], factor: float = 1.96) -> float:
+    """Return factor·std/√n, with std the sample's (n-1): half the 95 % interval of the mean."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return 1.96 * spread / math.sqrt(len(values))
+    return factor * spread / math.sqrt(len(values))
 
 
 def score_episodes(

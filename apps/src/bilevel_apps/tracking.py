@@ -148,24 +148,22 @@ def _unless(hurried: Callable[[], bool], action: Callable[[], object]) -> None:
         TimeoutError: it was left to the thread, which dies with the process.
         Exception: what it raised.
     """
-    raised: list[Exception | None] = []
+    raised: list[Exception] = []
 
     def work() -> None:
         try:
             action()
         except Exception as error:
             raised.append(error)
-        else:
-            raised.append(None)
 
     worker = Thread(target=work, daemon=True)
     worker.start()
     worker.join(STOP_SECONDS)
-    while not raised:
+    while worker.is_alive():
         if hurried():
             raise TimeoutError("no answer, and the process was told to end")
         worker.join(POLL_SECONDS)
-    if raised[0] is not None:
+    if raised:
         raise raised[0]
 
 

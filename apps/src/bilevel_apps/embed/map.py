@@ -131,8 +131,15 @@ def _draw_legend(axes: Axes, names: list[str]) -> None:
     for number, name in enumerate(names):
         axes.text(0.07, number + 0.5, str(number + 1), **_badge(number))
         short = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
-        style: dict[str, Any] = {"va": "center", "fontsize": 7.5, "color": INK}
-        axes.text(0.16, number + 0.5, _broken(short), parse_math=False, **style)
+        axes.text(
+            0.16,
+            number + 0.5,
+            _broken(short),
+            va="center",
+            fontsize=7.5,
+            color=INK,
+            parse_math=False,
+        )
 
 
 def _broken(name: str, width: int = 20) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+from bilevel_apps.scoring import half_interval
 
 __all__ = ["Spread", "spread"]
 
@@ -41,14 +42,13 @@ def spread(values: Sequence[float]) -> Spread:
     """
     return Spread(
         mean=statistics.fmean(values),
-        ci95=_half_interval(values) if len(values) > 1 else None,
+        ci95=half_interval(values, _student(len(values))) if len(values) > 1 else None,
         median=statistics.median(values),
         lowest=min(values),
         highest=max(values),
     )
 
 
-def _half_interval(values: Sequence[float]) -> float:
-    n = len(values)
-    t = float(stdtrit(n - 1, 0.975))
-    return t * statistics.stdev(values) / math.sqrt(n)
+def _student(n: int) -> float:
+    """Return t for the mean of n values."""
+    return float(stdtrit(n - 1, 0.975))

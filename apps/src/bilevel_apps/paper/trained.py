@@ -51,8 +51,13 @@ class Cell:
 
     @property
     def record(self) -> str:
-        """The name of its record, and of the folder that it has for itself."""
+        """The name of its record."""
         return self.name.replace("/", "-")
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its training."""
+        return self.training or self.record
 
 
 def data_name(store: Path) -> str:
@@ -88,11 +93,11 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
     keys: dict[str, list[str]] = {}
     for cell in cells:
         given = work.runs.get(cell.name)
-        together = [c.record for c in cells if c.training and c.training == cell.training]
+        together = [c.record for c in cells if c.folder == cell.folder]
         for seed in range(work.seeds if given is None else 1):
             end = f"seed-{seed}" if given is None else "given"
             key, same = f"{cell.record}-{end}", [f"{name}-{end}" for name in together]
-            job = _Job(work=work, cell=cell, key=key, same=same or [key], seed=seed, given=given)
+            job = _Job(work=work, cell=cell, key=key, same=same, seed=seed, given=given)
             todo[key], own[key] = job.score, job.decisive()
             keys.setdefault(cell.name, []).append(key)
     parts = {part.key: part for part in work.parts(todo, {}, own, bar=False)}
@@ -113,8 +118,7 @@ class _Job:
 
     @property
     def path(self) -> Path:
-        name = f"{self.cell.training or self.cell.record}-seed-{self.seed}"
-        return self.given or self.work.folder / name
+        return self.given or self.work.folder / f"{self.cell.folder}-seed-{self.seed}"
 
     def decisive(self) -> dict[str, Any]:
         """Return all that decides the result."""

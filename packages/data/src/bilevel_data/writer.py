@@ -69,7 +69,7 @@ def write_store(
         )
     sidecar = sidecar_path(path)
     if not path.exists():
-        _refuse_stranger(sidecar)
+        _refuse_stranger(path, sidecar)
     _manifest(source, dict.fromkeys(_names(source), _BLANK))  # refuse early what can be seen now
     total = sum(sum(split.class_sizes) for split in source.splits)
     done = 0
@@ -91,21 +91,17 @@ def write_store(
     return manifest
 
 
-def _refuse_stranger(sidecar: Path) -> None:
+def _refuse_stranger(path: Path, sidecar: Path) -> None:
     """Refuse to write over a file that has the name of a checksum and is none."""
-    if os.path.lexists(sidecar) and not _is_checksum(sidecar):
+    if not os.path.lexists(sidecar):
+        return
+    try:
+        read_sidecar(path)
+    except DataError:
         raise DataError(
             f"{sidecar}: exists already, and is no checksum of a store: move it away, or choose "
             "another name for the store"
-        )
-
-
-def _is_checksum(sidecar: Path) -> bool:
-    try:
-        read_sidecar(sidecar.with_suffix(""))
-    except DataError:
-        return False
-    return True
+        ) from None
 
 
 def _publish(scratch: Path, path: Path, note: Path, sidecar: Path) -> None:
