@@ -11,6 +11,7 @@ import pytest
 from bilevel_apps.cli import paper as command_line
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper import ITEMS, Claim, Item, Report, Scale, load_item
+from bilevel_apps.paper.overview import total_seconds
 from bilevel_apps.paper.run import Request, run_item
 from bilevel_apps.paper.spread import spread
 from bilevel_apps.pictures import new_figure
@@ -49,7 +50,7 @@ def made(calls, *, settings=None, fails_at=None, holds=True, draw=picture):
             claims=[claim],
             picture=draw,
             settings=settings,
-            cost={"squares": len(parts)},
+            cost={"squares": len(parts), "seconds": 1.5},
             differs=["It is not in the paper."],
             metrics={"sum": total},
         )
@@ -192,6 +193,29 @@ def test_json_is_one_object(tmp_path, bilevel_paper, monkeypatch):
     document = json.loads(out)
     assert document["claims"] == [{"text": "squares add up", "holds": True, "found": "to 14"}]
     assert {path.rpartition("/")[2] for path in document["files"]} == FILES
+
+
+def test_all_of_them_and_a_page(tmp_path, bilevel_paper, monkeypatch):
+    """One that fails stops no other, and one whose store is not given is left out."""
+    needs = replace(made([]), name="needs", data=("omniglot",))
+    fails = replace(made([], fails_at=0), name="fails")
+    false = replace(made([], holds=False), name="false")
+    items = {"figure1": made([]), "needs": needs, "fails": fails, "false": false}
+    monkeypatch.setattr(command_line, "ITEMS", dict.fromkeys(items, ""))
+    monkeypatch.setattr(command_line, "load_item", items.get)
+    status, out, err = bilevel_paper("all", "--no-track", "--out", tmp_path)
+    assert status == 1
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines()[1:-1])
+    assert lines["figure1"].startswith("1 of 1 claims hold")
+    assert lines["needs"].startswith("left out: it takes a store, --data")
+    assert lines["fails"].startswith("failed: fails: the inner run diverged")
+    assert lines["false"].startswith("0 of 1 claims hold")
+    assert err.splitlines()[-1].startswith("error: fails, false: failed, or a claim did not hold")
+    page = (tmp_path / "all.md").read_text("utf-8")
+    assert "## [figure1](figure1.md): squares\n\n![squares](figure1.png)\n\n- holds: squ" in page
+    assert "- FAILS: squares add up (to 14)" in page
+    costs = [{"seconds": 3.0, "shared": "a"}, {"seconds": 3.0, "shared": "a"}, {"seconds": 2.0}]
+    assert total_seconds(costs) == 5
 
 
 def test_the_list_names_every_item(bilevel_paper):

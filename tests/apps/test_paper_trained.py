@@ -11,6 +11,7 @@ import pytest
 
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request as Evaluation
 from bilevel_apps.evaluate import evaluate_run
@@ -68,7 +69,7 @@ def characters(named):
 
 
 def request(out, *stores, **options):
-    return Request(out=out, track=False, data=stores, **options)
+    return Request(**{"out": out, "track": False, "data": stores, **options})
 
 
 def computed(name, out, *stores, **options):
@@ -138,8 +139,10 @@ def test_other_settings_do_not_continue_a_training(tmp_path, characters):
 
 
 def test_a_run_in_the_place_of_a_training(tmp_path, characters, trained):
-    runs = (f"omniglot-5way-1shot={trained}",)
-    report, document = computed("table3", tmp_path, characters, runs=runs, assignments=())
+    only, runs = ("omniglot-5way-1shot",), (f"omniglot-5way-1shot={trained}",)
+    report, document = computed(
+        "table3", tmp_path, characters, only=only, runs=runs, assignments=()
+    )
     (row,) = report.rows
     sha256 = load_checkpoint(trained / "best.safetensors").file_sha256
     assert sha256.startswith(row["checkpoint"])
@@ -149,9 +152,8 @@ def test_a_run_in_the_place_of_a_training(tmp_path, characters, trained):
 
 def test_a_run_is_scored_on_the_episodes_of_the_cell(tmp_path, characters, trained):
     """And not on those that it was trained for: the figure stands beside the paper's."""
-    report, _ = computed(
-        "table3", tmp_path, characters, runs=(f"omniglot-5way-5shot={trained}",), assignments=()
-    )
+    only, runs = ("omniglot-5way-5shot",), (f"omniglot-5way-5shot={trained}",)
+    report, _ = computed("table3", tmp_path, characters, only=only, runs=runs, assignments=())
     asked = Evaluation(data=characters, episodes=8, way=5, shot=5)
     assert report.rows[0]["accuracy"] == 100 * evaluate_run(trained, asked)["accuracy"]
 
@@ -159,19 +161,24 @@ def test_a_run_is_scored_on_the_episodes_of_the_cell(tmp_path, characters, train
 def test_a_run_of_something_else_is_refused(tmp_path, characters, trained):
     with pytest.raises(InputError, match=r"approx=.*: a run with method=hyper-representation, but"):
         computed("table4", tmp_path, characters, runs=(f"approx={trained}",))
-    cell = "mini-imagenet-c4l-5way-1shot"
-    with pytest.raises(
-        InputError, match=r"a run with model\.name=omniglot-net, but the cell is of"
-    ):
-        computed("table3", tmp_path, characters, runs=(f"{cell}={trained}",))
+    cell = "paper/omniglot-5way-1shot"
+    with pytest.raises(InputError, match=r"a run with model\.norm=ghost, but the cell is of"):
+        computed(
+            "table3",
+            tmp_path,
+            characters,
+            only=(cell,),
+            runs=(f"{cell}={trained}",),
+            assignments=(),
+        )
 
 
 def test_another_choice_of_t_is_another_result(tmp_path, characters, trained):
-    runs = (f"omniglot-5way-1shot={tmp_path / 'run'}",)
+    only, runs = ("omniglot-5way-1shot",), (f"omniglot-5way-1shot={tmp_path / 'run'}",)
     shutil.copytree(trained, tmp_path / "run")
 
     def steps():
-        report, _ = computed("table3", tmp_path, characters, runs=runs)
+        report, _ = computed("table3", tmp_path, characters, only=only, runs=runs, assignments=())
         return report.rows[0]["T"]
 
     assert steps() == 5
@@ -192,6 +199,13 @@ def test_omniglot_at_full_scale_is_one_training(tmp_path, characters):
     one, five = report.details
     assert one["trained_seconds"] < five["trained_seconds"] < one["trained_seconds"] + 1
     assert five["from_step"] == 0
+    assert report.cost["hyper-iterations"] == [10]  # of one training, however many cells it has
+    later, _ = computed(
+        "table3", tmp_path, characters, **{**options, "only": ("omniglot-20way-1shot",)}
+    )
+    (twenty,) = later.details
+    assert one["trained_seconds"] < twenty["trained_seconds"] < one["trained_seconds"] + 2
+    assert (twenty["from_step"], "resumed" in later.cost) == (0, False)
 
 
 def scored(accuracy, **more):
@@ -248,12 +262,33 @@ def test_table4_has_all_rows_from_the_same_budget(tmp_path, characters):
     assert (tmp_path / "table4.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_table4_gives_multiclass_as_much_work():
-    """Of four episodes of 5 ways and 16 images a quarter, for a network of twice the filters."""
-    values = dict(text.split("=") for text in table4.BALANCED)
-    images = int(values["train.shot"]) + int(values["train.query"])
-    count = int(values["train.meta_batch"]) * int(values["train.way"]) * images
-    assert 4 * count == 4 * 5 * (1 + 15)
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("paper/mini-imagenet-c4l-5way-1shot", []),
+        ("paper/omniglot-5way-1shot", ["model.filters=16"]),
+        ("paper/mini-imagenet-c4l-5way-1shot", ["train.meta_batch=8", "train.shot=5"]),
+        ("paper/mini-imagenet-c4l-5way-1shot", ["train.way=20", "train.accumulate=2"]),
+    ],
+)
+def test_table4_gives_multiclass_as_much_work(preset, changes):
+    """Of the other rows' images a quarter, for a network of twice the filters."""
+    common = parse_config(with_settings(load_preset(preset), changes), "test")
+    wider = parse_config(with_settings(load_preset(preset), [*changes, *table4._wider(common)]), "")
+
+    def images(config):
+        train, episode = config.train, config.episode
+        shot, query = train.shot or episode.shot, train.query or episode.query
+        return train.meta_batch * (train.way or episode.way) * (shot + query)
+
+    assert 4 * images(wider) == images(common)
+    assert wider.model.filters == 2 * (common.model.filters or 32)
+
+
+def test_a_network_whose_filters_are_not_known():
+    changed = with_settings(load_preset("paper/mini-imagenet-c4l-5way-1shot"), ["model.name=rn"])
+    with pytest.raises(InputError, match=r"those of rn are not known: give --set model\.filters=N"):
+        table4._wider(parse_config(changed, "test"))
 
 
 def test_what_table4_claims():
@@ -288,6 +323,26 @@ def test_table4_draws_the_curves_that_the_tracker_has(tmp_path, characters, monk
     assert len(report.picture().axes) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("moved", [False, True], ids=["where it was", "beside another database"])
+def test_the_curve_of_a_training_that_goes_on_is_whole(tmp_path, characters, monkeypatch, moved):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked = Request(
+        out=tmp_path / "a" / "out", data=(characters,), only=("approx",), assignments=FEW
+    )
+    first, _ = run_item(load_item("table4"), asked)
+    if moved:
+        shutil.copytree(tmp_path / "a" / "out", tmp_path / "b" / "out")
+        asked = replace(asked, out=tmp_path / "b" / "out")
+    longer = replace(asked, assignments=(*FEW, "train.steps=15"))
+    report, _ = run_item(load_item("table4"), longer)
+    assert [row["hyper-iterations"] for row in report.details] == [5, 10, 15]
+    assert report.details[:2] == first.details
+    seconds = [row["seconds"] for row in report.details]
+    assert seconds == sorted(seconds)
+
+
 def test_figure6(tmp_path, characters):
     report, _ = computed("figure6", tmp_path, characters, only=("T-3", "T-12"))
     assert [row["T"] for row in report.rows] == [3, 12]
@@ -295,6 +350,26 @@ def test_figure6(tmp_path, characters):
     for row in report.rows:
         assert 100 * own[row["T"], row["T"]] == pytest.approx(row["accuracy"])
         assert row["with the best T"] >= row["accuracy"]
+
+
+def test_figure6_compares_all_seeds():
+    low, high = (scored(a, steps=3, checkpoint_step=c)[0] for a, c in ((0.6, 300), (0.9, 100)))
+    many = scored(0.7, steps=12, checkpoint_step=200)[0]
+    for full in (False, True):
+        assert figure6._claims([low, many], full=full)[1].holds
+        assert not figure6._claims([low, high, many], full=full)[1].holds
+
+
+def test_figure6_takes_runs_of_the_cell_alone(tmp_path, characters, trained):
+    with pytest.raises(InputError, match=r"a run with inner\.steps=5, but the cell is of inner"):
+        computed(
+            "figure6",
+            tmp_path,
+            characters,
+            only=("T-3",),
+            runs=(f"T-3={trained}",),
+            assignments=(),
+        )
 
 
 def test_what_figure6_claims():
@@ -349,6 +424,22 @@ def test_pixel_distance_is_the_root_mean_square():
         ("table3", {"runs": ("x",)}, "--run x: expected PART=DIR with PART one of omniglot-5way"),
         ("table4", {"runs": ("approx=",)}, "expected PART=DIR"),
         ("table4", {"runs": ("approx=a", "approx=b")}, "--run approx=b: a was given for the same"),
+        (
+            "table4",
+            {"only": ("approx",), "runs": ("multiclass=a",)},
+            "--only leaves multiclass out",
+        ),
+        (
+            "table4",
+            {"only": ("approx",), "runs": ("approx=a",), "assignments": ("train.steps=7",)},
+            "--set train.steps=7: nothing is trained where every part has a run",
+        ),
+        ("table4", {"assignments": ("method=approx",)}, "are what they are by their method"),
+        ("figure6", {"assignments": ("inner.steps=2",)}, "are what they are by their inner.steps"),
+        ("table4", {"assignments": ("seed=7",)}, "--set seed=7: use --seeds for it"),
+        ("table3", {"assignments": ("data=x.h5",)}, "--set data=x.h5: use --data for it"),
+        ("figure6", {"assignments": ("tracking.enabled=true",)}, "use --track for it"),
+        ("table5", {"data": (Path("x.h5"),)}, "--data x.h5: table5 takes no store"),
     ],
 )
 def test_options_that_an_item_cannot_use(tmp_path, name, options, message):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from bilevel_apps.errors import InputError
 
-__all__ = ["choose_device", "choose_precision", "set_threads"]
+__all__ = ["choose_device", "choose_precision", "own_threads", "set_threads"]
 
 
 def set_threads(threads: int | None, *, sharers: int = 1) -> int:
@@ -24,6 +26,16 @@ def set_threads(threads: int | None, *, sharers: int = 1) -> int:
         count = min(count, part)
     torch.set_num_threads(count)
     return count
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Give back the number of threads, which a run sets to its own when it is loaded."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_device(name: str) -> torch.device:

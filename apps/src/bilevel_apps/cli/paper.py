@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = """Compute the paper's tables and figures and say what the paper says beside them.
 
-Each command writes to --out, whole or not at all, with NAME for its own name:
+Each item writes to --out, whole or not at all, with NAME for its own name:
 
 \b
 NAME.md             the paper's row, ours, intervals, claims, settings, cost, what differs
@@ -44,6 +44,8 @@ Example:
 
   bilevel-paper table5 --out runs/paper
 
+  bilevel-paper all --data omniglot.h5 --out runs/paper
+
   bilevel-paper table3 --data omniglot.h5 --scale full --only omniglot-5way-1shot --out runs/paper
 """
 
@@ -59,19 +61,51 @@ def list_(debug: Debug = False) -> None:
         print(f"{name:{width}}  {title}")
 
 
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")]
+Sized = Annotated[Scale, typer.Option(help="How much to compute.")]
+Stores = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE.h5", help="A store of bilevel-data; repeat it for several data sets."
+    ),
+]
+Tracked = Annotated[bool, typer.Option("--track/--no-track", help="Log to MLflow, or do not.")]
+
+
+@app.command("all")
+def all_(
+    out: Out,
+    scale: Sized = Scale.QUICK,
+    data: Stores = None,
+    track: Tracked = True,
+    threads: Threads = 1,
+    debug: Debug = False,
+) -> None:
+    """Compute all of them, one after another, and a page with every picture and claim: all.md."""
+    del debug
+    from bilevel_apps.hardware import set_threads
+    from bilevel_apps.paper.overview import PAGE, run_all
+    from bilevel_apps.paper.render import as_lines
+    from bilevel_apps.paper.run import Request
+
+    set_threads(threads)
+    request = Request(out=out, scale=scale, data=tuple(data or ()), track=track)
+    outcomes = run_all(map(load_item, ITEMS), request)
+    print("\n".join(as_lines([outcome.row() for outcome in outcomes])))
+    print(f"in {out}: {PAGE}")
+    wrong = [outcome.item.name for outcome in outcomes if not outcome.holds]
+    if wrong:
+        raise RunError(f"{', '.join(wrong)}: failed, or a claim did not hold: see {PAGE}")
+
+
 def _command(name: str) -> Callable[..., None]:
     def command(
-        out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")],
-        scale: Annotated[Scale, typer.Option(help="How much to compute.")] = Scale.QUICK,
+        out: Out,
+        scale: Sized = Scale.QUICK,
         seeds: Annotated[
             int | None, typer.Option(min=1, help="Data sets; by default as many as the scale has.")
         ] = None,
-        data: Annotated[
-            list[Path] | None,
-            typer.Option(
-                metavar="FILE.h5", help="A store of bilevel-data; repeat it for several data sets."
-            ),
-        ] = None,
+        data: Stores = None,
         only: Annotated[
             list[str] | None,
             typer.Option(metavar="PART", help="Compute this part alone; may be repeated."),
@@ -88,9 +122,7 @@ def _command(name: str) -> Callable[..., None]:
                 help="A run, or pretrained:TAG, to take in the place of training one.",
             ),
         ] = None,
-        track: Annotated[
-            bool, typer.Option("--track/--no-track", help="Log to MLflow, or do not.")
-        ] = True,
+        track: Tracked = True,
         threads: Threads = 1,
         as_json: Json = False,
         debug: Debug = False,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bilevel_apps.embed.samples import embed_images
 from bilevel_apps.errors import InputError
+from bilevel_apps.hardware import own_threads
 from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_data import ImageSplit
 
@@ -74,9 +75,8 @@ def open_characters(weights: Path, data: Path | None) -> Characters:
         InputError: one of them cannot be used, or they do not fit together.
         bilevel_data.DataError: the store is damaged.
     """
-    threads = torch.get_num_threads()
-    run = load_run(weights, "cpu")
-    torch.set_num_threads(threads)  # as asked for here, and not as the run was trained
+    with own_threads():
+        run = load_run(weights, "cpu")
     store = run.store(data)
     if SPLIT not in store.splits:
         raise InputError(

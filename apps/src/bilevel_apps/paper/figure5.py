@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bilevel_apps.embed.figures import Figures, compare_with_pixels
 from bilevel_apps.embed.pairs import Pair, extreme_pairs, pairs_figure
 from bilevel_apps.embed.samples import Embedded, balanced, embed_episode, embed_images
+from bilevel_apps.hardware import own_threads
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.trained import data_name, held_out
 from bilevel_apps.paper.work import Part, Work
@@ -39,7 +40,8 @@ CLASSES = 100
 def run(work: Work) -> Report:
     """Draw the pairs of the first episodes, and count over all of them."""
     chosen = work.runs.get("") or Path(WEIGHTS.get(data_name(work.store), WEIGHTS[OMNIGLOT]))
-    trained = load_run(chosen, "auto")
+    with own_threads():
+        trained = load_run(chosen, "auto")
     store = trained.store(work.store)
     split = held_out(work.store)
     settings = {

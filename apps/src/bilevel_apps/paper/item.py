@@ -52,7 +52,8 @@ class Report:
         claims: at least one.
         picture: draws it.
         settings: everything that decides the numbers.
-        cost: counted work, by name.
+        cost: counted work, by name; `seconds` is what all parts took, and `shared`, where it is,
+            says with which other items.
         differs: what is not as in the paper, or not known of it, a sentence each.
         metrics: what the tracker keeps.
     """
@@ -83,6 +84,7 @@ class Item:
             stores it takes the first of these. None: it needs no store.
         cells: the parts that can be computed on their own; empty: it has none.
         trains: it trains networks, whose settings can be changed.
+        fixed: the settings that make its cells what they are, and cannot be.
         shows: it shows a run; one with cells can take a run for each of them.
     """
 
@@ -94,4 +96,5 @@ class Item:
     data: tuple[str, ...] | None = None
     cells: tuple[str, ...] = ()
     trains: bool = False
+    fixed: tuple[str, ...] = ()
     shows: bool = False

@@ -40,6 +40,10 @@ class Request:
     runs: tuple[str, ...] = ()
 
 
+GIVEN = {"data": "--data", "seed": "--seeds", "tracking": "--track"}
+"""Settings, or sections of them, that other options give."""
+
+
 def check_options(item: Item, request: Request) -> None:
     """Refuse options that mean nothing to the item, before any work.
 
@@ -54,14 +58,27 @@ def check_options(item: Item, request: Request) -> None:
         raise InputError(
             f"--set {request.assignments[0]}: {item.name} trains no network: leave --set out"
         )
+    if request.data and item.data is None:
+        raise InputError(f"--data {request.data[0]}: {item.name} takes no store: leave --data out")
+    for assignment in request.assignments:
+        key = assignment.partition("=")[0].strip()
+        if key in item.fixed:
+            raise InputError(
+                f"--set {assignment}: the parts of {item.name} are what they are by their {key}: "
+                f"choose them with --only"
+            )
+        option = GIVEN.get(key.partition(".")[0])
+        if option is not None:
+            raise InputError(f"--set {assignment}: use {option} for it, and leave --set out")
 
 
-def runs_of(item: Item, given: Sequence[str]) -> dict[str, Path]:
+def runs_of(item: Item, request: Request) -> dict[str, Path]:
     """Return the runs to show by the cells they are for.
 
     Raises:
-        InputError: the item shows none, or one is not of a cell that it has.
+        InputError: the item shows none, or one is not of a cell that is computed.
     """
+    given, only = request.runs, request.only
     if given and not item.shows:
         raise InputError(f"--run {given[0]}: {item.name} shows no run: leave --run out")
     runs: dict[str, Path] = {}
@@ -70,9 +87,16 @@ def runs_of(item: Item, given: Sequence[str]) -> dict[str, Path]:
         if not (equals and folder) or (item.cells and cell not in item.cells):
             names = ", ".join(item.cells)
             raise InputError(f"--run {text}: expected PART=DIR with PART one of {names}")
+        if cell and only and cell not in only:
+            raise InputError(f"--run {text}: --only leaves {cell} out: leave one of the two out")
         if cell in runs:
             raise InputError(f"--run {text}: {runs[cell]} was given for the same: leave one out")
         runs[cell] = Path(folder)
+    if request.assignments and item.cells and set(only or item.cells) <= runs.keys():
+        raise InputError(
+            f"--set {request.assignments[0]}: nothing is trained where every part has a run: leave "
+            "--set out"
+        )
     return runs
 
 

@@ -41,7 +41,7 @@ def run_item(item: Item, request: Request) -> tuple[Report, dict[str, Any]]:
         RunError: an inner run failed, or a file cannot be written.
     """
     check_options(item, request)
-    runs = runs_of(item, request.runs)
+    runs = runs_of(item, request)
     stores = stores_of(item, request)
     check_writable(request.out)
     seeds = item.seeds[request.scale] if request.seeds is None else request.seeds
@@ -77,7 +77,7 @@ def _document(
         ("--data", [f"{name}.h5" for name in stores]),
         ("--only", request.only),
         ("--set", request.assignments),
-        ("--run", [_shown(cell, run) for cell, run in runs_of(item, request.runs).items()]),
+        ("--run", [_shown(cell, run) for cell, run in runs_of(item, request).items()]),
     ):
         words += [word for value in values for word in (option, value)]
     threads = torch.get_num_threads()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel_apps.config import load_preset, parse_config, with_settings
-from bilevel_apps.evaluate import Request
+from bilevel_apps.config import Config, load_preset, parse_config, with_settings
+from bilevel_apps.errors import InputError
 from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.panels import tidy
-from bilevel_apps.paper.trained import Cell, data_name, held_out, score_cells
+from bilevel_apps.paper.trained import Cell, data_name, held_out, score_cells, unseen
 from bilevel_apps.paper.trained_report import (
     MINI,
     OMNIGLOT,
@@ -54,11 +54,8 @@ SMALL = (
     "train.validate_episodes=100",
     "train.checkpoint_every=150",
 )
-WIDER = {True: "model.filters=64", False: "model.filters=32"}
-"""The network of Multiclass has twice the filters of the others."""
-
-BALANCED = ("train.meta_batch=1", "train.way=40", "train.shot=1", "train.query=1")
-"""A quarter of the others' images for Multiclass, as twice the filters are four times the work."""
+FILTERS = {"c4l": 32, "omniglot-net": 64}
+"""What networks have where `model.filters` does not say."""
 
 EPISODES = 600
 
@@ -99,7 +96,7 @@ DIFFERS = (
     "Where `train.minutes` ends the runs, the rows have the same time, and not the same number of "
     "images.",
     "The paper's accuracies are on the test classes of mini-ImageNet. The split that ours are on "
-    "is in the table; on `val` the checkpoint was chosen on the same classes.",
+    "is in the table; on `val` the checkpoint was chosen on other episodes of the same classes.",
     "Normalisation is `episode`, as in the paper's code: transductive. Where a row has one set an "
     "episode, that set is normalised as a whole in training, and support and query images apart "
     "in the test.",
@@ -126,7 +123,7 @@ def _cell(work: Work, store: Path, preset: str, name: str) -> Cell:
         preset=preset,
         store=store,
         settings=_settings(work, preset, name),
-        request=Request(split=held_out(store), episodes=EPISODES),
+        request=unseen(held_out(store), episodes=EPISODES),
     )
 
 
@@ -135,14 +132,53 @@ def _settings(work: Work, preset: str, name: str) -> tuple[str, ...]:
     settings = [f"method={name}"]
     settings += TABLE4 if preset == PRESETS[OMNIGLOT] else ()
     settings += () if work.full else SMALL
-    settings += [WIDER[work.full], *BALANCED] if name == MULTICLASS else []
     settings += work.assignments
-    if name == CLASSIC:  # T passes through the backbone a hyper-iteration: so many fewer of them
-        config = parse_config(with_settings(load_preset(preset), settings), "--set")
-        for key in ("steps", "validate_every", "checkpoint_every"):
-            count = getattr(config.train, key) // max(1, config.inner.steps)
-            settings.append(f"train.{key}={max(1, count)}")
-    return tuple(settings)
+    common = parse_config(with_settings(load_preset(preset), settings), "--set")
+    change = SAME_BUDGET.get(name)
+    return (*settings, *(change(common) if change is not None else ()))
+
+
+def _fewer_steps(common: Config) -> tuple[str, ...]:
+    """Return a T-th of the hyper-iterations, as each is T passes through the backbone."""
+    return tuple(
+        f"train.{key}={max(1, getattr(common.train, key) // max(1, common.inner.steps))}"
+        for key in ("steps", "validate_every", "checkpoint_every")
+    )
+
+
+def _wider(common: Config) -> tuple[str, ...]:
+    """Return twice the filters, four times the work an image, and a quarter of the images.
+
+    They are in pairs of a class, one as support and one as query image.
+
+    Raises:
+        InputError: the network's filters are not known.
+    """
+    train, episode, model = common.train, common.episode, common.model
+    filters = model.filters or FILTERS.get(model.name)
+    if filters is None:
+        raise InputError(
+            f"{MULTICLASS}: it has twice the filters of the other rows, but those of {model.name} "
+            "are not known: give --set model.filters=N"
+        )
+    way, shot = train.way or episode.way, train.shot or episode.shot
+    images = train.meta_batch * way * (shot + (train.query or episode.query)) // 4
+    batches = max(1, train.meta_batch // 4)
+    return (
+        f"model.filters={2 * filters}",
+        f"train.meta_batch={batches}",
+        "train.accumulate=1",
+        f"train.way={max(1, images // (2 * batches))}",
+        "train.shot=1",
+        "train.query=1",
+    )
+
+
+SAME_BUDGET: dict[str, Callable[[Config], tuple[str, ...]]] = {
+    MULTICLASS: _wider,
+    CLASSIC: _fewer_steps,
+}
+"""What changes in a row so that it has as much work as the others."""
 
 
 def _row(name: str, part: Part) -> Row:
@@ -195,7 +231,7 @@ def _ahead(name: str, found: Mapping[str, Sequence[Part]]) -> Claim:
     ours = min((part.result for part in found[OURS]), key=lambda r: r["accuracy"])
     theirs = max((part.result for part in found[name]), key=lambda r: r["accuracy"])
     return Claim(
-        text=f"the hyper-representation is ahead of {name} by more than both intervals",
+        text=f"the hyper-representation is ahead of {name} by more than the sum of both intervals",
         holds=lead(ours, theirs) > 0,
         found=f"{percent(ours)} and {percent(theirs)} %",
     )
@@ -274,5 +310,6 @@ ITEM = Item(
     data=(MINI, OMNIGLOT),
     cells=tuple(PAPER),
     trains=True,
+    fixed=("method",),
     shows=True,
 )

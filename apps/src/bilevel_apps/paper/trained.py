@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
@@ -16,6 +15,7 @@ from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import Config, load_preset, parse_config, with_settings
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request, evaluate_run
+from bilevel_apps.hardware import own_threads
 from bilevel_apps.paper.work import Part, Work
 from bilevel_apps.record import RunRecord, read_record
 from bilevel_apps.report import say, warn
@@ -25,7 +25,10 @@ from bilevel_apps.tracking import mlflow_client, one_line
 from bilevel_apps.train import train
 from bilevel_apps.trained_run import TrainedRun, load_run
 
-__all__ = ["Cell", "cost_of", "data_name", "held_out", "score_cells", "validations"]
+__all__ = ["Cell", "cost_of", "data_name", "held_out", "score_cells", "unseen", "validations"]
+
+VALIDATED = 1_000_000
+"""The seed of episodes for a report on validation classes: above those of trainings."""
 
 
 @final
@@ -40,6 +43,7 @@ class Cell:
         store: the images.
         settings: changes of the preset, `key=value` each, with those of the command line.
         request: what is scored; the store is put in.
+        like: the settings that a run that is given for it must have too.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Cell:
     training: str = ""
     settings: tuple[str, ...] = ()
     request: Request
+    like: tuple[str, ...] = ("model.name", "method")
 
     @property
     def record(self) -> str:
@@ -70,6 +75,19 @@ def held_out(store: Path) -> str:
     return "test" if "test" in store_of(store).splits else "val"
 
 
+def unseen(split: str, **options: Any) -> Request:
+    """Return a request for episodes of a split that no checkpoint was chosen on.
+
+    Validations of a training take the episodes of its own seed; of other seeds are others of the
+    same classes.
+
+    Args:
+        split: which.
+        options: the others of the request.
+    """
+    return Request(split=split, seed=VALIDATED if split == "val" else 0, **options)
+
+
 def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
     """Train what is not trained yet and score it; returns the parts of each cell, one a seed.
 
@@ -81,6 +99,7 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
         data, filters, trained_seed, trained_inner_steps: what it was trained on, and how
         hyper_iterations, validation: of the training, and its best score, as its record has them
         validations: [hyper-iterations, seconds, accuracy] of each, where MLflow has them
+        training: the name of its folder; absent of a run that was given
         trained_seconds, from_step: what the training took since it was stopped, or since its
             beginning, and where that was; of a run that was given, until the last validation
 
@@ -93,11 +112,10 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
     keys: dict[str, list[str]] = {}
     for cell in cells:
         given = work.runs.get(cell.name)
-        together = [c.record for c in cells if c.folder == cell.folder]
         for seed in range(work.seeds if given is None else 1):
             end = f"seed-{seed}" if given is None else "given"
-            key, same = f"{cell.record}-{end}", [f"{name}-{end}" for name in together]
-            job = _Job(work=work, cell=cell, key=key, same=same, seed=seed, given=given)
+            key = f"{cell.record}-{end}"
+            job = _Job(work=work, cell=cell, key=key, seed=seed, given=given)
             todo[key], own[key] = job.score, job.decisive()
             keys.setdefault(cell.name, []).append(key)
     parts = {part.key: part for part in work.parts(todo, {}, own, bar=False)}
@@ -107,12 +125,11 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A cell with one seed; `same` are the records of its training."""
+    """A cell with one seed."""
 
     work: Work
     cell: Cell
     key: str
-    same: Sequence[str]
     seed: int
     given: Path | None
 
@@ -129,7 +146,7 @@ class _Job:
             "data": {name: split.sha256 for name, split in manifest.splits.items()},
         }
         if self.given is not None:
-            with _own_threads():
+            with own_threads():
                 run = load_run(self.given, "auto")
             self._check(run)
             inner = run.task.inner._asdict()
@@ -144,10 +161,11 @@ class _Job:
         """Refuse a run that is not of the cell, whose figure would stand in its row.
 
         Raises:
-            InputError: it has another network or method.
+            InputError: it differs in what makes the cell.
         """
         found, expected = run.config.flat(), self._config().flat()
-        for key in ("model.name", "method"):
+        found["inner.steps"] = run.task.inner.steps  # which may have been chosen after the training
+        for key in self.cell.like:
             if found[key] != expected[key]:
                 raise InputError(
                     f"--run {self.cell.name}={self.given}: a run with {key}={found[key]}, but the "
@@ -156,8 +174,8 @@ class _Job:
 
     def score(self) -> dict[str, Any]:
         """Train, unless a run was given, and score the best weights."""
-        with _own_threads():
-            took = {} if self.given is not None else self._train()
+        with own_threads():
+            trained = {} if self.given is not None else self._train()
             report = evaluate_run(self.path, replace(self.cell.request, data=self.cell.store))
             config = load_run(self.path, "auto").config
         for key in ("checkpoint", "picture"):  # where they are on this machine
@@ -168,7 +186,7 @@ class _Job:
             "trained_inner_steps": config.inner.steps,
             "filters": config.model.filters,
         }
-        return report | more | _history(RunFolder(self.path)) | took
+        return report | more | _history(RunFolder(self.path)) | trained
 
     def _config(self) -> Config:
         assignments = (*self.cell.settings, f"seed={self.seed}")
@@ -176,7 +194,7 @@ class _Job:
         return parse_config(settings | {"data": str(self.cell.store.resolve())}, "--set")
 
     def _train(self) -> dict[str, Any]:
-        """Begin or go on with the training; returns its seconds, and where they begin to count."""
+        """Begin or go on with the training; returns what `score_cells` says of its course."""
         folder, config, target = RunFolder(self.path), self._config(), self.work.target
         if folder.began():
             config = folder.continued(config)
@@ -189,21 +207,42 @@ class _Job:
             named = replace(target, run_name=f"{self.work.name}-{self.key}")
             begin_child(self.work.tracker, named, folder)
         say(f"{self.work.name}: {self.key}")
-        before, began = self._counted(_step(folder)), time.perf_counter()
+        before, began = self._before(_step(folder)), time.perf_counter()
         train(config, folder.path, resume=True)
-        before["trained_seconds"] += time.perf_counter() - began
-        return before
+        return {
+            "training": self.path.name,
+            "trained_seconds": before["trained_seconds"] + time.perf_counter() - began,
+            "from_step": before["from_step"],
+            "validations": _joined(before, validations(folder)),
+        }
 
-    def _counted(self, step: int) -> dict[str, Any]:
-        """Return what is known of a training's seconds until a hyper-iteration.
+    def _before(self, step: int) -> Mapping[str, Any]:
+        """Return what is known of a training's course until a hyper-iteration.
 
-        A part that ended there says it, and the training is given more of them now. What a process
-        took that was stopped is lost.
+        A part of the same training that ended there says it: of another cell, or of this one, which
+        is given more of them now. What a process took that was stopped is lost.
         """
-        for part in filter(None, map(self.work.earlier, self.same)):
-            if part.result.get("hyper_iterations") == step:
-                return {key: part.result[key] for key in ("trained_seconds", "from_step")}
+        for part in self.work.earlier():
+            same = part.key == self.key or part.result.get("training") == self.path.name
+            if same and part.result.get("hyper_iterations") == step:
+                return cast(Mapping[str, Any], part.result)
         return {"trained_seconds": 0.0, "from_step": step}
+
+
+def _joined(before: Mapping[str, Any], curve: list[list[float]]) -> list[list[float]]:
+    """Return the validations of a training that went on.
+
+    Those before come first where the tracker does not know them: where it is another one since.
+
+    Args:
+        before: the result of the part that ended where the training went on.
+        curve: what the tracker has.
+    """
+    known: list[list[float]] = before.get("validations") or []
+    if not known or (curve and curve[0][0] <= known[0][0]):
+        return curve
+    passed, last = before["trained_seconds"], known[-1][0]
+    return known + [[step, passed + seconds, a] for step, seconds, a in curve if step > last]
 
 
 def _history(folder: RunFolder) -> dict[str, Any]:
@@ -225,16 +264,6 @@ def _step(folder: RunFolder) -> int:
 
 def _last(folder: RunFolder) -> RunRecord:
     return read_record(load_checkpoint(folder.last), folder.last)
-
-
-@contextmanager
-def _own_threads() -> Iterator[None]:
-    """Give back the number of threads, which a run sets to its own."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def validations(folder: RunFolder) -> list[list[float]]:
@@ -260,12 +289,13 @@ def validations(folder: RunFolder) -> list[list[float]]:
 
 
 def cost_of(parts: Sequence[Part]) -> dict[str, Any]:
-    """Return what the cells took, for a report."""
-    resumed = [part.key for part in parts if part.result.get("from_step")]
-    cost = {
-        "hyper-iterations": [part.result.get("hyper_iterations", "given") for part in parts],
-        "seconds of training": [_seconds(part.result.get("trained_seconds")) for part in parts],
-        "seconds with scoring": _seconds(sum(part.seconds for part in parts)),
+    """Return what the cells took, for a report; a training that several are of counts once."""
+    trainings = {part.result.get("training", part.key): part.result for part in parts}
+    resumed = [name for name, found in trainings.items() if found.get("from_step")]
+    cost: dict[str, Any] = {
+        "hyper-iterations": [f.get("hyper_iterations", "given") for f in trainings.values()],
+        "seconds of training": [_seconds(f.get("trained_seconds")) for f in trainings.values()],
+        "seconds": sum(part.seconds for part in parts),
     }
     if resumed:
         cost["resumed"] = f"{', '.join(resumed)}: the seconds are those since then"

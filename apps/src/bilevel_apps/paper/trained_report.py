@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bilevel_apps.paper.item import Claim, Report, Row
@@ -78,7 +79,10 @@ def report_cells(
         settings={**settings, "interval": INTERVAL, "seeds": work.seeds},
         cost=cost_of([part for _, part in parts]),
         differs=differs + (() if work.full else quick),
-        metrics={f"{name}/accuracy": part.result["accuracy"] for name, part in parts},
+        metrics={
+            f"{name}/accuracy": fmean(part.result["accuracy"] for part in those)
+            for name, those in found.items()
+        },
     )
 
 
@@ -96,7 +100,7 @@ def above_chance(text: str, parts: Iterable[Part]) -> Claim:
 
 
 def lead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """Return by how much more than both intervals one result is above another."""
+    """Return by how much more than the sum of both intervals one result is above another."""
     gap: float = ours["accuracy"] - ours["ci95"] - theirs["accuracy"] - theirs["ci95"]
     return gap
 

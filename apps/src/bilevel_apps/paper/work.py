@@ -139,10 +139,10 @@ class Work:
         # As it will be read again, so that a resumed report has the same numbers and types.
         return Part(key=key, seconds=seconds, result=json.loads(text)["result"])
 
-    def earlier(self, key: str) -> Part | None:
-        """Return the part that is recorded, with whatever settings; None where none can be read."""
-        recorded = self._read(key)
-        return None if recorded is None else recorded[1]
+    def earlier(self) -> list[Part]:
+        """Return all parts that are recorded, with whatever settings."""
+        found = [self._read(path.stem) for path in sorted(self.folder.glob("*.json"))]
+        return [recorded[1] for recorded in found if recorded is not None]
 
     def _recorded(self, key: str, settings: Mapping[str, Any]) -> Part | None:
         """Return a part that was done with the same settings."""
