@@ -137,3 +137,12 @@ def test_wrong_numbers(key, value, least):
     numbers = {"meta_batch": 1, "steps": 1, key: value}
     with pytest.raises(DataError, match=f"{key}: expected a number ≥ {least}, found {value}"):
         EpisodeLoader(Recorder(), **numbers)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_second_pass_is_refused(prefetch):
+    """An epoch of nothing would end a training without a word."""
+    loader = EpisodeLoader(Recorder(), meta_batch=1, first_step=2, steps=3, prefetch=prefetch)
+    assert len([*loader]) == 3
+    with pytest.raises(DataError, match="its steps are done: make another, with first_step=5"):
+        list(loader)

@@ -1,5 +1,6 @@
 """The README's example runs, and the package keeps to its dependencies."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -11,9 +12,11 @@ README = Path(__file__).resolve().parents[2] / "packages" / "data" / "README.md"
 def test_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+    there = importlib.util.find_spec("torch") is not None  # which the package does without
+    kept = [block for block in blocks if there or "import torch" not in block]
+    assert len(kept) >= 2
     scope = {}
-    for block in blocks:
+    for block in kept:
         exec(compile(block, str(README), "exec"), scope)
 
 

@@ -38,7 +38,8 @@ class _Channel:
 class EpisodeLoader:
     """An iterator over batches: step k holds episodes k·meta_batch … (k+1)·meta_batch - 1.
 
-    The batches are the same whatever ``prefetch`` is. Leaving the ``with`` block, `close`, the
+    It goes once through its steps: another pass is another loader, with ``first_step`` where this
+    one ended for new episodes. The batches are the same whatever ``prefetch`` is. Leaving the ``with`` block, `close`, the
     end of the steps, an error, or dropping the loader ends its thread.
 
     Args:
@@ -50,7 +51,7 @@ class EpisodeLoader:
             when it is asked for, without a thread.
 
     Raises:
-        DataError: A number is too small.
+        DataError: A number is too small, or a second pass over it is begun.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class EpisodeLoader:
         self._meta_batch = meta_batch
         self._step, self._end = first_step, first_step + steps
         self._prefetch = prefetch
+        self._spent = False
         self._channel: _Channel | None = None
         self._thread: threading.Thread | None = None
 
@@ -79,10 +81,16 @@ class EpisodeLoader:
         return self._end - self._step
 
     def __iter__(self) -> Self:
+        if self._spent:  # and not an epoch of nothing
+            raise DataError(
+                f"EpisodeLoader: its steps are done: make another, with first_step={self._step} "
+                "for the episodes after these"
+            )
         return self
 
     def __next__(self) -> EpisodeBatch:
         if self._step >= self._end:
+            self._spent = True
             self.close()
             raise StopIteration
         try:
