@@ -39,8 +39,8 @@ class EpisodeLoader:
     """An iterator over batches: step k holds episodes k·meta_batch … (k+1)·meta_batch - 1.
 
     It goes once through its steps: another pass is another loader, with ``first_step`` where this
-    one ended for new episodes. The batches are the same whatever ``prefetch`` is. Leaving the ``with`` block, `close`, the
-    end of the steps, an error, or dropping the loader ends its thread.
+    one ended for new episodes. The batches are the same whatever ``prefetch`` is. Leaving the
+    ``with`` block, `close`, the end of the steps, an error, or dropping the loader ends its thread.
 
     Args:
         sampler: Makes the batches.
