@@ -1,6 +1,7 @@
 """Gradients through learning: bilevel problems, inner dynamics and hypergradient engines."""
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, LinearSolver, OuterOptimizer
+from bilevel_core.check import CheckedDirection, HypergradientCheck, check_hypergradient
 from bilevel_core.constraints import Constraint, Interval, Positive, Simplex
 from bilevel_core.convergence import ConvergenceReport, ConvergenceRow, convergence_report
 from bilevel_core.dynamics import (
@@ -41,6 +42,7 @@ from bilevel_core.tasks import in_turn, joint_problem, sampled
 __all__ = [
     "Adam",
     "Backend",
+    "CheckedDirection",
     "Checkpointed",
     "Code",
     "ConjugateGradient",
@@ -62,6 +64,7 @@ __all__ = [
     "GradientDescent",
     "HeavyBall",
     "Hypergradient",
+    "HypergradientCheck",
     "Implicit",
     "Interval",
     "LinearSolver",
@@ -83,6 +86,7 @@ __all__ = [
     "StoppingRule",
     "Truncated",
     "Unrolled",
+    "check_hypergradient",
     "convergence_report",
     "hypergradient",
     "in_turn",
