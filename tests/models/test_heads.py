@@ -260,6 +260,75 @@ def test_single_precision_stays_single():
     )
 
 
+TRAININGS = {
+    "descend": lambda h, y, **chosen: heads.descend(
+        h,
+        y,
+        steps=10,
+        step_size=0.5,
+        decay=0.1,
+        momentum=0.5,
+        initial={"weight": normal(1, 32, 5), "bias": normal(1, 1, 5)},
+        **chosen,
+    ),
+    "closed": lambda h, y, **chosen: heads.closed_form(h, y, steps=10, step_size=0.1, **chosen),
+    "ridge": lambda h, y, **chosen: heads.ridge(h, y, decay=0.1, **chosen),
+}
+
+
+def relative_error(found, expected):
+    return torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("train", TRAININGS.values(), ids=TRAININGS)
+def test_heads_and_their_gradients_are_as_precise_within_autocast(train, form):
+    h, y = normal(2, 10, 32), soft_targets(2, 10, 5).detach()
+
+    def trained(h, y):
+        h, y = h.requires_grad_(), y.requires_grad_()
+        head = train(h, y, form=form)
+        return head, torch.autograd.grad(flat(head).square().sum(), (h, y))
+
+    wide, wide_grads = trained(h, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head, grads = trained(h.detach().float(), y.detach().float())
+    assert {leaf.dtype for leaf in head.values()} == {torch.float32}
+    assert relative_error(flat(head), flat(wide)) < 1e-6
+    for found, expected in zip(grads, wide_grads, strict=True):
+        assert relative_error(found, expected) < 2e-6
+
+
+@pytest.mark.parametrize("train", [heads.descend, heads.closed_form], ids=["descend", "closed"])
+def test_a_backward_pass_within_autocast_sweeps_in_the_features_precision(train):
+    h, y, eta = normal(2, 10, 32).float(), soft_targets(2, 10, 5).detach().float(), number(0.1)
+    head = train(h, y, steps=10, step_size=eta, form=heads.Form.PRIMAL)
+    value = flat(head).square().sum()
+    (expected,) = torch.autograd.grad(value, eta, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(value, eta)
+    assert torch.equal(found, expected)
+
+
+def test_transforms_see_through_ridge_within_autocast():
+    h, y = normal(2, 10, 32).float(), soft_targets(2, 10, 5).detach().float()
+
+    def value(h):
+        return heads.ridge(h, y, decay=0.1)["weight"].square().sum()
+
+    expected = torch.func.grad(value)(h)
+    slope = (expected * h).sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert relative_error(torch.func.grad(value)(h), expected) < 1e-5
+        assert relative_error(torch.func.jvp(value, (h,), (h,))[1], slope) < 1e-5
+
+
+@pytest.mark.parametrize("train", TRAININGS.values(), ids=TRAININGS)
+def test_targets_of_another_kind_are_refused_within_autocast(train):
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="one dtype"):
+        train(normal(2, 10, 32).float(), soft_targets(2, 10, 5))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("train", [heads.descend, heads.closed_form], ids=["descend", "closed"])
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ weight decay (ρ/2)‖w‖² is on the bias too, without which the Gram form wou
 descent on the squared loss is stable for η < 2 / (λ_max(K)/n + ρ), K = s² h hᵀ + 1, and that on
 cross-entropy, which curves at most half as much, for η < 2 / (λ_max(K)/(2n) + ρ). A run that
 diverges all the same raises `HeadDivergenceError`, an `ArithmeticError`.
+
+Within `torch.autocast` the three train in float64 and return the features' dtype (`precision.py`);
+`logits` is a product like any other there.
 """
 
 from bilevel_models.heads.closed_form import closed_form

@@ -29,11 +29,13 @@ from bilevel_models.heads.guard import (
     refuse_second_derivatives,
     scalar,
 )
+from bilevel_models.heads.precision import precise, without_autocast
 from bilevel_models.heads.spans import Form, normal_equations
 
 __all__ = ["closed_form", "power_differences", "power_sums"]
 
 
+@precise
 def closed_form(
     support: Tensor,
     targets: Tensor,
@@ -126,10 +128,11 @@ class _Descent(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         refuse_second_derivatives()
         a, basis, f, r, eps = ctx.saved_tensors
-        g, steps = basis.mT @ grad, ctx.steps
-        inner = power_differences(a, steps) * (g @ r.mT) * -eps.square()
-        by_eps = steps * a ** max(steps - 1, 0) * (g * r).sum(dim=-1)
-        return basis @ inner @ basis.mT, basis @ (f[..., None] * g), by_eps.sum(), None
+        with without_autocast(grad):
+            g, steps = basis.mT @ grad, ctx.steps
+            inner = power_differences(a, steps) * (g @ r.mT) * -eps.square()
+            by_eps = steps * a ** max(steps - 1, 0) * (g * r).sum(dim=-1)
+            return basis @ inner @ basis.mT, basis @ (f[..., None] * g), by_eps.sum(), None
 
 
 def _check_growth(a: Tensor, steps: int) -> None:

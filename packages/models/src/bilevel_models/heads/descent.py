@@ -12,6 +12,7 @@ from bilevel_models.heads.functions import Head, logits, zeros
 from bilevel_models.heads.guard import check_initial, check_sets, check_steps, scalar
 from bilevel_models.heads.kept import kept_fractions
 from bilevel_models.heads.losses import CROSS_ENTROPY, Loss
+from bilevel_models.heads.precision import precise
 from bilevel_models.heads.run import Kind, Run
 from bilevel_models.heads.spans import (
     Form,
@@ -26,6 +27,7 @@ from bilevel_models.heads.sweep import final_state
 __all__ = ["descend"]
 
 
+@precise
 def descend(
     support: Tensor,
     targets: Tensor,

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from bilevel_models.heads.functions import Head
 from bilevel_models.heads.guard import check_finite, check_sets, scalar
+from bilevel_models.heads.precision import precise
 from bilevel_models.heads.spans import Form, normal_equations
 
 __all__ = ["ridge"]
 
 
+@precise
 def ridge(
     support: Tensor,
     targets: Tensor,

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from bilevel_models.heads.adjoint import adjoint, gradients
 from bilevel_models.heads.guard import refuse_second_derivatives
+from bilevel_models.heads.precision import without_autocast
 from bilevel_models.heads.run import Kind, Record, Run, descend_run
 
 __all__ = ["final_state"]
@@ -72,5 +73,6 @@ class _FinalState(torch.autograd.Function):
         *tensors, states, residuals, velocities = ctx.saved_tensors
         record = Record(states=states, residuals=residuals, velocities=velocities)
         run = _named(tensors)
-        found = gradients(ctx.kind, run, record, adjoint(ctx.kind, run, record, grad))
+        with without_autocast(grad):
+            found = gradients(ctx.kind, run, record, adjoint(ctx.kind, run, record, grad))
         return None, *(found.get(name) for name in NAMES)
