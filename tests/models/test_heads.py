@@ -356,7 +356,7 @@ def test_a_run_may_grow_as_far_as_its_digits_go(train, size):
     options = {"loss": heads.SQUARED} if train is heads.descend else {}
     head = train(h, y, steps=33, step_size=4.0, **options)
     assert head["bias"].item() == pytest.approx(size * (1 + 3.0**33), rel=1e-13)
-    found = r"last .* is 5\.6e\+15 times" if train is heads.descend else "3 times a step"
+    found = r"last .* 5\.6e\+15 times" if train is heads.descend else "3 times a step"
     with pytest.raises(heads.HeadDivergenceError, match=f"grows without bound.* {found}"):
         train(h, y, steps=34, step_size=4.0, **options)
 
@@ -366,6 +366,27 @@ def test_a_first_step_of_no_length_is_no_growth():
     sizes = torch.tensor([0.0, 0.3, 0.3], dtype=torch.float64)
     found = heads.descend(h, y, steps=3, step_size=sizes)
     assert torch.equal(flat(found), flat(heads.descend(h, y, steps=2, step_size=0.3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": 0.1}, {"momentum": 0.7}], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_step_sizes_that_begin_small_are_no_growth(form, options):
+    h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
+    found, expected = (
+        heads.descend(h, y, steps=4, step_size=sizes, form=form, **options)
+        for sizes in torch.tensor([[1e-20, 0.1, 0.1, 0.1], [0.0, 0.1, 0.1, 0.1]]).double()
+    )
+    assert torch.allclose(flat(found), flat(expected), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("begin", [0.0, 1e-20])
+def test_growth_is_found_behind_a_small_first_step(begin):
+    """The error grows 3 times a step but for the first: 3³³ < 1/ε = 2⁵² < 3³⁴, of 35 steps."""
+    h, y = 0 * normal(1, 1, 2), torch.ones(1, 1, 1, dtype=torch.float64)
+    sizes = torch.tensor([begin] + 34 * [4.0], dtype=torch.float64)
+    heads.descend(h, y, steps=34, step_size=sizes[:34], loss=heads.SQUARED)
+    with pytest.raises(heads.HeadDivergenceError, match=r"last .* 5\.6e\+15 times"):
+        heads.descend(h, y, steps=35, step_size=sizes, loss=heads.SQUARED)
 
 
 def test_initial_weights_take_the_kind_of_the_features():

@@ -26,12 +26,14 @@ class HeadDivergenceError(ArithmeticError):
 
 
 def check_run(steps: int, first: Tensor, last: Tensor, state: Tensor) -> None:
-    """Refuse a run that ended not finite, or whose last step is 1/ε times its first.
+    """Refuse a run that ended not finite, or whose last velocity is 1/ε times its first.
+
+    The velocity is a step's length per unit of step size: step sizes may begin small and grow.
 
     Args:
         steps: T > 0.
-        first: the first step's length, a scalar.
-        last: the last step's.
+        first: the first step's velocity, ‖v_1‖, a scalar.
+        last: the last step's, ‖v_T‖.
         state: where the run ended.
     """
     norm = torch.linalg.vector_norm(state)
@@ -44,8 +46,8 @@ def check_run(steps: int, first: Tensor, last: Tensor, state: Tensor) -> None:
         )
     if 0 < begin * limit < end:
         raise HeadDivergenceError(
-            f"the heads' training grows without bound: the last of T = {steps} inner steps is "
-            f"{end / begin:.2g} times the first; lower the step size"
+            f"the heads' training grows without bound: the last of T = {steps} inner steps is, for "
+            f"its step size, {end / begin:.2g} times the first; lower the step size"
         )
 
 

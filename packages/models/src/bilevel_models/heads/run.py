@@ -99,9 +99,9 @@ def descend_run(kind: Kind, run: Run, *, keep: bool) -> Record:
         torch.add(u[t], v[t], alpha=-eps[t], out=u[t + 1])
         previous = v[t]
         if t == 0:
-            first = torch.linalg.vector_norm(v[0]) * abs(eps[0])
+            first = torch.linalg.vector_norm(v[0])
     if steps:
-        check_run(steps, first, torch.linalg.vector_norm(v[-1]) * abs(eps[-1]), u[-1])
+        check_run(steps, first, torch.linalg.vector_norm(v[-1]), u[-1])
     return Record(states=states, residuals=residuals, velocities=velocities)
 
 
