@@ -125,3 +125,25 @@ def test_as_images():
     assert images.dtype == torch.float32
     assert images[1, 2, 1, 3, 4].item() == pytest.approx(pixels[1, 2, 3, 4, 1] / 255)
     assert images[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("takes_sets", [True, False], ids=["at once", "episode by episode"])
+@pytest.mark.parametrize("mode", list(Normalization))
+def test_sets_of_different_episodes_are_refused(mode, takes_sets, training):
+    encoder, support, query = setup(mode)
+    if not takes_sets:
+        encoder = replace(encoder, backbone=Plain(encoder.backbone))
+    message = r"as many episodes in each set, .* \(3, 4, 1, 16, 16\) and \(6, 6, 1, 16, 16\)"
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(support, torch.cat((query, query)), training=training)
+
+
+def test_sets_that_are_not_episodes_of_images_are_refused():
+    encoder, support, query = setup()
+    message = r"^expected images \(batch, n, channels, height, width\)"
+    for arguments in ((support[0], query[0]), (support, query[0])):
+        with pytest.raises(ValueError, match=message):
+            encoder.encode(*arguments, training=False)
+    with pytest.raises(ValueError, match=message + r".* found shapes \(4, 1, 16, 16\)"):
+        encoder.encode_set(support[0], training=False)

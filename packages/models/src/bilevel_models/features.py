@@ -83,6 +83,9 @@ class Encoder:
             query: images (batch, way*query, channels, height, width).
             training: use and track the statistics of training, and keep the graph for `pull_back`.
 
+        Raises:
+            ValueError: images of other shapes, or of more episodes in one set than in the other.
+
         Cost: one forward pass over the images; in training, memory for their activations.
         """
         with torch.set_grad_enabled(training):
@@ -109,6 +112,9 @@ class Encoder:
             Features (batch, n, dim), without a graph, and what takes their gradient and adds, once,
             to the `grad` of the backbone's parameters.
 
+        Raises:
+            ValueError: images of another shape.
+
         Cost: as `encode` for as many images.
         """
         mode = self.normalization
@@ -129,6 +135,7 @@ class Encoder:
             sets: images (batch, …, channels, height, width) each, the support set first.
             training: as of `encode`.
         """
+        _check_sets(sets)
         mode, backbone = self.normalization, self.backbone
         own = mode is Normalization.EPISODE or (training and mode is not Normalization.SUPPORT)
         if own and isinstance(backbone, _TakesSets) and sets[0].device.type == "cpu":
@@ -192,6 +199,16 @@ class Encoder:
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+
+
+def _check_sets(sets: Sequence[Tensor]) -> None:
+    """Refuse sets that are not (batch, n, channels, height, width) of one batch."""
+    if any(images.ndim != 5 or images.shape[0] != sets[0].shape[0] for images in sets):
+        raise ValueError(
+            "expected images (batch, n, channels, height, width), as many episodes in each set, "
+            f"found shapes {' and '.join(str(tuple(images.shape)) for images in sets)}: give every "
+            "set the images of the same episodes"
+        )
 
 
 def _joined(sets: Sequence[Tensor], *, dim: int) -> Tensor:
