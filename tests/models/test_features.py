@@ -147,3 +147,28 @@ def test_sets_that_are_not_episodes_of_images_are_refused():
             encoder.encode(*arguments, training=False)
     with pytest.raises(ValueError, match=message + r".* found shapes \(4, 1, 16, 16\)"):
         encoder.encode_set(support[0], training=False)
+
+
+@pytest.mark.parametrize("takes_sets", [True, False], ids=["at once", "episode by episode"])
+@pytest.mark.parametrize("mode", list(Normalization))
+def test_a_frozen_backbone_has_nothing_to_pull_back_to(mode, takes_sets):
+    encoder, support, query = setup(mode)
+    encoder.backbone.requires_grad_(False)
+    if not takes_sets:
+        encoder = replace(encoder, backbone=Plain(encoder.backbone))
+    features = encoder.encode(support, query, training=True)
+    features.pull_back(features.support, features.query)
+    found, pull_back = encoder.encode_set(support, training=True)
+    pull_back(found)
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
+
+
+def test_images_may_ask_for_a_gradient_where_the_backbone_does_not():
+    encoder, support, query = setup(Normalization.EPISODE)
+    encoder.backbone.requires_grad_(False)
+    encoder = replace(encoder, backbone=Plain(encoder.backbone))
+    features = encoder.encode(support.requires_grad_(), query, training=True)
+    features.pull_back(features.support, features.query)
+    h = encoder._forward(support, query, training=True)[0]
+    (expected,) = torch.autograd.grad(h, support, features.support)
+    assert torch.allclose(support.grad, expected, rtol=1e-10, atol=1e-13)

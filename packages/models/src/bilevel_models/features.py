@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, Statistics
+from bilevel_models.sets import check_images, joined, way_back
 
 __all__ = ["Encoder", "Features", "as_images"]
 
@@ -42,7 +43,8 @@ class Features:
         support: (batch, way*shot, dim), float32 or wider, no graph.
         query: (batch, way*query, dim), likewise.
         pull_back: adds the product of the backbone's Jacobian with (∂E/∂support, ∂E/∂query) to
-            the `grad` of the backbone's parameters. Call it at most once: it frees the graph.
+            the `grad` of the backbone's parameters. Call it at most once: it frees the graph. Where
+            nothing asks for a gradient, because the backbone is frozen, it does nothing.
     """
 
     support: Tensor
@@ -90,10 +92,7 @@ class Encoder:
         """
         with torch.set_grad_enabled(training):
             h_s, h_q = self._forward(support, query, training=training)
-
-        def pull_back(grad_support: Tensor, grad_query: Tensor) -> None:
-            torch.autograd.backward((h_s, h_q), (grad_support, grad_query))
-
+        pull_back = way_back(self.backbone, h_s, h_q)
         return Features(support=h_s.detach(), query=h_q.detach(), pull_back=pull_back)
 
     def encode_set(
@@ -122,11 +121,7 @@ class Encoder:
         mode = Normalization.EPISODE if mode is Normalization.SUPPORT else mode
         with torch.set_grad_enabled(training):
             (h,) = replace(self, normalization=mode)._forward(images, training=training)
-
-        def pull_back(grad: Tensor) -> None:
-            torch.autograd.backward((h,), (grad,))
-
-        return h.detach(), pull_back
+        return h.detach(), way_back(self.backbone, h)
 
     def _forward(self, *sets: Tensor, training: bool) -> tuple[Tensor, ...]:
         """Pass the images through the backbone, at once where it can, or episode by episode.
@@ -135,7 +130,7 @@ class Encoder:
             sets: images (batch, …, channels, height, width) each, the support set first.
             training: as of `encode`.
         """
-        _check_sets(sets)
+        check_images(sets)
         mode, backbone = self.normalization, self.backbone
         own = mode is Normalization.EPISODE or (training and mode is not Normalization.SUPPORT)
         if own and isinstance(backbone, _TakesSets) and sets[0].device.type == "cpu":
@@ -158,9 +153,9 @@ class Encoder:
         mode = self.normalization
         track = training and mode is not Normalization.EPISODE
         if mode is Normalization.GHOST:
-            images, sizes = _joined(sets, dim=1), [sum(counts)] * b
+            images, sizes = joined(sets, dim=1), [sum(counts)] * b
         else:
-            images = _joined([images.flatten(0, 1) for images in sets], dim=0)
+            images = joined([images.flatten(0, 1) for images in sets], dim=0)
             each = [n for n in counts for _ in range(b)]
             sizes = each if mode is Normalization.EPISODE else [sum(each)]
         with self._autocast(images.device.type):
@@ -199,19 +194,3 @@ class Encoder:
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
-
-
-def _check_sets(sets: Sequence[Tensor]) -> None:
-    """Refuse sets that are not (batch, n, channels, height, width) of one batch."""
-    if any(images.ndim != 5 or images.shape[0] != sets[0].shape[0] for images in sets):
-        raise ValueError(
-            "expected images (batch, n, channels, height, width), as many episodes in each set, "
-            f"found shapes {' and '.join(str(tuple(images.shape)) for images in sets)}: give every "
-            "set the images of the same episodes"
-        )
-
-
-def _joined(sets: Sequence[Tensor], *, dim: int) -> Tensor:
-    """Return images (…, channels, height, width) of all sets as one batch, channels last."""
-    pixels = torch.cat([images.movedim(-3, -1) for images in sets], dim)
-    return pixels.flatten(0, -4).movedim(-1, -3)
