@@ -83,6 +83,26 @@ def test_running_statistics_follow_only_when_asked(scale):
     assert torch.allclose(layer.running_var, 0.9 * before[1] + 0.1 * var)
 
 
+@pytest.mark.parametrize("first", [0, -1])
+def test_statistics_of_no_images_are_refused(first):
+    with pytest.raises(ValueError, match=f"^first must be at least 1, found {first}: "):
+        Statistics(first=first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"first": 2, "track": True},
+        {"running": True, "track": True},
+        {"running": True, "first": 2},
+    ],
+    ids=str,
+)
+def test_statistics_of_two_kinds_at_once_are_refused(options):
+    with pytest.raises(ValueError, match=r"^expected one of running, first and track, found"):
+        Statistics(**options)
+
+
 @pytest.mark.parametrize("statistics", [EACH_SET, RUNNING, Statistics(first=2)])
 def test_gradcheck(statistics: Statistics, scale):
     layer = norm_layer(scale)

@@ -47,12 +47,26 @@ class Statistics:
     Attributes:
         running: use the running averages, and change nothing.
         first: use those of the first so many images of the pass; None means all of them.
-        track: let the running averages follow.
+        track: let the running averages follow those of all images of the pass.
+
+    Raises:
+        ValueError: the first 0 images, or more than one of the three.
     """
 
     running: bool = False
     first: int | None = None
     track: bool = False
+
+    def __post_init__(self) -> None:
+        if self.first is not None and self.first < 1:
+            raise ValueError(
+                f"first must be at least 1, found {self.first}: statistics need an image"
+            )
+        if self.running + (self.first is not None) + self.track > 1:
+            raise ValueError(
+                f"expected one of running, first and track, found {self}: the first images' "
+                "statistics are not tracked, and running averages are used as they are"
+            )
 
 
 RUNNING = Statistics(running=True)
