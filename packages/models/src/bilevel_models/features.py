@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bilevel_models.contract import check_layers
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, Statistics
 from bilevel_models.sets import check_images, joined, way_back
 
@@ -70,12 +71,18 @@ class Encoder:
         unit_length: divide each feature vector by its Euclidean norm. Keeps the inner problem's
             curvature bounded while the representation learns, so that a fixed step size stays safe.
         bfloat16: run convolutions in bfloat16 autocast (weights and features stay float32).
+
+    Raises:
+        ValueError: the backbone has layers that normalise or drop by themselves.
     """
 
     backbone: nn.Module
     normalization: Normalization
     unit_length: bool = False
     bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        check_layers(self.backbone)
 
     def encode(self, support: Tensor, query: Tensor, *, training: bool) -> Features:
         """Return the features of a meta-batch.

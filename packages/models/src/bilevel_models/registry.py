@@ -13,6 +13,7 @@ from bilevel_models.backbones.convnet import c4l, omniglot_net
 from bilevel_models.backbones.from_torchvision import torchvision_backbone
 from bilevel_models.backbones.resnet12 import resnet12
 from bilevel_models.backbones.rn import rn
+from bilevel_models.contract import check_backbone
 from bilevel_models.normalization import Statistics
 from bilevel_models.pretrained import pretrained_card, pretrained_weights
 
@@ -37,6 +38,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+_OWN = frozenset(_MODELS)
+
+
 def list_models() -> tuple[str, ...]:
     """Return the names that `create_model` knows beside `torchvision:NAME`, sorted."""
     return tuple(sorted(_MODELS))
@@ -44,6 +48,10 @@ def list_models() -> tuple[str, ...]:
 
 def register_model(name: str, make: Callable[..., nn.Module]) -> None:
     """Add a backbone under a new name; `make(**options)` returns a module that is a `Backbone`.
+
+    A configuration's model is made with `channels` and `image_size`, and with `filters` and
+    `kernel_size` where it has them. Every new module is given two black images, so that a mistake
+    is told at once.
 
     Raises:
         ValueError: the name is taken.
@@ -66,23 +74,28 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
         options: the keyword arguments of its function, such as `channels`, `image_size`, `filters`.
 
     Raises:
-        ValueError: no such model, no such option, or a value that it refuses; no such weights,
-            weights of another model or for other options, or damaged ones.
+        ValueError: no such model, no such option, or a value that it refuses; a registered one that
+            is no `Backbone`; no such weights, weights of another model or for other options, or
+            damaged ones.
     """
     if pretrained is not None:
         return _pretrained(name, pretrained, options)
     make = _maker(name)
     known = inspect.signature(make).parameters
-    if unknown := options.keys() - known.keys():
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    if not takes_any and (unknown := options.keys() - known.keys()):
         raise ValueError(
             f"model {name!r} has no option {', '.join(sorted(unknown))}: it has {', '.join(known)}"
         )
     for option, value in options.items():
-        default = known[option].default
+        default = known[option].default if option in known else None
         if isinstance(default, int) and type(value) is not type(default):
             kind = "true or false" if isinstance(default, bool) else "a whole number"
             raise ValueError(f"model {name!r}: {option}={value!r} must be {kind}")
-    return make(**options)
+    made = make(**options)
+    if name not in _OWN and ":" not in name:
+        check_backbone(name, made, options)
+    return made
 
 
 def _maker(name: str) -> Callable[..., nn.Module]:

@@ -1,0 +1,75 @@
+"""What a backbone of somebody's own must be, checked before anything rests on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from bilevel_models.normalization import EACH_SET
+
+__all__ = ["check_backbone", "check_layers"]
+
+
+def check_layers(backbone: nn.Module) -> None:
+    """Refuse layers by which features are no function of images, weights and `Statistics`.
+
+    Raises:
+        ValueError: there is one, in training mode.
+    """
+    for name, layer in backbone.named_modules():
+        where = f"{name or 'the backbone'} is a {type(layer).__name__} in training mode"
+        if isinstance(layer, _BatchNorm) and layer.training:
+            raise ValueError(
+                f"{where}: it would normalise an image by those beside it, whatever the "
+                "Normalization: use OffsetNorm2d, which is told its statistics, or call eval() on "
+                "it where its averages are to stay"
+            )
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
+            raise ValueError(
+                f"{where}: the same image would have other features each time: leave it out, or "
+                "call eval() on it"
+            )
+
+
+def check_backbone(name: str, backbone: object, options: dict[str, Any]) -> None:
+    """Refuse what is no `Backbone` for images of the given size, by passing two black ones.
+
+    Args:
+        name: the model's.
+        backbone: what was made under that name.
+        options: with `channels` and `image_size`; without them no image is passed.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if not isinstance(backbone, nn.Module):
+        kind = type(backbone).__name__
+        raise ValueError(f"model {name!r} is a {kind}: expected an nn.Module")  # noqa: TRY004
+    check_layers(backbone)
+    dim: object = getattr(backbone, "dim", None)
+    if type(dim) is not int:
+        raise ValueError(f"model {name!r}: dim={dim!r}: expected the number of its features")
+    if not {"channels", "image_size"} <= options.keys():
+        return
+    weight = next(iter(backbone.parameters()), torch.empty(()))
+    size = options["image_size"]
+    images = torch.zeros(2, options["channels"], size, size, dtype=weight.dtype)
+    try:
+        with torch.no_grad():
+            features = backbone(images.to(weight.device), EACH_SET)
+    except (TypeError, RuntimeError, ValueError, IndexError, AttributeError) as error:
+        line = " ".join(str(error).split())
+        raise ValueError(
+            f"model {name!r} cannot take images {tuple(images.shape)} as model(images, "
+            f"statistics): {type(error).__name__}: {line}"
+        ) from error
+    shape = getattr(features, "shape", None)
+    if shape != (2, dim):
+        found = type(features).__name__ if shape is None else str(tuple(shape))
+        raise ValueError(
+            f"model {name!r}: the features of 2 images are {found}: expected (2, {dim}), by its dim"
+        )
