@@ -14,8 +14,9 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.meta_task import HyperRepresentation, MetaTask
 from bilevel_apps.methods import METHODS, Method
 from bilevel_apps.methods.linear_outputs import with_linear_outputs
+from bilevel_apps.user_modules import VARIABLE
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
-from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
+from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory, list_models
 
 __all__ = [
     "backbone_options",
@@ -91,7 +92,10 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
     try:
         backbone = create_model(config.model.name, **backbone_options(config, image_shape))
     except ValueError as error:
-        raise InputError(f"model.name={config.model.name}: {error}") from None
+        name = config.model.name
+        known = name in list_models() or name.startswith("torchvision:")
+        hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
+        raise InputError(f"model.name={name}: {error}{hint}") from None
     if config.model.outputs is not None:
         backbone = with_linear_outputs(backbone, config.model.outputs)
     model = HyperRepresentation(

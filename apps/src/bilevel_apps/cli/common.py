@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.user_modules import import_asked
 
 __all__ = [
     "Data",
@@ -84,6 +85,7 @@ def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) 
     _prepare_process()
     try:
         _check_arguments(sys.argv[1:])
+        import_asked()
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.TyperException as error:
         _fail(report, 2, getattr(error, "format_message", error.__str__)())

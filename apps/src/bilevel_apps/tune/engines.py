@@ -13,6 +13,7 @@ from bilevel_core import (
     Forward,
     Implicit,
     Reverse,
+    Spectral,
     Truncated,
     Unrolled,
 )
@@ -34,6 +35,7 @@ ENGINES: Mapping[str, tuple[Callable[[], Engine] | None, Maker]] = MappingProxyT
         "forward": (Forward, lambda tangents: Forward(chunk=tangents)),
         "implicit": (Implicit, None),
         "exact": (Exact, None),
+        "spectral": (Spectral, None),
         "direct": (Direct, None),
     }
 )

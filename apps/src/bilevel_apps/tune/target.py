@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 from bilevel_apps.config import parse_yaml
 from bilevel_apps.errors import InputError
 from bilevel_apps.tune.tuning import Tuning
+from bilevel_apps.user_modules import imported
 from bilevel_core import Problem
 
 __all__ = ["EXAMPLES", "load_tuning"]
@@ -50,7 +47,7 @@ def load_tuning(target: str, assignments: Sequence[str] = ()) -> Tuning:
                 f"{target}: expected MODULE:PROBLEM, FILE.py:PROBLEM or one of "
                 f"{', '.join(EXAMPLES)}"
             )
-    module = _imported(place, target)
+    module = imported(place, target)
     try:
         found = getattr(module, name)
     except AttributeError:
@@ -64,42 +61,6 @@ def load_tuning(target: str, assignments: Sequence[str] = ()) -> Tuning:
             f"--set {assignments[0]}: {target} is not a function, so nothing can be set"
         )
     return _checked(found, target)
-
-
-def _imported(place: str, target: str) -> ModuleType:
-    try:
-        if place.endswith(".py"):
-            return _from_file(Path(place))
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(place)
-    except InputError:
-        raise
-    except ModuleNotFoundError as error:
-        if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
-            raise InputError(
-                f"{target}: no module {error.name}, here or installed: give a module's name or a "
-                "FILE.py"
-            ) from error
-        raise InputError(f"{target}: {place} imports {error.name}, which is missing") from error
-    except Exception as error:  # a user's module can fail in any way
-        raise InputError(
-            f"{target}: {place} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by name; a module of that name is left alone.
-    sys.modules.setdefault(path.stem, module)
-    sys.path.insert(0, str(path.parent.resolve()))  # its neighbours, as python FILE.py has it
-    spec.loader.exec_module(module)
-    return module
 
 
 def _assigned(
