@@ -21,7 +21,7 @@ ITEM = {
     "rows": [{"T": "1", "error": 0.125}, {"T": "2", "error": None}],
     "claims": [{"text": "it falls", "holds": False, "found": "0.125"}],
     "settings": {"seeds": 2},
-    "cost": {"seconds of training": ["1.5", "2.5"]},
+    "cost": {"seconds of training": ["1.5", "2.5"], "seconds": 90.0},
     "differs": ["Everything."],
     "run": {
         "command": "bilevel-paper table9 --data omniglot.h5 --out DIR",
@@ -104,7 +104,9 @@ def test_what_is_written(folder, results):
         "```\n" + SCORE["train"] + "\n" + SCORE["evaluate"] + "\n```",
         "on 2 cores of one kind, Linux, 2 threads in 9.0 minutes",
         "(records/score.json)",
-        "## table9, quick: Nines",
+        "### table9, quick: Nines",
+        "in 2 minutes here",
+        "- seeds: 2\n\n- Everything.",
         "| T | error |\n| --- | --- |\n| 1 | 0.125 |\n| 2 |  |",
         "- FAILS: it falls (0.125)",
         "seconds of training: 1.5 + 2.5",
@@ -113,6 +115,7 @@ def test_what_is_written(folder, results):
         assert expected in page
     readme = (folder / "README.md").read_text("utf-8")
     assert readme.startswith(f"# x\n\n{BEGIN}\n| task |")
+    assert f"| 0 | `{SCORE['train']}`<br>`{SCORE['evaluate']}` |" in readme
     assert readme.endswith(f"|\n{END}\n\ny\n")
     assert results("check") == (0, "")
 
@@ -182,6 +185,10 @@ def without(document, key):
         (SCORE | {"train": "x --data /data/o.h5"}, "'x --data /data/o.h5' names a place"),
         (SCORE | {"evaluate": "bilevel-eval ~/run"}, "names a place on a machine"),
         (ITEM | {"settings": {"a": ["/tmp/x"]}}, "names a place on a machine"),
+        (
+            ITEM | {"cost": {"seconds": "90"}},
+            "bad.json: cost: value error, expected seconds",
+        ),
         (ITEM | {"rows": []}, "bad.json: rows: list should have at least 1 item"),
         (ITEM | {"run": without(ITEM["run"], "command")}, "bad.json: run.command: field required"),
         ([], "bad.json: expected a record, found list"),

@@ -19,9 +19,9 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of hyper-iteration `step` (from 0) of `steps`.
 
-    constant: lr. paper: lr / (1 + 1e-5 step), the decay of the paper's released code. cosine: by
-    half a cosine from lr down to 1e-5 lr. onecycle: by half a cosine from lr/25 up to lr in the
-    first 30 % of the run, then by another down to 1e-5 lr.
+    constant: lr. paper: lr / (1 + 1e-5 step), with the rate of its Appendix D in the form of its
+    code. cosine: by half a cosine from lr down to 1e-5 lr. onecycle: by half a cosine from lr/25 up
+    to lr in the first 30 % of the run, then by another down to 1e-5 lr.
 
     All follow the number of hyper-iterations: a run that ends earlier has not come to its lowest
     rate.

@@ -27,11 +27,12 @@ NAME.png, NAME.svg  the picture
 NAME.csv            the table with every digit; NAME-details.csv what it is made of
 NAME.json           all of it for programs
 
---scale quick takes seconds to minutes and shows the claims; full has the paper's sizes. What is
-done is kept in NAME/SCALE, a file a part, and not done again. Table 2 and figures 3 and 4 show the
-same runs, which are computed once and kept in effect-of-t/SCALE. A claim that does not hold ends
-the command with status 1, after the files are written. Runs are logged to MLflow, by default in
-mlflow.db beside --out.
+--scale quick takes seconds to minutes and shows the claims; full has the paper's sizes where it
+gives them, and more data sets and hyper-iterations. What is done is kept in NAME/SCALE, a file a
+part, and not done again. Table 2 and figures 3 and 4 show the same runs, which are computed once
+and kept in effect-of-t/SCALE. A claim that does not hold ends the command with status 1, after the
+files are written. Runs are logged to MLflow, by default in mlflow.db beside --out. all computes
+everything, and a page that shows it: all.md.
 
 Items about pictures take stores with --data; each finds those of the data sets that it is about.
 Tables 3 and 4 and figure 6 train networks: every cell is a run in NAME/SCALE/CELL-seed-N, as

@@ -19,7 +19,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 class Scale(StrEnum):
-    """How much is computed: enough to see the claims, or the paper's sizes."""
+    """How much is computed: enough to see the claims, or the paper's sizes where it gives them."""
 
     QUICK = "quick"
     FULL = "full"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.files import read_json
@@ -112,6 +112,14 @@ class ItemRecord(_Document):
     cost: dict[str, Any]
     differs: list[str]
     run: _Ran
+
+    @field_validator("cost")
+    @classmethod
+    def _has_seconds(cls, cost: dict[str, Any]) -> dict[str, Any]:
+        seconds = cost.get("seconds")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise ValueError(f"expected seconds, a number above 0, found {seconds!r}")
+        return cost
 
 
 Records = dict[str, ScoreRecord | ItemRecord]

@@ -60,10 +60,10 @@ _MAX_FILE_BYTES = 8 << 20
 
 
 def santoro(names: Sequence[str], *, train: int = 1200, val: int = 100) -> ClassSplits:
-    """Omniglot as in the paper: 1200 training characters drawn once, 423 for test.
+    """Omniglot as in Santoro et al. (2016): 1200 training characters drawn once, 423 for test.
 
-    The last ``val`` of the training characters are for meta-validation: 1100/100/423. The draw
-    depends on the sorted names alone.
+    The last ``val`` of the training characters are for meta-validation: 1100/100/423, where the
+    code of Franceschi et al. (2018) has 1200/100/323. The draw depends on the sorted names alone.
     """
     names = _sorted(names, minimum=train + 1)
     order = [names[i] for i in permutation(len(names), "bilevel-data omniglot santoro 1")]

@@ -35,7 +35,7 @@ class ConvNet(nn.Module):
 
     Source: Matching Networks for One Shot Learning (Vinyals et al., 2016), section 4.1;
     Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et al.,
-    2018), section 5.2. Glorot-uniform initial weights, as in the released code.
+    2018), section 5.2. Glorot's initial weights (Appendix D), uniform as in its code.
     """
 
     def __init__(
