@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from bilevel_core import check_hypergradient
 from frameworks import jax
 
 README = Path(__file__).parents[2] / "packages" / "core" / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+*EXAMPLES, LEARNED = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 
 
 def test_there_is_an_example_for_each_framework():
@@ -31,3 +32,10 @@ def test_the_example_lowers_the_outer_objective(example, capsys):
     run = names["run"]
     assert run.best_value < run.values[0]
     assert "->" in capsys.readouterr().out
+
+
+def test_learned_rates_and_starts():
+    names = {}
+    exec(compile(LEARNED, str(README), "exec"), names)
+    checked = [names[key] for key in ("problem", "descent", "lam")]
+    assert check_hypergradient(*checked, steps=5, directions=1).passes
