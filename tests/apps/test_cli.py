@@ -287,6 +287,8 @@ BAD_EVALUATIONS = [
     (["--steps", -1], "--steps -1: expected whole numbers ≥ 0"),
     (["--norm", "layer"], "--norm layer: no such normalisation: choose one of episode, batch"),
     (["--norm", "batch", "--track"], "--track with --norm batch"),
+    (["--steps", 7, "--track"], "--track with --steps 7: what is kept of a run is with its own T"),
+    (["--lr", "0.1", "--steps", "1,2", "--track"], "--track with --lr 0.1: what is kept of a run"),
     (["--norm", "batch", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --norm"),
     (["--way", 7], "way=7 but split 'test' has 6 classes: lower way"),
     (["--way", 7], "(change --way, --shot, --query or --split)"),
@@ -310,6 +312,15 @@ def test_evaluation_on_images_of_another_size(command, trained, make_store):
     found = command("eval", trained, "--data", other)
     assert found.status == 2
     assert f"{other}: images of (height, width, channels) (28, 28, 1), but" in found.error
+
+
+def test_only_a_score_on_the_runs_own_images_is_tracked(command, trained, make_store, store):
+    other = make_store(seed=1)
+    found = command("eval", trained, "--data", other, "--track")
+    assert found.status == 2
+    assert f"{other}: its images of test are not those of the run's own store" in found.error
+    copy = shutil.copy(store, other.with_name("copy.h5"))
+    assert command("eval", trained, "--data", copy, "--episodes", 2, "--track").status == 0
 
 
 def evaluate(command, *arguments):

@@ -311,7 +311,7 @@ def test_no_choice_on_the_classes_of_another_store(command, copy, make_store):
     words = ["--split", "val", "--steps", "1,3", "--episodes", 2, "--data", other]
     found = command("eval", copy, *words, "--choose")
     assert found.status == 2
-    assert f"{other}: its validation images are not those of the run's own store" in found.error
+    assert f"{other}: its images of val are not those of the run's own store" in found.error
     assert command("eval", copy, *words).status == 0
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.errors import RunError
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.runs.tracked import read_run
 from bilevel_apps.sweep import Plan, sweep
 from bilevel_apps.sweep.table import best_first
 from bilevel_apps.tracking import Target, Tracker, default_uri, open_tracker
@@ -221,18 +223,25 @@ def test_evaluation_is_logged_to_the_run(runs, tracked, capsys):
     assert warnings_of(capsys) == []
 
 
-def test_a_curve_is_logged_by_t(runs, tracked):
+def test_a_curve_is_logged_by_t_beside_the_runs_score(runs, tracked):
     folder = runs / "run"
     train(tracked(), folder, resume=False)
-    request = Request(split="val", episodes=5, steps=(1, 8), track=True, device="cpu")
-    report = evaluate_run(folder, request)
+    request = Request(split="val", steps=(1, 50), lr=(0.01, 0.1), track=True, device="cpu")
+    evaluate_run(folder, replace(request, episodes=4))
+    report = evaluate_run(folder, replace(request, episodes=5))
     client, run_id = client_of(folder)
-    history = client.get_metric_history(run_id, "val/5way-1shot/accuracy")
-    assert {m.step: m.value for m in history} == {
-        row["steps"]: row["accuracy"] for row in report["curve"]
-    }
+    latest = client.get_run(run_id).data.metrics
+    assert latest["val/5way-1shot/accuracy"] == report["accuracy"]  # at T = 5, of the last one
+    assert latest["val/5way-1shot/ci95"] == report["ci95"]
+    for row in report["curve"]:
+        lr = "" if row["lr"] == report["lr"] else f"lr-{row['lr']:.4g}/"
+        history = client.get_metric_history(run_id, f"val/5way-1shot/by-T/{lr}accuracy")
+        assert [m.value for m in history if m.step == row["steps"]][-1] == row["accuracy"]
     names = {entry.path for entry in client.list_artifacts(run_id, "pictures")}
     assert names == {"pictures/steps-val.png"}
+    known = read_run(str(client.tracking_uri), run_id, folder)
+    assert known.metrics["val/5way-1shot/accuracy"] == report["accuracy"]
+    assert not [name for name in known.metrics if "by-T" in name]  # a curve is no figure of a run
 
 
 def test_evaluation_of_an_untracked_run_warns(trained, capsys):

@@ -20,7 +20,7 @@ from bilevel_apps.inner_problem import InnerLoop
 from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.report import progress_bar, warn
-from bilevel_apps.run_tracking import tracked_again
+from bilevel_apps.run_tracking import CURVE, tracked_again
 from bilevel_apps.scoring import Score, nearest_pixel, score, score_episodes
 from bilevel_apps.step_curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.trained_run import TrainedRun, load_run
@@ -73,8 +73,9 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm)
     store = run.store(request.data)
-    if request.choose:
-        _check_classes(run, store)
+    for option, asked in (("--choose", request.choose), ("--track", request.track)):
+        if asked:
+            _check_images(option, request.split, run, store)
     sampler = run.sampler(
         store,
         request.split,
@@ -126,18 +127,24 @@ def _check(folder: Path, request: Request) -> None:
                 f"{name} with --norm {request.norm}: what is kept of a run is with its own "
                 "normalisation: leave one of them out"
             )
+    for option, numbers in (("--steps", request.steps), ("--lr", request.lr)):
+        if request.track and len(numbers) == 1:
+            raise InputError(
+                f"--track with {option} {numbers[0]:g}: what is kept of a run is with its own T "
+                "and η: leave one of them out, or give several, for the curve"
+            )
     for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
         if given and not _several(request):
             raise InputError(f"{name}: give several T or η to compare, such as --steps 1,3,5,8,12")
 
 
-def _check_classes(run: TrainedRun, store: Store) -> None:
-    """Refuse to choose on what another store calls its validation split."""
-    info = store.manifest.splits.get("val")
-    if info is not None and info.sha256 != run.data.get("val"):
+def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> None:
+    """Refuse to keep of a run what it comes to on another store's images."""
+    info = store.manifest.splits.get(split)
+    if info is not None and info.sha256 != run.data.get(split):
         raise InputError(
-            f"{store.path}: its validation images are not those of the run's own store: choose "
-            "on the classes that the run was validated on"
+            f"{store.path}: its images of {split} are not those of the run's own store: give that "
+            f"one, or leave {option} out"
         )
 
 
@@ -293,19 +300,18 @@ def _choose(folder: Path, run: TrainedRun, report: dict[str, Any]) -> None:
 
 
 def _track(folder: Path, report: dict[str, Any]) -> None:
-    """Log the scores to the run in MLflow, under the split and the kind of episode."""
+    """Log the run's score in MLflow, under the split and the kind of episode, and its curve."""
     task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
     values = {f"{task}/accuracy": report["accuracy"], f"{task}/ci95": report["ci95"]}
     if "upright" in report:
         values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
-    own = InnerLoop(report["steps"], report["lr"])
-    others = [row for row in report.get("curve", []) if (row["steps"], row["lr"]) != own]
     with tracked_again(folder) as tracker:
-        for row in others:  # MLflow then charts accuracy against T
+        # Of several values MLflow shows that of the largest step, and of equal steps the latest.
+        tracker.metrics(0, values)
+        for row in report.get("curve", []):  # MLflow then charts accuracy against T
             if row["accuracy"] is not None:
-                name = task if row["lr"] == own.lr else f"{task}/lr-{row['lr']:.4g}"
-                scores = {f"{name}/{key}": row[key] for key in ("accuracy", "ci95")}
+                lr = "" if row["lr"] == report["lr"] else f"/lr-{row['lr']:.4g}"
+                scores = {f"{task}/{CURVE}{lr}/{key}": row[key] for key in ("accuracy", "ci95")}
                 tracker.metrics(row["steps"], scores)
-        tracker.metrics(report["steps"], values)
         if "picture" in report:
             tracker.artifact(Path(report["picture"]), "pictures")

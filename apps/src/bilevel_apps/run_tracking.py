@@ -20,9 +20,10 @@ from bilevel_apps.tracking import (
 from bilevel_apps.training_state import Training
 from bilevel_data import Store
 
-__all__ = ["FOLDER_TAG", "begin_child", "begin_run", "start_tracking", "tracked_again"]
+__all__ = ["CURVE", "FOLDER_TAG", "begin_child", "begin_run", "start_tracking", "tracked_again"]
 
 FOLDER_TAG = "run.folder"
+CURVE = "by-T"  # in the names of metrics whose step is T
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its interface folds children into their parent
 
 

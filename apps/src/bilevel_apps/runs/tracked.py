@@ -12,7 +12,7 @@ from bilevel_apps.config import Config, parse_config
 from bilevel_apps.errors import InputError
 from bilevel_apps.pretrained_run import PREFIX, pretrained_checkpoint
 from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.run_tracking import FOLDER_TAG
+from bilevel_apps.run_tracking import CURVE, FOLDER_TAG
 from bilevel_apps.runs.database import client_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TrackedRun:
         experiment: by name.
         status: MLflow's, such as FINISHED.
         params: by key, as MLflow has them: text.
-        metrics: the last value of each.
+        metrics: the last value of each; not the curves over T.
         intervals: half the 95 % interval of those metrics that have one.
         step: of the last value of any metric.
         minutes: from the start to the end, or until now.
@@ -130,7 +130,8 @@ def _search(client: MlflowClient, experiments: list[str]) -> Iterator[Any]:
 
 
 def _tracked(client: MlflowClient, run: Any, experiment: str, folder: Path | None) -> TrackedRun:
-    info, metrics = run.info, dict(run.data.metrics)
+    info = run.info
+    metrics = {key: v for key, v in run.data.metrics.items() if f"/{CURVE}/" not in key}
     end = info.end_time or 1000 * time.time()
     return TrackedRun(
         id=info.run_id,
