@@ -14,7 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
+from bilevel_apps.build import make_task
 from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.task_scores import score_task
+from bilevel_apps.trained_run import load_run
 
 TEXT = "not a store\n" * 100
 
@@ -378,6 +381,16 @@ def test_evaluation_with_baselines(command, trained):
     assert "upright" not in found
     alone = evaluate(command, trained, "--episodes", 10)
     assert alone["accuracy"] == found["accuracy"]
+
+
+def test_the_untrained_network_has_the_statistics_that_are_asked_for(command, trained, config):
+    found = evaluate(command, trained, "--episodes", 12, "--norm", "episode", "--baselines")
+    device = torch.device("cpu")
+    run = load_run(trained, "cpu")
+    sampler = run.sampler(run.store(None), "test", seed=0, rotations=False)
+    task = make_task(config(model__norm="episode"), (16, 16, 1), device)
+    expected = score_task(task, sampler, episodes=12, device=device)
+    assert found["baselines"]["untrained network"]["accuracy"] == expected.accuracy
 
 
 def test_evaluation_with_other_statistics(command, trained):

@@ -104,8 +104,11 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
     if norm not in list(Normalization):
         known = ", ".join(Normalization)
         raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
-    encoder = replace(run.task.encoder, normalization=Normalization(norm))
-    return replace(run, task=replace(run.task, encoder=encoder))
+    return replace(run, task=_with_statistics(run.task, Normalization(norm)))
+
+
+def _with_statistics(task: MetaTask, normalization: Normalization) -> MetaTask:
+    return replace(task, encoder=replace(task.encoder, normalization=normalization))
 
 
 def _several(request: Request) -> bool:
@@ -259,11 +262,13 @@ def _baselines(
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training.
 
-    The untrained network has the T that is asked for, and the η that a training begins with.
+    The untrained network has the T and the normalisation that are asked for, and the η that a
+    training begins with.
     """
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
     scores = {"raw-pixel nearest neighbour": _entry(pixels)}
-    untrained = make_task(run.config, run.image_shape, run.device)
+    fresh = make_task(run.config, run.image_shape, run.device)
+    untrained = _with_statistics(fresh, run.task.encoder.normalization)
     try:
         _calibrate(untrained, store, run)
         own = InnerLoop(steps, untrained.inner.lr)
