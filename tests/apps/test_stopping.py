@@ -150,6 +150,16 @@ def test_time_before_a_resume_counts(tmp_path, config, monkeypatch):
     assert record["step"] == 5  # two looks a hyper-iteration, and a few to save
 
 
+def test_a_limit_that_comes_later_says_that_it_counts_from_there(tmp_path, trained, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    resume(folder, steps=8, minutes=60.0)
+    told = "warning: train.minutes=60 counts from here: what 6 hyper-iterations took without"
+    assert told in capsys.readouterr().err
+    resume(folder, steps=10)
+    assert "counts from here" not in capsys.readouterr().err
+
+
 def test_patience_ends_a_run(tmp_path, config, monkeypatch, capsys):
     constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
     monkeypatch.setattr(module, "score_task", lambda *_, **__: constant)

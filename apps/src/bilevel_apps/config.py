@@ -116,7 +116,7 @@ class TrainSection(Section):
 
     steps: Count = Field(default=1500, description="hyper-iterations")
     minutes: Positive | None = Field(
-        default=None, description="end the run after so many, resumes included; null: no limit"
+        default=None, description="end after so many since it was set, with resumes; null: never"
     )
     patience: Count | None = Field(
         default=None, description="end after so many validations without a better one; null: never"

@@ -264,4 +264,11 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
     if changed:
         what = ", ".join(f"{key} {past.get(key)} → {present[key]}" for key in changed)
         warn(f"resuming with {what}: the result will not be the same to the last bit")
+    minutes = training.config.train.minutes
+    # Without a limit there are none in a checkpoint: equal runs then have equal files.
+    if minutes is not None and record.seconds is None:
+        warn(
+            f"train.minutes={minutes:g} counts from here: what {record.step} hyper-iterations took "
+            "without a limit was not recorded"
+        )
     return checkpoint, record
