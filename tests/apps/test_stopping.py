@@ -56,6 +56,19 @@ def resume(folder, **train_changes):
     return train(RunFolder(folder).continued(given), folder, resume=True)
 
 
+def script(monkeypatch, scores):
+    """Let the validation after so many hyper-iterations come to these."""
+    whole = module._validate
+
+    def scripted(training, tracker):
+        found = module.Score(accuracy=scores[training.step], ci95=0.0, episodes=4)
+        with monkeypatch.context() as scored:
+            scored.setattr(module, "score_task", lambda *_, **__: found)
+            return whole(training, tracker)
+
+    monkeypatch.setattr(module, "_validate", scripted)
+
+
 def test_minutes_end_a_run_cleanly(tmp_path, config, trained, capsys):
     folder = tmp_path / "run"
     best = train(config(train__minutes=1e-9), folder, resume=False)
@@ -96,6 +109,31 @@ def test_more_hyper_iterations_go_on_to_the_same_weights(tmp_path, config, sched
     assert found.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(found.tensors[k], expected.tensors[k]) for k in expected.tensors)
     assert RunFolder(short).load_config().train.steps == 7
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_what_a_lengthened_run_shares_with_a_long_one(tmp_path, config, monkeypatch, steps):
+    """With validations every 2: the best checkpoint too, where the shorter run ended on one."""
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    scores = {2: 0.5, 4: 0.6, 5: 0.9, 6: 0.4, 8: 0.7}
+    script(monkeypatch, scores)
+    train(config(train__steps=steps), folder, resume=False)
+    resume(folder, steps=8)
+    train(config(train__steps=8), whole, resume=False)
+    found, expected = last(folder), last(whole)
+    assert all(torch.equal(found.tensors[k], expected.tensors[k]) for k in expected.tensors)
+    same = found.record == expected.record
+    best = [load_checkpoint(f / "best.safetensors").record["step"] for f in (folder, whole)]
+    assert (same, best) == ((True, [8, 8]) if steps == 4 else (False, [5, 8]))
+
+
+def test_patience_that_ran_out_as_the_run_ended_ends_a_longer_one(tmp_path, config, monkeypatch):
+    script(monkeypatch, {2: 0.5, 4: 0.4, 6: 0.4})
+    folder, chosen = tmp_path / "run", {"train__patience": 2}
+    train(config(**chosen, train__steps=6), folder, resume=False)
+    assert last(folder).record["ended"] == "steps"
+    assert resume(folder, steps=50) is None  # a run of 50 would have ended here
+    assert last(folder).record["step"] == 6
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
@@ -176,17 +214,15 @@ def test_patience_ends_a_run(tmp_path, config, monkeypatch, capsys):
 
 
 def test_patience_survives_a_kill(tmp_path, config, monkeypatch):
-    scores = {2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.1, 12: 0.9}
+    script(monkeypatch, {2: 0.5, 4: 0.4, 6: 0.6, 8: 0.6, 10: 0.1, 12: 0.9})
     whole = module._validate
 
-    def scripted(training, tracker):
-        found = module.Score(accuracy=scores[training.step], ci95=0.0, episodes=4)
-        monkeypatch.setattr(module, "score_task", lambda *_, **__: found)
+    def cut(training, tracker):
         if training.step == killed:
             raise KeyError("killed")
         return whole(training, tracker)
 
-    monkeypatch.setattr(module, "_validate", scripted)
+    monkeypatch.setattr(module, "_validate", cut)
     chosen = config(train__steps=50, train__patience=2)
     killed = None
     train(chosen, tmp_path / "whole", resume=False)

@@ -114,7 +114,7 @@ class InnerSection(Section):
 class TrainSection(Section):
     """The outer problem."""
 
-    steps: Count = Field(default=1500, description="hyper-iterations")
+    steps: Count = Field(default=1500, description="hyper-iterations; the last is validated too")
     minutes: Positive | None = Field(
         default=None, description="end after so many since it was set, with resumes; null: never"
     )

@@ -28,7 +28,7 @@ from bilevel_apps.processes import ALONE, Processes
 from bilevel_apps.record import Environment, RunRecord, read_record
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.stopping import Ending, Stopwatch, finished, may_change
+from bilevel_apps.stopping import Ending, Stopwatch, finished, may_change, stale
 from bilevel_data import EpisodeSampler, Store
 from bilevel_data.loader import BatchSampler
 
@@ -128,9 +128,11 @@ class Training:
                 f"{self.folder.last}: its tensors are not those of its configuration ({reason}): "
                 "begin anew in another --out"
             ) from None
+        train = self.config.train
         self.step, self.ended = record.step, record.ended
         if self.ended in (Ending.MINUTES, Ending.STEPS):  # there may be more of them now
-            self.ended = finished(self.config.train, record.step, record.seconds or 0.0)
+            used_up = finished(train, record.step, record.seconds or 0.0)
+            self.ended = used_up or stale(train, record.step, record.best_step)
         self.best_accuracy, self.best_ci95 = record.best_accuracy, record.best_ci95
         self.best_step = record.best_step
         self.clock.before = record.seconds or 0.0
