@@ -286,6 +286,7 @@ def test_evaluation_follows_the_checkpoint_and_not_an_edited_configuration(comma
 
 BAD_EVALUATIONS = [
     (["--episodes", 0], "'--episodes'"),
+    (["--episodes", 1], "'--episodes'"),
     (["--episodes", "many"], "'--episodes'"),
     (["--steps", -1], "--steps -1: expected whole numbers ≥ 0"),
     (["--norm", "layer"], "--norm layer: no such normalisation: choose one of episode, batch"),

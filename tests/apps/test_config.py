@@ -256,6 +256,7 @@ def test_unknown_key_without_one():
         "tracking.uri=[a]",
         "train.minutes=0",
         "train.minutes=true",
+        "train.validate_episodes=1",
         "train.patience=0",
         "train.patience=1.5",
         "train.accumulate=0",

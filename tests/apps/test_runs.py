@@ -264,6 +264,11 @@ def test_images_of_another_size_are_not_scored(trained, tmp_path, config, make_s
     )
 
 
+def test_one_episode_is_refused_before_any_is_scored(command, trained):
+    line = refusal(command("compare", trained, "--episodes", 1, "--device", "cpu"))
+    assert line == "error: episodes=1: fewer than two have no interval: give more"
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     def run(*arguments):

@@ -9,6 +9,7 @@ import torch
 from bilevel_apps import scoring
 from bilevel_apps.build import episode_sampler, make_task
 from bilevel_apps.episodes import Episodes
+from bilevel_apps.errors import InputError
 from bilevel_apps.scoring import episode_accuracies, nearest_pixel, score, score_episodes
 from bilevel_data import open_store
 
@@ -34,9 +35,10 @@ def test_interval_by_hand():
     assert str(found) == "50.00 ± 40.80 %"
 
 
-def test_one_episode_and_equal_episodes_have_no_spread():
-    assert score(np.array([0.3])).ci95 == 0.0
+def test_equal_episodes_have_no_spread_and_one_alone_is_no_score():
     assert score(np.array([0.3, 0.3])).ci95 == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(InputError, match="episodes=1: fewer than two have no interval"):
+        score(np.array([0.3]))
 
 
 @pytest.mark.parametrize("pixels", [1, 20 * 256 * 3, 10**9])

@@ -12,6 +12,7 @@ from PIL import Image
 from bilevel_apps import feature_table as tables
 from bilevel_apps import head_scores as head_scoring
 from bilevel_apps.build import episode_sampler, make_task
+from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.feature_table import episode_keys, feature_table
 from bilevel_apps.head_scores import HeadScores, head_scores
@@ -339,3 +340,9 @@ def test_own_divergence_is_status_1(command, tmp_path, config):
     line = found.err.splitlines()[-1]
     assert line.startswith("error: evaluating: the heads")
     assert line.endswith("or evaluate with a smaller --lr")
+
+
+def test_one_episode_is_refused_before_any_is_scored(trained, monkeypatch):
+    monkeypatch.setattr("bilevel_apps.evaluate.load_run", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="episodes=1: fewer than two"):
+        evaluate_run(trained, Request(episodes=1))

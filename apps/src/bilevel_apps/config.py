@@ -152,7 +152,9 @@ class TrainSection(Section):
         default=None, description="training images: any of [crop, shift, flip, colour]; null: none"
     )
     validate_every: Count = Field(default=250, description="hyper-iterations between validations")
-    validate_episodes: Count = Field(default=200, description="episodes a validation")
+    validate_episodes: Annotated[Count, Field(ge=2)] = Field(
+        default=200, description="episodes a validation; one alone has no interval"
+    )
     checkpoint_every: Count = Field(default=100, description="hyper-iterations between checkpoints")
 
 

@@ -21,7 +21,7 @@ from bilevel_apps.meta_task import MetaTask
 from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.report import progress_bar, warn
 from bilevel_apps.run_tracking import CURVE, tracked_again
-from bilevel_apps.scoring import Score, nearest_pixel, score, score_episodes
+from bilevel_apps.scoring import Score, check_count, nearest_pixel, score, score_episodes
 from bilevel_apps.step_curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_data import EpisodeSampler, Store
@@ -117,6 +117,7 @@ def _several(request: Request) -> bool:
 
 def _check(folder: Path, request: Request) -> None:
     """Refuse options that do not go together, before any work."""
+    check_count(request.episodes)
     if request.choose and pretrained_tag(folder) is not None:
         raise InputError(f"--choose: {folder} is part of the package, and its T is on its card")
     if request.choose and request.split != "val":

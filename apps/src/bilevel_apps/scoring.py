@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.episodes import Episodes, to_device
+from bilevel_apps.errors import InputError
 from bilevel_apps.interrupt import Interrupted
 from bilevel_apps.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
 
 __all__ = [
     "Score",
+    "check_count",
     "episode_accuracies",
     "episodes_at_once",
     "half_interval",
@@ -48,15 +50,33 @@ class Score:
 
 
 def score(accuracies: NDArray[np.float64]) -> Score:
-    """Return the mean over episodes and its `half_interval`."""
+    """Return the mean over episodes and its `half_interval`.
+
+    Raises:
+        InputError: as `check_count`.
+    """
+    check_count(len(accuracies))
     ci95 = half_interval(accuracies.tolist())
     return Score(accuracy=float(accuracies.mean()), ci95=ci95, episodes=len(accuracies))
 
 
 def half_interval(values: Sequence[float], factor: float = 1.96) -> float:
-    """Return factor·std/√n, with std the sample's (n-1): half the 95 % interval of the mean."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return factor * spread / math.sqrt(len(values))
+    """Return factor·std/√n, with std the sample's (n-1): half the 95 % interval of the mean.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    return factor * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def check_count(episodes: int) -> None:
+    """Refuse to score so few episodes that their mean has no interval.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    if episodes < 2:
+        raise InputError(f"episodes={episodes}: fewer than two have no interval: give more")
 
 
 def score_episodes(

@@ -54,7 +54,7 @@ Trained = Annotated[
 # Episodes; those without a default of their own are the run's.
 Data = Annotated[Path | None, typer.Option(metavar="FILE.h5", help="Another store than the run's.")]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
-EpisodeCount = Annotated[int, typer.Option(min=1, help="How many episodes.")]
+EpisodeCount = Annotated[int, typer.Option(min=2, help="How many episodes.")]
 Way = Annotated[int | None, typer.Option(min=1, help="Classes an episode.")]
 Shot = Annotated[int | None, typer.Option(min=1, help="Support images a class.")]
 Query = Annotated[int | None, typer.Option(min=1, help="Query images a class.")]

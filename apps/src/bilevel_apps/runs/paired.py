@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bilevel_apps.errors import InputError
 from bilevel_apps.report import progress_bar, warn
 from bilevel_apps.runs.tracked import TrackedRun
-from bilevel_apps.scoring import Score, score
+from bilevel_apps.scoring import Score, check_count, score
 from bilevel_apps.task_scores import task_accuracies
 from bilevel_apps.trained_run import TrainedRun, load_run
 from bilevel_core import DivergenceError
@@ -61,7 +61,11 @@ def paired_scores(runs: Sequence[TrackedRun], episodes: Episodes) -> Paired:
     scores, because an episode that is hard for one run is hard for the other.
 
     Cost: `task_accuracies` for each run.
+
+    Raises:
+        InputError: fewer than two episodes.
     """
+    check_count(episodes.count)
     first: EpisodeSampler | None = None
     found: list[NDArray[np.float64] | None] = []
     for run in runs:
