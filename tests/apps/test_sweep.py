@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -289,6 +290,10 @@ def test_samples_go_on_as_if_undisturbed(config, tmp_path, monkeypatch, sampler)
     longer = sweep(given, tmp_path / "sweep", more, resume=True)
     assert [c.settings for c in longer[:3]] == [c.settings for c in whole]
     assert len(longer) == 4
+    kept = (tmp_path / "sweep" / "sweep.json").read_bytes()
+    with pytest.raises(InputError, match="has tried 4 settings: give --trials 4 or more, not 2"):
+        sweep(given, tmp_path / "sweep", replace(plan, trials=2), resume=True)
+    assert (tmp_path / "sweep" / "sweep.json").read_bytes() == kept
 
 
 BAD_SWEEPS = [

@@ -91,7 +91,8 @@ def continued(
 ) -> tuple[Config, Plan, list[Child]]:
     """Return what the folder's sweep is, if what was given explicitly agrees with it.
 
-    The device and the store's place may change, and the number of trials may grow.
+    The device and the store's place may change, and so may the number of trials, to those that were
+    made or more.
 
     Raises:
         InputError: a setting differs, or the record is damaged.
@@ -107,6 +108,12 @@ def continued(
             raise InputError(
                 f"{folder.path}: its sweep is --sweep {' --sweep '.join(kept.axes)} --sampler "
                 f"{kept.sampler}: resume with the same, or choose another --out"
+            )
+        tried = 0 if kept.trials is None else len(children)
+        if plan.trials is not None and plan.trials < tried:
+            raise InputError(
+                f"{folder.path}: its sweep has tried {tried} settings: give --trials {tried} or "
+                f"more, not {plan.trials}, or choose another --out"
             )
         kept = replace(kept, trials=plan.trials)
     before, now = saved.flat(), flatten(given.model_dump(mode="json", exclude_unset=True))
