@@ -2,15 +2,18 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from bilevel_apps import machine as machines
 from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.machine import machine_name, versions
 from bilevel_apps.paper.table3 import TASKS
 from bilevel_apps.results import read_records
+from bilevel_apps.results import score as module
 from bilevel_apps.results.__main__ import main
 from bilevel_apps.results.score import _paper, score_record
 
@@ -41,6 +44,13 @@ def test_the_command_writes_a_record_that_is_read_back(trained, tmp_path, monkey
     assert record.machine == "an old one"
     assert json.loads(out.read_text("utf-8"))["episodes"] == 4
     assert f"{100 * record.accuracy:.2f}" in capsys.readouterr().out
+
+
+def test_weights_of_the_package_are_refused_before_they_are_scored(monkeypatch, store):
+    monkeypatch.setattr(module, "evaluate_run", lambda *_: pytest.fail("scored"))
+    request = Request(data=store, episodes=4)
+    with pytest.raises(InputError, match="a record is of a training: give the folder of the run"):
+        score_record(Path("pretrained:omniglot-5way-1shot"), request)
 
 
 def test_the_paper_has_a_figure_for_each_of_its_tasks():

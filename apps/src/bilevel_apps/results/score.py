@@ -10,10 +10,12 @@ from typing import Any
 
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import TrackingSection
+from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate import Request, evaluate_run
 from bilevel_apps.machine import machine_name, versions
 from bilevel_apps.paper.table3 import TASKS
 from bilevel_apps.paper.trained import validations
+from bilevel_apps.pretrained_run import pretrained_tag
 from bilevel_apps.publish import command_of
 from bilevel_apps.record import read_record
 from bilevel_apps.results.records import FORMAT, ScoreRecord, Upright
@@ -34,9 +36,11 @@ def score_record(folder: Path, request: Request, *, machine: str | None = None) 
         machine: that of the training; None stands for this one.
 
     Raises:
-        InputError: the run, the store and the numbers do not fit together.
+        InputError: the run, the store and the numbers do not fit together, or the folder is none.
         RunError: the inner runs diverge.
     """
+    if pretrained_tag(folder) is not None:
+        raise InputError(f"{folder}: a record is of a training: give the folder of the run")
     run = load_run(folder, request.device)
     report = evaluate_run(folder, replace(request, choose=False, track=False))
     data = run.store(request.data).manifest.name
