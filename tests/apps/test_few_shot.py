@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
 from bilevel_apps.build import make_task
+from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
+from bilevel_apps.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.errors import InputError
 from bilevel_apps.few_shot import FewShotClassifier
 from bilevel_apps.few_shot_head import CHUNK, learner_of
 from bilevel_apps.few_shot_run import load_trained
+from bilevel_apps.inner_problem import InnerLoop
 from bilevel_data import open_store
 from bilevel_models import heads
 
@@ -198,6 +202,22 @@ def test_images_that_do_not_fit(trained, images, spoil, says):
     X = spoil(images[:, 0])
     with pytest.raises(ValueError, match=says):
         FewShotClassifier(trained).fit(X, np.arange(len(X)))
+
+
+def test_a_checkpoint_has_the_choice_beside_it_if_that_is_its_own(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    best, last = folder / "best.safetensors", folder / "last.safetensors"
+    choice = ChosenInner(9, 0.02)
+    save_choice(folder, choice, {"checkpoint_sha256": load_trained(best, "cpu").sha256})
+    expected = InnerLoop(9, pytest.approx(0.02, rel=1e-6))
+    assert [load_trained(path, "cpu").task.inner for path in (folder, best)] == [expected] * 2
+    checkpoint = load_checkpoint(best)
+    other = {**checkpoint.record, "step": 1}
+    save_checkpoint(last, dataclasses.replace(checkpoint, record=other))
+    run = load_trained(last, "cpu")  # it was chosen for the other one, which is no news
+    assert run.task.inner == run.trained_inner
+    assert capsys.readouterr().err == ""
 
 
 def test_other_refusals(trained, images, tmp_path):

@@ -42,10 +42,14 @@ def save_choice(folder: Path, chosen: ChosenInner, basis: Mapping[str, Any]) -> 
     return path
 
 
-def chosen_inner(folder: Path, checkpoint_sha256: str) -> ChosenInner:
+def chosen_inner(folder: Path, checkpoint_sha256: str, *, best: bool = True) -> ChosenInner:
     """Return the T and η that were chosen for this checkpoint, if any.
 
-    Those that were chosen for other weights, before the training went on, cost a warning.
+    Args:
+        folder: the one that the checkpoint is in.
+        checkpoint_sha256: of its file.
+        best: it is the run's best one: a choice for other weights, before the training went on,
+            then costs a warning.
 
     Raises:
         InputError: the file is damaged.
@@ -61,13 +65,14 @@ def chosen_inner(folder: Path, checkpoint_sha256: str) -> ChosenInner:
         raise _damaged(path) from None
     if not _sound(found) or not isinstance(sha256, str):
         raise _damaged(path)
-    if sha256 != checkpoint_sha256:
+    if sha256 == checkpoint_sha256:
+        return found
+    if best:
         warn(
             f"{path}: {found} was chosen for weights that are no longer the best: taking that of "
             "the training; choose again with bilevel-eval --choose"
         )
-        return ChosenInner()
-    return found
+    return ChosenInner()
 
 
 def _sound(found: ChosenInner) -> bool:

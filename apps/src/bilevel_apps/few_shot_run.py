@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.chosen_inner import chosen_inner
 from bilevel_apps.errors import InputError
 from bilevel_apps.trained_run import TrainedRun, load_run, run_of
 
@@ -14,6 +15,8 @@ __all__ = ["load_trained"]
 def load_trained(path: Path, device: str) -> TrainedRun:
     """Load what `load_run` does, or a checkpoint, which needs nothing beside it.
 
+    T and η are those that a `chosen.json` beside it has for its very bytes, or else the training's.
+
     Raises:
         InputError: there is no usable run.
     """
@@ -21,4 +24,8 @@ def load_trained(path: Path, device: str) -> TrainedRun:
         alone = path.is_file()
     except OSError as error:  # such as a name that is too long
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return run_of(load_checkpoint(path), path, device) if alone else load_run(path, device)
+    if not alone:
+        return load_run(path, device)
+    checkpoint = load_checkpoint(path)
+    chosen = chosen_inner(path.parent, str(checkpoint.file_sha256), best=False)
+    return run_of(checkpoint, path, device, chosen=chosen)
