@@ -375,6 +375,14 @@ def test_another_seed_has_other_episodes(command, trained):
     assert len(scores) > 1
 
 
+def test_the_runs_own_seed_draws_the_episodes_that_chose_its_checkpoint(command, trained):
+    best = load_checkpoint(trained / "best.safetensors").record["best_accuracy"]
+    words = ["--split", "val", "--episodes", 4]  # as many as the training validates on
+    assert evaluate(command, trained, *words)["accuracy"] == best
+    told = " ".join(command("eval", "--help").out.split())
+    assert "with val, the run's own seed gives those that chose its checkpoint" in told
+
+
 def test_evaluation_with_baselines(command, trained):
     found = evaluate(command, trained, "--episodes", 10, "--baselines")
     assert found["baselines"].keys() == {"raw-pixel nearest neighbour", "untrained network"}

@@ -58,7 +58,13 @@ EpisodeCount = Annotated[int, typer.Option(min=2, help="How many episodes.")]
 Way = Annotated[int | None, typer.Option(min=1, help="Classes an episode.")]
 Shot = Annotated[int | None, typer.Option(min=1, help="Support images a class.")]
 Query = Annotated[int | None, typer.Option(min=1, help="Query images a class.")]
-Seed = Annotated[int, typer.Option(min=0, help="Which episodes.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Which episodes; with val, the run's own seed gives those that chose its checkpoint.",
+    ),
+]
 
 
 def make_app(help_text: str) -> typer.Typer:
