@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator
 
 from bilevel_apps.build import make_task
@@ -150,6 +151,37 @@ def test_forms_of_images(trained, images):
     np.testing.assert_allclose(other.predict_proba(query), expected, rtol=0, atol=1e-6)
 
 
+def test_steps_and_step_size_of_ones_own(trained, images):
+    x, y = images[:3, :4].reshape(-1, *SHAPE), np.repeat(np.arange(3), 4)
+    queries = images[:3, 4:].reshape(-1, *SHAPE)
+    own = FewShotClassifier(trained).fit(x, y)
+    run = load_trained(trained, "cpu").task.inner
+    same = FewShotClassifier(trained, steps=run.steps, step_size=run.lr).fit(x, y)
+    assert np.array_equal(own.predict_proba(queries), same.predict_proba(queries))
+    for changed in ({"steps": run.steps + 5}, {"step_size": run.lr / 2}):
+        other = FewShotClassifier(trained, **changed).fit(x, y)
+        assert not np.allclose(own.predict_proba(queries), other.predict_proba(queries))
+    grid, scoring = {"steps": [0, 5]}, "neg_log_loss"
+    search = GridSearchCV(FewShotClassifier(trained), grid, cv=2, scoring=scoring).fit(x, y)
+    without, with_steps = search.cv_results_["mean_test_score"]
+    assert without == pytest.approx(-np.log(3))  # without a step every class is as probable
+    assert with_steps != without
+    with pytest.raises(ValueError, match="steps=-1: expected 0 or more"):
+        FewShotClassifier(trained, steps=-1).fit(x, y)
+    with pytest.raises(ValueError, match=r"step_size=nan: expected 0\.0 or more"):
+        FewShotClassifier(trained, step_size=float("nan")).fit(x, y)
+
+
+def test_tensors_are_images_too(trained, images):
+    x, y = images[:3, :4].reshape(-1, *SHAPE), np.repeat(np.arange(3), 4)
+    own = FewShotClassifier(trained).fit(x, y).predict_proba(x)
+    tensors = FewShotClassifier(trained).fit(torch.as_tensor(x), torch.as_tensor(y))
+    assert np.array_equal(tensors.predict_proba(torch.as_tensor(x)), own)
+    with pytest.raises(ValueError, match=r"one image alone is X\[None\]"):
+        tensors.predict(x[0])
+    assert tensors.predict(x[0][None]).shape == (1,)
+
+
 def test_labels_and_their_order(trained, images):
     names = np.array(["pear", "apple", "fig"])
     X, y = images[:3, :4].reshape(-1, *SHAPE), np.repeat(names, 4)
@@ -169,7 +201,8 @@ def test_labels_and_their_order(trained, images):
 
 def test_parameters_clones_and_copies(trained, images, tmp_path):
     model = FewShotClassifier(trained, device="cpu")
-    assert model.get_params() == {"run": trained, "device": "cpu"}
+    given = {"run": trained, "device": "cpu"}
+    assert model.get_params() == {**given, "steps": None, "step_size": None}
     assert clone(model).set_params(run="elsewhere").run == "elsewhere"
     model.fit(images[:, 0], range(6))
     again = pickle.loads(pickle.dumps(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,18 +26,22 @@ __all__ = ["FewShotClassifier"]
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that learns from a few images a class, by a meta-trained representation.
 
-    `fit` trains a linear head from zero with the run's T, step size and scale on the mean
-    cross-entropy of the images; the representation stays as it is. Any number of classes, two or
-    more, and of images a class. Inductive: each image is classified by itself.
+    `fit` trains a linear head from zero with the run's T, step size and scale, unless others are
+    given, on the mean cross-entropy of the images; the representation stays as it is. Any number of
+    classes, two or more, and of images a class. Inductive: each image is classified by itself.
 
     Images are those of the run's data set: of its size and channels, prepared in its way
     (`bilevel_apps.predict_pictures` prepares files). They come as (n, height, width, channels), as
     (n, height, width) where they are grey, or flat as (n, height·width·channels); whole numbers
-    are pixels of 0 … 255, others intensities of 0 … 1.
+    are pixels of 0 … 255, others intensities of 0 … 1. Arrays of any kind that NumPy can take will
+    do, torch's tensors among them.
 
     Args:
         run: the folder of a run, a checkpoint, or `pretrained:TAG`.
         device: `auto`, `cpu` or `cuda`.
+        steps: T, inner steps of a fit; None takes the run's. A step size that was learned for one
+            image a class overshoots with several: then small steps and many are better.
+        step_size: η; None takes the run's.
 
     After `fit`:
         classes_: the labels, sorted; columns of `predict_proba` are in this order.
@@ -47,9 +52,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     here the support images' are taken instead, and a `UserWarning` says so.
     """
 
-    def __init__(self, run: str | Path, device: str = "auto") -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        device: str = "auto",
+        steps: int | None = None,
+        step_size: float | None = None,
+    ) -> None:
         self.run = run
         self.device = device
+        self.steps = steps
+        self.step_size = step_size
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train a head on labelled images.
@@ -59,9 +72,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y: (n,) labels of any kind that scikit-learn takes.
 
         Raises:
-            ValueError: images or labels that do not fit, one class only, or no usable run.
+            ValueError: images or labels that do not fit, one class only, a number of steps or a
+                step size that cannot be, or no usable run.
             bilevel_models.heads.HeadDivergenceError: the training diverges.
         """
+        for name, least in (("steps", 0), ("step_size", 0.0)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value}: expected {least} or more, or None for the run's")
         trained = self._load()
         self.image_shape_ = trained.image_shape
         rows, y = validate_data(self, self._flat(X), y)
@@ -78,7 +96,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         images = self._images(rows).to(trained.device)
         targets = torch.as_tensor(labels, device=trained.device)
-        self.head_ = learner_of(trained.task).adapt(images, targets, len(self.classes_))
+        own = learner_of(trained.task)
+        learner = replace(
+            own,
+            steps=own.steps if self.steps is None else self.steps,
+            step_size=own.step_size if self.step_size is None else self.step_size,
+        )
+        self.head_ = learner.adapt(images, targets, len(self.classes_))
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -109,15 +133,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _flat(self, X: Any) -> Any:
         """Return images as rows; what is no array of images is for scikit-learn to check."""
-        if isinstance(X, list | tuple):
+        if isinstance(X, list | tuple | Tensor):
             X = np.asarray(X)
         if not isinstance(X, np.ndarray) or X.ndim < 3:
             return X
         found = X.shape[1:] if X.ndim > 3 else (*X.shape[1:], 1)
         if found != self.image_shape_:
+            one = X.shape in (self.image_shape_, self.image_shape_[:2])
             raise ValueError(
                 f"X has images of (height, width, channels) {found}, but the run was trained on "
-                f"{self.image_shape_}: resize them as its data set was"
+                f"{self.image_shape_}: "
+                + ("one image alone is X[None]" if one else "resize them as its data set was")
             )
         return X.reshape(len(X), math.prod(found))
 

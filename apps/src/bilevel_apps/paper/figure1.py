@@ -70,8 +70,8 @@ def run(work: Work) -> Report:
 DIFFERS = (
     "The paper's figure is a cartoon; this one is computed, of a problem that is small enough to "
     "be drawn whole.",
-    "The right half, f_T beside f, is not in the paper's figure; it shows a step of the proof of its "
-    "Theorem 3.2.",
+    "The right half, f_T beside f, is not in the paper's figure; it shows a step of the proof of "
+    "its Theorem 3.2.",
 )
 
 

@@ -23,9 +23,10 @@ SCORES = """## Accuracy
 Mean accuracy in % over episodes with its 95 % interval. Query images are never support images.
 Where the row says `rotated and upright`, copies turned by 90°, 180° and 270° are classes too, as in
 the paper's code; `upright` is without them. Inductive: each query image is classified as if it were
-alone; transductive: with the help of the others. `paper` is the paper's figure on its test classes: 323
-characters of Omniglot where ours are 423, and 1,200 for training where ours are 1,100; its code can
-draw a support image as a query. Rows of `val` are on the classes that the checkpoint was chosen on.
+alone; transductive: with the help of the others. `paper` is the paper's figure on its test classes:
+323 characters of Omniglot where ours are 423, and 1,200 for training where ours are 1,100; its code
+can draw a support image as a query. Rows of `val` are on the classes that the checkpoint was chosen
+on.
 """
 ITEMS = """## The paper's tables and figures
 
