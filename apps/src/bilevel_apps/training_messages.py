@@ -44,8 +44,8 @@ def say_ending(training: Training) -> None:
 def diverged(training: Training, when: str, error: DivergenceError) -> RunError:
     """Return what to say of inner runs that diverge, `when` such as `after`."""
     return RunError(
-        f"{when} hyper-iteration {training.step}: {error} (inner.lr or inner.scale, or set "
-        f"model.unit_length=true, under a new --out); {_kept(training)}"
+        f"{when} hyper-iteration {training.step}: {error} (inner.lr or inner.scale; train.lr if it "
+        f"went well before; or set model.unit_length=true, under a new --out); {_kept(training)}"
     )
 
 
