@@ -244,6 +244,18 @@ def test_a_curve_is_logged_by_t_beside_the_runs_score(runs, tracked):
     assert not [name for name in known.metrics if "by-T" in name]  # a curve is no figure of a run
 
 
+def test_a_choice_that_is_tracked_has_the_score_of_what_is_chosen(runs, tracked):
+    folder = runs / "run"
+    train(tracked(), folder, resume=False)
+    request = Request(split="val", episodes=20, steps=(1, 5, 50), device="cpu")
+    report = evaluate_run(folder, replace(request, choose=True, track=True))
+    client, run_id = client_of(folder)
+    (best,) = [r for r in report["curve"] if r["steps"] == report["chosen"]["steps"]]
+    assert best["accuracy"] > report["accuracy"]
+    latest = client.get_run(run_id).data.metrics
+    assert latest["val/5way-1shot/accuracy"] == best["accuracy"]
+
+
 def test_evaluation_of_an_untracked_run_warns(trained, capsys):
     evaluate_run(trained, Request(episodes=2, track=True, device="cpu"))
     (warning,) = warnings_of(capsys)

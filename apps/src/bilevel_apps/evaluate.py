@@ -306,17 +306,22 @@ def _choose(folder: Path, run: TrainedRun, report: dict[str, Any]) -> None:
 
 
 def _track(folder: Path, report: dict[str, Any]) -> None:
-    """Log the run's score in MLflow, under the split and the kind of episode, and its curve."""
+    """Log the run's score in MLflow, under the split and the kind of episode, and its curve.
+
+    After a choice it is that of the T and η that are the run's own now.
+    """
     task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
-    values = {f"{task}/accuracy": report["accuracy"], f"{task}/ci95": report["ci95"]}
-    if "upright" in report:
+    before = InnerLoop(report["steps"], report["lr"])
+    own = best_of(report["curve"], before) if "chosen" in report else report
+    values = {f"{task}/accuracy": own["accuracy"], f"{task}/ci95": own["ci95"]}
+    if "upright" in report and (own["steps"], own["lr"]) == before:
         values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
     with tracked_again(folder) as tracker:
         # Of several values MLflow shows that of the largest step, and of equal steps the latest.
         tracker.metrics(0, values)
         for row in report.get("curve", []):  # MLflow then charts accuracy against T
             if row["accuracy"] is not None:
-                lr = "" if row["lr"] == report["lr"] else f"/lr-{row['lr']:.4g}"
+                lr = "" if row["lr"] == own["lr"] else f"/lr-{row['lr']:.4g}"
                 scores = {f"{task}/{CURVE}{lr}/{key}": row[key] for key in ("accuracy", "ci95")}
                 tracker.metrics(row["steps"], scores)
         if "picture" in report:
