@@ -1,5 +1,7 @@
 """What each framework adds: jit and compiled loops in JAX, vmap in both, and no mixtures."""
 
+import functools
+import random
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,6 +105,87 @@ def test_functions_that_look_at_the_step_are_run_without_compiling(step_size):
             for f in (JAX, TORCH)
         )
         np.testing.assert_allclose(found.grad, reference.grad, rtol=1e-10)
+
+
+TABLE = {t: 0.1 * t for t in range(1, 7)}
+LOOKING = {
+    "a seed of text": lambda t: random.Random(f"seed 0, step {t}").random(),
+    "a seed of text after arithmetic": lambda t: random.Random(str(2 * t - 1)).random(),
+    "a seed of an epoch": lambda t: random.Random(f"epoch {t // 3}, step {t % 3}").random(),
+    "a key of text with a default": lambda t: {"3": 0.9}.get(str(t), 0.4),
+    "a key": lambda t: TABLE[t],
+    "a number as text": lambda t: float(f"{t}") / 10,
+    "a generator of NumPy": lambda t: np.random.default_rng(t).random(),
+    "a generator of numbers": lambda t: np.random.default_rng([0, t]).random(),
+    "a generator": lambda t: random.Random(t).random(),
+    "a cache": functools.lru_cache(lambda t: 0.1 * t),
+    "an int": lambda t: int(t) / 10,
+    "a comparison": lambda t: 0.3 if t < 3 else 0.5,
+    "an array of NumPy": lambda t: np.linspace(0.1, 1, 7)[t],
+    "a range": lambda t: sum(range(t)) / 10,
+}
+
+
+@needs_jax
+@pytest.mark.parametrize("batches", LOOKING.values(), ids=LOOKING)
+@pytest.mark.parametrize("engine", [Reverse(), Unrolled(), Forward()], ids=str)
+def test_batches_that_look_at_the_step_are_those_of_the_step(batches, engine):
+    found, reference = (
+        hypergradient(
+            Problem(
+                inner=lambda w, lam, batch: 0.5 * (w - lam * batch) ** 2,
+                outer=lambda w, lam: 0.5 * w**2,
+                init=lambda lam: 0 * lam,
+                batches=batches,
+            ),
+            GradientDescent(step_size=0.5),
+            f.arrays(shift().lam),
+            steps=5,
+            engine=engine,
+        )
+        for f in (JAX, TORCH)
+    )
+    np.testing.assert_allclose(found.value, reference.value, rtol=1e-12)
+    np.testing.assert_allclose(found.grad, reference.grad, rtol=1e-12)
+
+
+ROWS = np.linspace(0.1, 2.0, 20).reshape(10, 2)
+COMPUTING = {
+    "rows": lambda t: JAX.arrays(ROWS)[3 * (t % 3) - 1],
+    "a slice": lambda t: jax.lax.dynamic_slice_in_dim(JAX.arrays(ROWS), t, 2),
+    "a key": lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(0), t), (2,)),
+    "arithmetic": lambda t: 2.0 ** (1 - t) + 1 / np.float64(3) * t // 2 - (t + 1) % 2,
+    "functions": lambda t: JAX.xp.where((t > 2) & (t != 4), JAX.xp.sqrt(t), -abs(-t)),
+}
+
+
+@needs_jax
+@pytest.mark.parametrize("batches", COMPUTING.values(), ids=COMPUTING)
+def test_batches_that_compute_with_the_step_are_compiled(batches):
+    calls = []
+
+    def counted(t):
+        calls.append(t)
+        return batches(t)
+
+    def value(batches, steps):
+        problem = Problem(
+            inner=lambda w, lam, batch: 0.5 * ((w - lam * batch) ** 2).sum(),
+            outer=lambda w, lam: 0.5 * w**2,
+            init=lambda lam: 0 * lam,
+            batches=batches,
+        )
+        lam = JAX.arrays(shift().lam)
+        return hypergradient(problem, GradientDescent(step_size=0.3), lam, steps=steps).value
+
+    w, found = 0.0, value(counted, 8)
+    for t in range(1, 9):
+        w = w - 0.3 * (w - 1.7 * np.asarray(batches(t))).sum()
+    np.testing.assert_allclose(found, 0.5 * w**2, rtol=1e-12)
+    few = len(calls)
+    calls.clear()
+    value(counted, 40)
+    assert len(calls) == few
 
 
 @needs_jax

@@ -2,7 +2,8 @@
 
 Loops are compiled once a body: `jax.jit` with a running `t` outside a trace, and `lax` loops inside
 one. A body whose functions look at `t` or at numbers, which tracing cannot follow, is run as an
-ordinary loop instead: slower, with the same result.
+ordinary loop instead: slower, with the same result. So that a look at `t` always shows, its text is
+refused too (traced_step.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from bilevel_core.abstract import OuterOptimizer, Tree
 from bilevel_core.backends import loops
+from bilevel_core.backends.traced_step import watched
 from bilevel_core.results import Hypergradient
 from bilevel_core.tree import leaves, map_leaves, rebuild
 
@@ -33,12 +35,9 @@ jax.tree_util.register_dataclass(
     Hypergradient, data_fields=["value", "grad", "state"], meta_fields=["result"]
 )
 
-UNTRACEABLE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
+# What tracers raise, and what functions raise that are given one: a dict that it is no key of, a
+# generator that it cannot seed. A mistake of the user's raises again where the loop runs in Python.
+UNTRACEABLE = (TypeError, ValueError, LookupError, AttributeError)
 
 
 @final
@@ -65,7 +64,10 @@ def _call(function: Callable[..., Tree], *arguments: Tree) -> Tree:
 
 
 def _loop(body: Body, carry: Tree, fixed: Tree, start: int, stride: int, count: int) -> Tree:
-    last: Tree = lax.fori_loop(0, count, lambda i, c: body(c, fixed, start + i * stride), carry)
+    def step(i: Any, carry: Tree) -> Tree:
+        return body(carry, fixed, watched(start + i * stride))
+
+    last: Tree = lax.fori_loop(0, count, step, carry)
     return last
 
 
@@ -73,7 +75,7 @@ def _scan(
     body: Body, carry: Tree, fixed: Tree, start: int, stride: int, count: int
 ) -> tuple[Tree, Tree]:
     def step(carry: Tree, i: Any) -> tuple[Tree, Tree]:
-        return body(carry, fixed, start + i * stride), carry
+        return body(carry, fixed, watched(start + i * stride)), carry
 
     last, history = lax.scan(step, carry, jnp.arange(count))
     return history, last
