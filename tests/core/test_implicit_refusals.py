@@ -181,27 +181,52 @@ def test_a_start_at_the_optimum_is_accepted(known, steps):
     assert torch.allclose(grad, exact, rtol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("lam", [1.0, -1e6])
 @pytest.mark.parametrize(
-    ("lam", "left", "code"),
-    [
-        (0.0, 0.9, Code.SUCCESS),
-        (0.0, 1.1, Code.NOT_STATIONARY),
-        (1e6, 0.9e6, Code.SUCCESS),
-        (1e6, 1.1e6, Code.NOT_STATIONARY),
-    ],
+    ("left", "code"), [(0.9, Code.SUCCESS), (1.1, Code.NOT_STATIONARY)], ids=["near", "off"]
 )
-def test_a_gradient_of_the_size_of_rounding_is_accepted(lam, left, code):
-    """√ε (1 + ‖w‖) is 2⁻²⁶ at w = 0; on ½(w - λ)² the gradient is the distance from λ."""
-    known = shift()
+def test_a_gradient_of_the_size_of_rounding_is_accepted(scale, lam, left, code):
+    """The bound is 100 ε ‖H‖ ‖w‖; on ½ s (w - λ)² the gradient is s (w - λ), whatever s is."""
     warm = Problem(
-        inner=known.problem.inner,
-        outer=known.problem.outer,
-        init=lambda lam: lam + left * 2.0**-26,
+        inner=lambda w, lam: scale * 0.5 * (w - lam) ** 2,
+        outer=lambda w, lam: 0.5 * w**2,
+        init=lambda lam: lam * (1 + left * 100 * 2.0**-52),
     )
-    flow, at = checked_flow(
-        warm, GradientDescent(step_size=0.3), torch.tensor(lam, dtype=torch.float64), 0
-    )
+    descent = GradientDescent(step_size=0.3)
+    flow, at = checked_flow(warm, descent, torch.tensor(lam, dtype=torch.float64), 0)
     assert Implicit()(flow, at, 0).result.code is code
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
+def test_a_run_that_has_hardly_begun_is_refused_whatever_the_scale_of_the_objective(scale):
+    problem = Problem(
+        inner=lambda w, lam: scale * 0.5 * ((w - lam) ** 2).sum(),
+        outer=lambda w, lam: 0.5 * (w**2).sum(),
+        init=torch.zeros_like,
+    )
+    short, engine = GradientDescent(step_size=1e-4 / scale), Implicit(stationarity=1e-6)
+    with pytest.raises(ConvergenceError, match="not a stationary point"):
+        hypergradient(problem, short, torch.ones(3), steps=1, engine=engine)
+
+
+def test_a_float32_run_that_starts_where_another_stood_still_is_accepted():
+    """Rounding stops descent where η ‖∇L‖ is below ε ‖w‖: no step reduces that gradient."""
+    curvature = torch.logspace(0, -3, 8)
+
+    def problem(init):
+        return Problem(
+            inner=lambda w, lam: 0.5 * (curvature * (w - lam) ** 2).sum(),
+            outer=lambda w, lam: (w**2).sum(),
+            init=init,
+        )
+
+    lam, descent = torch.linspace(1, 3, 8), GradientDescent(step_size=1.0)
+    w = hypergradient(problem(torch.zeros_like), descent, lam, steps=20_000).state
+    assert (w != lam).any()
+    warm = problem(lambda lam: w)
+    grad = hypergradient(warm, descent, lam, steps=5, engine=Implicit()).grad
+    assert torch.allclose(grad, 2 * lam, rtol=1e-3)
 
 
 def test_an_active_bound_is_refused_and_an_idle_one_is_not():

@@ -21,7 +21,7 @@ def watched(tracer: Any) -> Any:
     The same holds of what operators make of it. For JAX it remains a tracer: it is the same object,
     and its class a subclass of what it was.
     """
-    tracer.__class__ = _watched_class(type(tracer))
+    tracer.__class__ = _watched_class(type(tracer))  # type: ignore[arg-type]
     return tracer
 
 

@@ -30,15 +30,15 @@ class Implicit:
         tolerance: the largest ‖A v - b‖ / ‖b‖ of the linear system that is accepted. None accepts
             any finite v, such as that of a deliberately short Neumann series.
         stationarity: the largest ‖∇_w L(w_T)‖ / ‖∇_w L(w_0)‖ that is accepted. So that a start at
-            the optimum passes, ‖∇_w L(w_T)‖ ≤ √ε (1 + ‖w_T‖) is accepted too, with ε the machine
-            epsilon. None accepts any.
+            the optimum passes, ‖∇_w L(w_T)‖ ≤ 100 ε ‖H‖ ‖w_T‖ is accepted too, with ε the machine
+            epsilon and ‖H‖ an estimate of ‖∇²_w L‖: rounding leaves no less. None accepts any.
 
     A failed check is the result `NOT_STATIONARY` or `NOT_SOLVED`.
 
     Cost: T steps forward, a Hessian-vector product for every product of the solver and one for the
-    check of its solution, and the inner gradient at both ends; memory of four states (the first two
-    and the last two) for the verdict on the run, the solver's vectors and a graph of the inner
-    gradient, whatever T is.
+    check of its solution, and the inner gradient at both ends (two more products where the second
+    is not smaller as asked); memory of four states (the first two and the last two) for the verdict
+    on the run, the solver's vectors and a graph of the inner gradient, whatever T is.
 
     Raises:
         ValueError: `tolerance` or `stationarity` is not above 0, or the problem has batches.
@@ -82,8 +82,8 @@ class Implicit:
         _, through_lam = backend.detach(pull_slope(v))
         result = diagnose(flow, lam, steps, head, tail)
         if result.code is Code.SUCCESS and self.stationarity is not None:
-            slope_0, slope_w = backend.detach((slope(w_0, lam), slope_w))
-            result = _judge_stationarity(backend, slope_0, slope_w, w, self.stationarity)
+            first, last = (backend.norm(g) for g in (slope(w_0, lam), slope_w))
+            result = _judge_stationarity(backend, hessian, first, last, w, self.stationarity)
         if result.code is Code.SUCCESS:
             result = _judge_solution(backend, hessian, v, towards_w, self.tolerance)
         return Hypergradient(
@@ -95,14 +95,27 @@ class Implicit:
 
 
 def _judge_stationarity(
-    backend: Backend, slope_0: Tree, slope: Tree, w: Tree, largest: float
+    backend: Backend,
+    hessian: Callable[[Tree], Tree],
+    first: float,
+    last: float,
+    w: Tree,
+    largest: float,
 ) -> Result:
-    first, last = backend.norm(slope_0), backend.norm(slope)
-    floor = math.sqrt(backend.epsilon(w)) * (1 + backend.norm(w))
     # Written so that a NaN is refused.
-    if last <= max(largest * first, floor):
+    if last <= largest * first or last <= _rounding(backend, hessian, w):
         return Result()
     return Result(code=Code.NOT_STATIONARY, measured=last / first if first > 0 else math.inf)
+
+
+def _rounding(backend: Backend, hessian: Callable[[Tree], Tree], w: Tree) -> float:
+    """Return 100 ε ‖H‖ ‖w‖, with ‖H‖ from two products: a bound that scales as L and w do."""
+    image = hessian(w)
+    stretched, size = backend.norm(image), backend.norm(w)
+    if not stretched > 0:
+        return 0.0
+    curvature = max(stretched / size, backend.norm(hessian(image)) / stretched)
+    return 100 * backend.epsilon(w) * curvature * size
 
 
 def _judge_solution(
