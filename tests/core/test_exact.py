@@ -14,6 +14,7 @@ from bilevel_core import (
     HeavyBall,
     Implicit,
     Problem,
+    ProjectedGradient,
     hypergradient,
 )
 from bilevel_core.backends.torch import TorchBackend
@@ -64,6 +65,22 @@ def test_neither_the_steps_nor_the_dynamics_change_a_digit():
     found = exact(known.problem, known.lam, 7, elsewhere)
     for name in ("value", "grad", "state"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def boxed(high):
+    return ProjectedGradient(step_size=0.1, projection=lambda w, lam: w.clamp(0.0, high))
+
+
+def test_a_set_that_leaves_the_minimiser_out_is_refused():
+    """The free minimiser is λ = 1.7: within a box up to 1 the limit is neither it nor its value."""
+    with pytest.raises(ValueError, match=r"^Exact takes the free minimiser.*use Reverse$"):
+        exact(shift().problem, shift().lam, dynamics=boxed(1.0))
+
+
+def test_a_set_that_holds_the_minimiser_changes_nothing():
+    inside, free = (exact(shift().problem, shift().lam, dynamics=d) for d in (boxed(2.0), DESCENT))
+    assert torch.equal(inside.grad, free.grad)
+    assert torch.equal(inside.value, free.value)
 
 
 def tree_problem():

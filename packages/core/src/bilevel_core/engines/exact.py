@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -31,8 +32,9 @@ class Exact:
 
     Raises:
         ValueError: the problem has batches; the Hessian is not positive definite, so that there is
-            no w_λ or not only one; or L is not quadratic, seen by its gradient at w_λ
-            (`refuse_other` in quadratic.py).
+            no w_λ or not only one; L is not quadratic, seen by its gradient at w_λ
+            (`refuse_other` in quadratic.py); or the dynamics cannot be at w_λ, such as
+            `ProjectedGradient` on a set that it is not in.
         DivergenceError: the gradient or the Hessian is not finite at w_0.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
@@ -45,6 +47,7 @@ class Exact:
         del steps
         refuse_batches(flow, "Exact")
         w = _minimiser(flow, lam)
+        _refuse_elsewhere(flow, lam, w)
         problem = replace(flow.problem, init=lambda lam: w)  # noqa: ARG005
         return AT_THE_MINIMISER(replace(flow, problem=problem), lam, 0)
 
@@ -57,6 +60,19 @@ def _minimiser(flow: Flow, lam: Tree) -> Tree:
     w: Tree = map_leaves(lambda a, b: a - b, about.start, way)
     refuse_other(flow, lam, about, w, largest)
     return w
+
+
+def _refuse_elsewhere(flow: Flow, lam: Tree, w: Tree) -> None:
+    """Refuse dynamics that do not start at the w they are given: w_λ is no limit of theirs."""
+    backend = flow.backend
+    start = flow.dynamics.params(flow.dynamics.init(w, lam))
+    off = backend.norm(map_leaves(lambda a, b: a - b, w, start))
+    # Written so that a NaN is refused.
+    if not off <= math.sqrt(backend.epsilon(w)) * backend.norm(w):
+        raise ValueError(
+            f"Exact takes the free minimiser w_λ, but {type(flow.dynamics).__name__} moves a start "
+            f"there by {off:.3g}, so its limit is another point: use Reverse"
+        )
 
 
 def _largest_eigenvalue(flow: Flow, about: Expansion) -> float:
