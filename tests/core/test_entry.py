@@ -12,17 +12,24 @@ import pytest
 import torch
 
 from bilevel_core import (
+    Checkpointed,
     Code,
     Custom,
     DivergenceError,
+    Exact,
+    Forward,
     GradientDescent,
+    Implicit,
     Problem,
+    Reverse,
+    Truncated,
+    Unrolled,
     hypergradient,
     solve_inner,
 )
 from problems import ridge, shift
 
-DESCENT = GradientDescent(step_size=0.1)
+DESCENT, REVERSE = GradientDescent(step_size=0.1), Reverse()
 
 
 def problem(**changed) -> Problem:
@@ -141,6 +148,76 @@ def test_dynamics_that_write_into_their_arguments_are_refused(update, name):
     )
     with pytest.raises(ValueError, match=f"write into their {name}: each must be a pure"):
         hypergradient(vector, Custom(update=update), lam, steps=3)
+
+
+def dropped(w, lam):
+    """A regression whose inputs are dropped at random, from a start where its value is no hint."""
+    x = torch.nn.functional.dropout(torch.linspace(1, 2, 21, dtype=w.dtype).reshape(7, 3), 0.5)
+    return ((x @ w - 1) ** 2).mean() + lam * (w**2).sum()
+
+
+def drawing(update=None, **changed):
+    """A problem that draws at random within its inner objective, or in its map."""
+    parts = {"outer": lambda w, lam: (w**2).sum(), "init": lambda lam: 0 * lam.repeat(3)}
+    if update is None:
+        return Problem(**({"inner": dropped} | parts | changed)), DESCENT
+    return Problem(inner=lambda w, lam: (lam * w).sum(), **parts), Custom(update=update)
+
+
+RUNNING_AGAIN = [Reverse(), Checkpointed(), Truncated(horizon=2), Forward(), Implicit(), Exact()]
+NOISY = {
+    "in the inner objective": drawing(),
+    "in the map": drawing(lambda w, lam, t: 0.5 * w + 1e-3 * torch.randn_like(w)),
+}
+
+
+@pytest.mark.parametrize("engine", RUNNING_AGAIN, ids=str)
+@pytest.mark.parametrize(("noisy", "dynamics"), NOISY.values(), ids=NOISY)
+def test_a_run_that_is_another_when_repeated_is_refused(noisy, dynamics, engine):
+    lam = torch.tensor(0.3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"draw at random.*in `batches`.*use Unrolled$"):
+        hypergradient(noisy, dynamics, lam, steps=3, engine=engine)
+
+
+def test_unrolled_differentiates_the_run_that_was_drawn():
+    noisy, dynamics = drawing()
+
+    def value(lam):
+        torch.manual_seed(3)
+        lam = torch.tensor(lam, dtype=torch.float64)
+        return hypergradient(noisy, dynamics, lam, steps=5, engine=Unrolled())
+
+    value(0.3)  # passes the check, which draws too
+    slope = (value(0.3 + 1e-6).value - value(0.3 - 1e-6).value) / 2e-6
+    assert value(0.3).grad.item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def test_a_run_without_derivatives_may_draw():
+    noisy, dynamics = drawing()
+    lam = torch.tensor(0.3, dtype=torch.float64)
+    first, second = (solve_inner(noisy, dynamics, lam, steps=5) for _ in range(2))
+    assert not torch.equal(first, second)
+    hypergradient(noisy, dynamics, lam, steps=5, engine=Unrolled())
+    with pytest.raises(ValueError, match="draw at random"):
+        hypergradient(noisy, dynamics, lam, steps=5)
+
+
+def test_a_batch_that_is_drawn_by_its_step_is_no_noise():
+    def batches(t):
+        return torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
+
+    still, dynamics = drawing(
+        inner=lambda w, lam, x: ((x @ w - 1) ** 2).mean() + lam * (w**2).sum(), batches=batches
+    )
+    lam = torch.tensor(0.3, dtype=torch.float64)
+    found = [hypergradient(still, dynamics, lam, steps=4, engine=e) for e in (REVERSE, Unrolled())]
+    assert torch.allclose(found[0].grad, found[1].grad, rtol=1e-12)
+
+
+def test_a_step_that_is_not_a_number_is_called_that_and_not_noise():
+    lost = problem(inner=lambda w, lam: torch.sqrt(w - 1 - lam**2))
+    with pytest.raises(DivergenceError, match="not finite at step 1"):
+        hypergradient(lost, DESCENT, torch.tensor(0.5, dtype=torch.float64), steps=2)
 
 
 def test_overflow_is_reported_with_the_step():

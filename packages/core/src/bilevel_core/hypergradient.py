@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from itertools import chain, compress
@@ -10,7 +11,9 @@ from weakref import WeakKeyDictionary
 
 from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
 from bilevel_core.backend import backend_of
+from bilevel_core.engines.direct import Direct
 from bilevel_core.engines.reverse import Reverse
+from bilevel_core.engines.unrolled import Unrolled
 from bilevel_core.flow import Flow, run_ends
 from bilevel_core.problem import Problem
 from bilevel_core.results import (
@@ -23,9 +26,18 @@ from bilevel_core.results import (
 )
 from bilevel_core.tree import leaves, map_leaves, named_leaves
 
-__all__ = ["checked_flow", "hypergradient", "refuse_unused", "run_engine", "solve_inner"]
+__all__ = [
+    "ONCE",
+    "checked_flow",
+    "hypergradient",
+    "refuse_unused",
+    "run_engine",
+    "solve_inner",
+]
 
 REVERSE = Reverse()
+ONCE = (Unrolled, Direct)
+"""Engines that take every step once, so that it may draw at random (dropout)."""
 
 
 def hypergradient(
@@ -50,11 +62,14 @@ def hypergradient(
             array of one framework.
         ValueError: T < 0, an objective is not a scalar, or the dynamics change w's shape or write
             into their arguments.
+        ValueError: the inner objective or the dynamics draw at random: repeated, they are others.
+            `Unrolled` and `Direct`, which repeat nothing, accept that in PyTorch; f_T and ∇f_T are
+            then those of the run that was drawn.
         ValueError: nothing uses a leaf of λ.
         DivergenceError: the inner run, f_T or its gradient is not finite or grows without bound.
         ConvergenceError: the implicit engine found w_T not stationary, or its system not solved.
 
-    Cost: the engine's, plus one inner step and the objectives for the checks, the first time.
+    Cost: the engine's, plus three inner steps and the objectives for the checks, the first time.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), Eqs. 5 and 6.
@@ -70,7 +85,7 @@ def hypergradient(
         >>> hypergradient(problem, GradientDescent(step_size=0.5), lam, steps=1).grad
         tensor(0.5000, dtype=torch.float64)
     """
-    flow, lam = checked_flow(problem, dynamics, lam, steps)
+    flow, lam = checked_flow(problem, dynamics, lam, steps, once=isinstance(engine, ONCE))
     return run_engine(engine, flow, lam, steps)
 
 
@@ -95,9 +110,11 @@ def run_engine(engine: Engine, flow: Flow, lam: Tree, steps: int) -> Hypergradie
 def solve_inner(problem: Problem, dynamics: Dynamics, lam: Tree, *, steps: int) -> Tree:
     """Return w_T(λ), the parameters after T inner steps, with no derivatives.
 
-    Arguments and errors are those of `hypergradient`. Cost: T steps; memory of a few states.
+    Arguments and errors are those of `hypergradient`, and in PyTorch steps may draw at random.
+
+    Cost: T steps; memory of a few states.
     """
-    flow, lam = checked_flow(problem, dynamics, lam, steps)
+    flow, lam = checked_flow(problem, dynamics, lam, steps, once=True)
     with flow.backend.values_only():
         head, tail = run_ends(flow, lam, steps)
         result = diagnose(flow, lam, steps, head, tail)
@@ -105,8 +122,13 @@ def solve_inner(problem: Problem, dynamics: Dynamics, lam: Tree, *, steps: int) 
     return dynamics.params(tail[-1])
 
 
-def checked_flow(problem: Problem, dynamics: Dynamics, lam: Tree, steps: int) -> tuple[Flow, Tree]:
-    """Return the three maps and a detached λ, or raise what `hypergradient` says it raises."""
+def checked_flow(
+    problem: Problem, dynamics: Dynamics, lam: Tree, steps: int, *, once: bool = False
+) -> tuple[Flow, Tree]:
+    """Return the three maps and a detached λ, or raise what `hypergradient` says it raises.
+
+    Where every step is taken `once`, it may draw at random, unless a loop is compiled.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps must be an int, found {steps!r}")
     if steps < 0:
@@ -115,7 +137,7 @@ def checked_flow(problem: Problem, dynamics: Dynamics, lam: Tree, steps: int) ->
     _require_floating(backend, lam, "λ")
     flow = Flow(problem=problem, dynamics=dynamics, backend=backend)
     lam = backend.detach(lam)
-    _check_once(flow, lam, steps)
+    _check_once(flow, lam, steps, may_draw=once and not backend.compiles)
     return flow, lam
 
 
@@ -123,15 +145,15 @@ _CHECKED: WeakKeyDictionary[Problem, set[Hashable]] = WeakKeyDictionary()
 """What each problem was found good with, so that a loop does not pay for the same check again."""
 
 
-def _check_once(flow: Flow, lam: Tree, steps: int) -> None:
+def _check_once(flow: Flow, lam: Tree, steps: int, *, may_draw: bool) -> None:
     """Check the maps, unless they passed before with these dynamics and shapes."""
     shapes = tuple((path, flow.backend.signature(leaf)) for path, leaf in named_leaves(lam))
-    key = (flow.dynamics, flow.backend, shapes, steps > 0)
+    key = (flow.dynamics, flow.backend, shapes, steps > 0, may_draw)
     passed = _passed(flow.problem, key)
     if passed is not None and key in passed:
         return
     with flow.backend.values_only():
-        _check_maps(flow, lam, steps)
+        _check_maps(flow, lam, steps, may_draw=may_draw)
     if passed is not None and flow.backend.is_concrete(lam):
         passed.add(key)
 
@@ -145,7 +167,7 @@ def _passed(problem: Problem, key: Hashable) -> set[Hashable] | None:
         return None
 
 
-def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
+def _check_maps(flow: Flow, lam: Tree, steps: int, *, may_draw: bool) -> None:
     """Run one step and the objectives once, so that a mistake is named before the long run."""
     backend = flow.backend
     w = flow.problem.init(lam)
@@ -161,6 +183,8 @@ def _check_maps(flow: Flow, lam: Tree, steps: int) -> None:
     _require_unchanged(backend, copies, (start, lam))
     _require_floating(backend, moved, "state after a step")
     _require_alike(backend, start, moved)
+    if not may_draw and backend.is_concrete((start, lam)):
+        _require_repeatable(flow, start, lam)
 
 
 def refuse_unused(flow: Flow, lam: Tree, grad: Tree, steps: int) -> None:
@@ -199,6 +223,39 @@ def _require_unchanged(backend: Backend, copies: Tree, originals: Tree) -> None:
             raise ValueError(
                 f"the dynamics or an objective write into their {name}: each must be a pure "
                 "function, which returns something new (w - g instead of w.sub_(g))"
+            )
+
+
+def _require_repeatable(flow: Flow, start: Tree, lam: Tree) -> None:
+    """Refuse an inner objective or dynamics that draw at random: a repeated step is another.
+
+    √ε apart is not refused: on a GPU the same sum may be rounded otherwise each time.
+    """
+    backend, w = flow.backend, flow.dynamics.params(start)
+    root = math.sqrt(backend.epsilon(start))
+
+    def slope() -> Tree:
+        inner = flow.problem.inner_at(1)
+        return backend.detach(backend.gradient(lambda w: inner(w, lam))(w))
+
+    def moved(by: Tree) -> Tree:
+        return backend.detach(flow.dynamics.step(lambda _: by, start, lam, 1))
+
+    def distance(x: Tree, y: Tree) -> float:
+        return backend.norm(map_leaves(lambda a, b: a - b, x, y))
+
+    found = slope()
+    state = moved(found)
+    stride = distance(state, start) + root * backend.norm(state)
+    for name, apart, size in (
+        ("the inner objective", distance(found, slope()), backend.norm(found)),
+        ("the dynamics", distance(state, moved(found)), stride),
+    ):
+        if apart > root * size:  # a NaN is not what is looked for here
+            raise ValueError(
+                f"{name} must not draw at random (dropout): step 1 is another one when repeated, "
+                f"{apart:.3g} away, and engines repeat steps; draw what step t needs in `batches`, "
+                "from a generator seeded with t" + ("" if backend.compiles else ", or use Unrolled")
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 from bilevel_core.abstract import Dynamics, Engine, Tree
 from bilevel_core.coordinates import coordinates
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import checked_flow, run_engine
+from bilevel_core.hypergradient import ONCE, checked_flow, run_engine
 from bilevel_core.problem import Problem
 from bilevel_core.results import ConvergenceError, DivergenceError
 from bilevel_core.stopping import OuterRecord, StoppingRule
@@ -120,7 +120,8 @@ def minimize(
     if outer_steps < 0:
         raise ValueError(f"outer_steps must be at least 0, found {outer_steps}")
     first = problem if isinstance(problem, Problem) else problem(0)
-    flow, lam = checked_flow(first, dynamics, lam, steps)
+    once = isinstance(engine, ONCE)
+    flow, lam = checked_flow(first, dynamics, lam, steps, once=once)
     backend = flow.backend
     space = coordinates(backend, lam, reparametrize=reparametrize, project=project)
     theta = space.free(lam)
@@ -134,7 +135,7 @@ def minimize(
     for index in range(outer_steps):
         began = clock()
         if index > 0 and not isinstance(problem, Problem):
-            flow, lam = checked_flow(problem(index), dynamics, lam, steps)
+            flow, lam = checked_flow(problem(index), dynamics, lam, steps, once=once)
         with _noting(index):
             computed = run_engine(engine, flow, lam, steps)
         value, norm = float(computed.value), backend.norm(computed.grad)

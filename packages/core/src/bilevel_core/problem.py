@@ -25,6 +25,10 @@ class Problem:
             is called for t = 1 … T and its value handed on as `inner(w, lam, batch)`. It must be a
             function of t alone: engines that run a step again rely on the same batch.
 
+    All are functions of their arguments alone. Dropout and the like draw in `batches`, from a
+    generator seeded with t; drawn elsewhere, they are refused but for `Unrolled` and `Direct` in
+    PyTorch.
+
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), Eqs. 2, 5 and 6.
     """

@@ -18,6 +18,9 @@ __all__ = ["Unrolled"]
 class Unrolled:
     """∇f_T by the framework's own reverse mode over all T steps.
 
+    In PyTorch steps may draw at random (dropout): the one graph holds what was drawn, so f_T and
+    ∇f_T are those of that run.
+
     Cost: time of T steps and their derivatives, no step run twice; memory of the whole graph,
     which grows with T times the size of a step's intermediate results.
     """
