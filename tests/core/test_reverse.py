@@ -119,6 +119,56 @@ def test_a_graph_is_weighed_by_the_tensors_that_it_holds():
     assert backend.graph_entries(second, first) == 100
 
 
+class Twice(torch.autograd.Function):
+    """2 u x, keeping a wide tensor in the usual way and another on its context."""
+
+    @staticmethod
+    def forward(ctx, u, x):
+        ctx.save_for_backward(u, x, x.repeat(3))
+        ctx.beside = x.repeat(2)
+        return 2 * u * x
+
+    @staticmethod
+    def backward(ctx, upstream):
+        u, x, _ = ctx.saved_tensors
+        return 2 * upstream * x, 2 * upstream * u
+
+
+class Square(torch.autograd.Function):
+    """x², whose derivative is a function of the user's own too: a step's graph holds that one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (x,) = ctx.saved_tensors
+        return Twice.apply(upstream, x)
+
+
+def test_what_the_users_own_functions_keep_is_weighed_too():
+    backend = TorchBackend()
+    w, u = (torch.ones(50, dtype=torch.float64) for _ in range(2))
+    one, _ = backend.vjp(lambda w: Twice.apply(u, w).sum(), w)
+    two, _ = backend.vjp(lambda w: Twice.apply(u, w).sum(), w.clone())
+    assert backend.graph_entries(one, ()) == 50 + 50 + 150 + 100
+    assert backend.graph_entries(two, one) == 50 + 150 + 100  # u is in both
+
+
+def test_the_slack_holds_with_the_users_own_functions():
+    problem = Problem(
+        inner=lambda w, lam: lam.exp() * Square.apply(w).sum(),
+        outer=lambda w, lam: (w**2).mean(),
+        init=lambda lam: torch.ones(SIZE, dtype=lam.dtype),
+    )
+    flow, lam = checked_flow(problem, GradientDescent(step_size=0.1), LAM, 20)
+    # A graph holds at least the two wide tensors, five states: four have room in one state a step.
+    kept, _ = reverse._keep_graphs(flow, lam, flow.start(lam), 20, 1.0)
+    assert len(kept) in (2, 3, 4)
+
+
 def test_negative_slack_is_refused():
     with pytest.raises(ValueError, match="slack must be at least 0, found -1"):
         Reverse(slack=-1)

@@ -89,15 +89,16 @@ def _nodes(value: Tree) -> set[Any]:
 
 def _saved(value: Tree) -> dict[int, int]:
     """Return the entries of every memory that the nodes behind a value have saved tensors in."""
-    saved = (
-        getattr(node, name)
-        for node in _nodes(value)
-        for name in dir(node)
-        if name.startswith("_saved_")
-    )
-    tensors = [tensor for tensor in saved if isinstance(tensor, torch.Tensor)]
+    tensors = (tensor for node in _nodes(value) for tensor in _saved_by(node))
     storages = [(tensor.untyped_storage(), tensor.itemsize) for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() // size for storage, size in storages}
+
+
+def _saved_by(node: Any) -> list[torch.Tensor]:
+    """Return the tensors that a node keeps; that of a user's own function is also its context."""
+    own = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+    held = [*own, *getattr(node, "saved_tensors", ()), *getattr(node, "__dict__", {}).values()]
+    return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
 
 
 @final
