@@ -4,6 +4,7 @@ import functools
 import random
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,28 @@ from bilevel_core import (
     Checkpointed,
     Code,
     Custom,
+    Dense,
     DivergenceError,
     Engine,
     Exact,
+    FixedPoint,
     Forward,
     GradientDescent,
     HeavyBall,
     Hypergradient,
+    Implicit,
+    Neumann,
     Problem,
     Reverse,
+    Spectral,
     Truncated,
     Unrolled,
     hypergradient,
     minimize,
+    minimize_online,
 )
 from bilevel_core.abstract import Tree
+from bilevel_core.tree import map_leaves
 from frameworks import JAX, TORCH, Framework, each_framework, jax, needs_jax
 from problems import ridge, shift
 
@@ -266,6 +274,79 @@ def test_vmap_takes_many_problems_at_once(engine, framework: Framework):
     for i in range(2):
         alone = framework.tensors(grad(lams[i], shifts[i]))
         assert torch.allclose(together[i], alone, rtol=1e-10, atol=1e-13)
+
+
+OF_TWO_TYPES = [
+    Reverse(),
+    Unrolled(),
+    Forward(chunk=3),
+    Implicit(),
+    Implicit(solver=Dense()),
+    Implicit(solver=FixedPoint(step_size=np.float64(0.5))),
+    Implicit(solver=Neumann(step_size=np.float64(0.5))),
+    Exact(),
+    Spectral(),
+]
+
+
+@each_framework
+@pytest.mark.parametrize("engine", OF_TWO_TYPES, ids=str)
+def test_each_leaf_of_the_gradient_is_of_its_hyperparameters_type(engine, framework: Framework):
+    def single(tree: Tree) -> Tree:
+        return map_leaves(lambda x: framework.xp.asarray(x, dtype=framework.xp.float32), tree)
+
+    half = Problem(
+        inner=lambda w, lam: (
+            0.5 * ((w["x"] - lam["a"]) ** 2).sum() + 0.5 * ((w["y"] - 3 * lam["b"]) ** 2).sum()
+        ),
+        outer=lambda w, lam: 0.5 * (w["x"] ** 2).sum() + 0.5 * (w["y"] ** 2).sum(),
+        init=lambda lam: {"x": 0 * lam["a"], "y": 0 * lam["b"]},
+    )
+    lam = {
+        "a": single(framework.arrays(torch.tensor([1.0, 2.0]))),
+        "b": framework.arrays(torch.tensor([1.0, -2.0])),
+    }
+    descent = GradientDescent(step_size=0.5)
+    grad = hypergradient(half, descent, lam, steps=60, engine=engine).grad
+    for name, factor in (("a", 1), ("b", 9)):
+        assert grad[name].dtype == lam[name].dtype
+        np.testing.assert_allclose(grad[name], factor * lam[name], rtol=1e-6)
+
+
+@each_framework
+def test_single_hyperparameters_of_double_weights_are_minimised(framework: Framework):
+    zeros = framework.arrays(torch.zeros(3))
+    problem = Problem(
+        inner=lambda w, lam: 0.5 * ((w - lam) ** 2).sum(),
+        outer=lambda w, lam: 0.5 * (w**2).sum(),
+        init=lambda lam: zeros,
+    )
+    lam = framework.xp.ones(3, dtype=framework.xp.float32)
+    descent, sgd = GradientDescent(step_size=0.5), partial(torch.optim.SGD, lr=0.5)
+    if framework is JAX:
+        sgd = pytest.importorskip("optax").sgd(0.5)
+    for run in (
+        minimize(problem, descent, lam, steps=5, outer_steps=9, optimizer=sgd, engine=Forward()),
+        minimize_online(problem, descent, lam, steps=9, optimizer=sgd),
+    ):
+        assert run.lam.dtype == lam.dtype
+        assert run.values[-1] < run.values[0]
+
+
+@each_framework
+@pytest.mark.parametrize("engine", [Reverse(), Forward(), Forward(chunk=2)], ids=str)
+def test_no_hyperparameter_has_a_gradient_of_none(engine, framework: Framework):
+    """λ may be a list that is sometimes empty."""
+    ones = framework.arrays(torch.ones(2))
+    problem = Problem(
+        inner=lambda w, lam: (w**2).sum() + lam.sum() * w.sum(),
+        outer=lambda w, lam: (w**2).sum() + lam.sum(),
+        init=lambda lam: ones,
+    )
+    descent, lam = GradientDescent(step_size=0.25), framework.arrays(torch.zeros(0))
+    found = hypergradient(problem, descent, lam, steps=2, engine=engine)
+    assert found.grad.shape == (0,)
+    assert float(found.value) == 2 * 0.25**2
 
 
 @each_framework

@@ -218,7 +218,10 @@ class Backend(Protocol):
         ...
 
     def from_entries(self, parts: list[Array], like: Tree) -> Tree:
-        """Return a tree from its entries, one-dimensional arrays that follow each other."""
+        """Return a tree from its entries, one-dimensional arrays that follow each other.
+
+        Its leaves have the shapes and types of those of `like`.
+        """
         ...
 
     def size(self, tree: Tree) -> int:

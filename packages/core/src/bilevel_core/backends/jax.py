@@ -245,10 +245,10 @@ class JaxBackend:
         return rebuild(tree, tangents)
 
     def from_entries(self, parts: list[jax.Array], like: Tree) -> Tree:
-        """Return the entries shaped like the tree's leaves."""
+        """Return the entries with the shapes and types of the tree's leaves."""
         flat, shaped, first = jnp.concatenate(parts), [], 0
         for leaf in leaves(like):
-            shaped.append(flat[first : first + leaf.size].reshape(leaf.shape))
+            shaped.append(flat[first : first + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
             first += leaf.size
         return rebuild(like, shaped)
 

@@ -281,10 +281,10 @@ class TorchBackend:
         return rebuild(tree, tangents)
 
     def from_entries(self, parts: list[torch.Tensor], like: Tree) -> Tree:
-        """Return the entries shaped like the tree's leaves."""
+        """Return the entries with the shapes and types of the tree's leaves."""
         sizes = [leaf.numel() for leaf in leaves(like)]
         pieces = torch.split(torch.cat(parts), sizes)
-        shaped = [p.view_as(leaf) for p, leaf in zip(pieces, leaves(like), strict=True)]
+        shaped = [p.view_as(x).to(x.dtype) for p, x in zip(pieces, leaves(like), strict=True)]
         return rebuild(like, shaped)
 
     def size(self, tree: Tree) -> int:

@@ -36,12 +36,13 @@ class Forward:
     def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
         """Return f_T(λ) and ∇f_T(λ)."""
         size = flow.backend.size(lam)
-        chunk = min(self.chunk or size, size)
+        chunk = max(1, min(self.chunk or size, size))
         parts = []
-        for first in range(0, size, chunk):
-            units = flow.backend.unit_tangents(lam, first, min(chunk, size - first))
+        for first in range(0, max(1, size), chunk):
+            # One row at least, also where λ has no entry: then it is a tangent of nothing.
+            units = flow.backend.unit_tangents(lam, first, max(1, min(chunk, size - first)))
             value, part, head, tail = _carry(flow, lam, units, steps)
-            parts.append(part)
+            parts.append(part[: size - first])
         return Hypergradient(
             value=value,
             grad=flow.backend.from_entries(parts, lam),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Array, Tree
+from bilevel_core.abstract import Array, Backend, Tree
 from bilevel_core.flow import Flow
 from bilevel_core.linear.dense import entries, matrix_of
 from bilevel_core.results import DivergenceError
@@ -124,7 +124,11 @@ def pull_expansion(
     offsets = xp.concatenate([0 * u[:1], reach * u.T])
     cotangents = xp.concatenate([(by_slope - parts.sum(0))[None], parts])
     nothing = map_leaves(lambda leaf: 0 * leaf, lam)
-    fixed = (lam, about.start, *(_batch(rows, about.start) for rows in (offsets, cotangents)))
+    fixed = (
+        lam,
+        about.start,
+        *(_batch(rows, about.start, backend) for rows in (offsets, cotangents)),
+    )
     return backend.fold(_Mixed(flow), nothing, fixed, range(1 + int(kept.sum())))
 
 
@@ -148,11 +152,12 @@ class _Mixed:
         return backend.detach(add(gathered, partial))
 
 
-def _batch(rows: Array, like: Tree) -> Tree:
+def _batch(rows: Array, like: Tree, backend: Backend) -> Tree:
     """Return a tree whose leaves have a leading axis over rows of entries, (m, n)."""
     shaped, first = [], 0
     for leaf in leaves(like):
         size = math.prod(leaf.shape)
-        shaped.append(rows[:, first : first + size].reshape(len(rows), *leaf.shape))
+        part = rows[:, first : first + size].reshape(len(rows), *leaf.shape)
+        shaped.append(backend.namespace.asarray(part, dtype=leaf.dtype))
         first += size
     return rebuild(like, shaped)

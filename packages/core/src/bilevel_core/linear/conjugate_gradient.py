@@ -51,10 +51,11 @@ class ConjugateGradient:
             if float(square) <= self.tolerance**2 * float(start):
                 break
             along = product(direction)
-            rate = square / backend.dot(direction, along)
+            # Plain numbers, which leave each leaf the type it has.
+            rate = float(square / backend.dot(direction, along))
             x = map_leaves(lambda u, p, rate=rate: u + rate * p, x, direction)
             residual = map_leaves(lambda r, a, rate=rate: r - rate * a, residual, along)
             previous, square = square, backend.dot(residual, residual)
-            turn = square / previous
+            turn = float(square / previous)
             direction = map_leaves(lambda r, p, turn=turn: r + turn * p, residual, direction)
         return x

@@ -39,7 +39,7 @@ class FixedPoint:
     ) -> Tree:
         """Return x, near A⁻¹ b; A need not be symmetric."""
         del symmetric
-        eta, enough = self.step_size, self.tolerance * backend.norm(b)
+        eta, enough = float(self.step_size), self.tolerance * backend.norm(b)
         x = map_leaves(lambda leaf: 0 * leaf, b)
         for _ in range(self.steps):
             residual = map_leaves(lambda a, c: a - c, product(x), b)

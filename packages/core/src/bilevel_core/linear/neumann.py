@@ -35,7 +35,7 @@ class Neumann:
     ) -> Tree:
         """Return x, near A⁻¹ b; A need not be symmetric."""
         del backend, symmetric
-        eta = self.step_size
+        eta = float(self.step_size)
         term = total = map_leaves(lambda leaf: eta * leaf, b)
         for _ in range(self.steps - 1):
             term = map_leaves(lambda u, a: u - eta * a, term, product(term))
