@@ -237,6 +237,32 @@ def test_growth_is_noticed_before_it_overflows():
         hypergradient(problem(), fast, lam, steps=100)
 
 
+@pytest.mark.parametrize("engine", [REVERSE, Unrolled(), Forward()], ids=str)
+def test_a_step_size_that_warms_up_is_no_growth(engine):
+    """Steps grow by 10²⁰, and so far as the objective goes they shrink from the second on."""
+    warm = GradientDescent(step_size=lambda lam, t: 1e-20 if t == 1 else 0.1)
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    grad = hypergradient(problem(), warm, lam, steps=4, engine=engine).grad
+    assert grad.item() == pytest.approx((1 - 0.9**3) ** 2, rel=1e-12)
+
+
+def test_growth_after_a_step_size_that_warms_up_is_noticed():
+    warm = GradientDescent(step_size=lambda lam, t: 1e-9 if t == 1 else 3.0)
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    with pytest.raises(DivergenceError, match=r"grows without bound at step 5[0-9] of T = 100"):
+        solve_inner(problem(), warm, lam, steps=100)
+
+
+def test_large_numbers_are_not_taken_for_an_overflow():
+    large = Problem(
+        inner=lambda w, lam: 0.5 * ((w - lam) ** 2).sum(),
+        outer=lambda w, lam: 1e20 * w.sum(),
+        init=torch.zeros_like,
+    )
+    lam, descent = torch.ones(3), GradientDescent(step_size=0.5)
+    assert torch.allclose(hypergradient(large, descent, lam, steps=1).grad, 5e19 * lam)
+
+
 def test_a_singular_objective_is_told_from_a_diverging_run():
     singular = problem(outer=lambda w, lam: torch.sqrt(w - w))
     lam = torch.tensor(1.0, dtype=torch.float64)

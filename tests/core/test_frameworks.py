@@ -36,6 +36,7 @@ from bilevel_core import (
     minimize_online,
 )
 from bilevel_core.abstract import Tree
+from bilevel_core.backend import backend_of
 from bilevel_core.tree import map_leaves
 from frameworks import JAX, TORCH, Framework, each_framework, jax, needs_jax
 from problems import ridge, shift
@@ -274,6 +275,28 @@ def test_vmap_takes_many_problems_at_once(engine, framework: Framework):
     for i in range(2):
         alone = framework.tensors(grad(lams[i], shifts[i]))
         assert torch.allclose(together[i], alone, rtol=1e-10, atol=1e-13)
+
+
+@each_framework
+@pytest.mark.parametrize(
+    ("numbers", "norm"),
+    [
+        ([3e20, 4e20], 5e20),
+        ([3e-25, 4e-25], 5e-25),
+        ([3.0, 4.0], 5.0),
+        ([0.0, 0.0], 0.0),
+        ([], 0.0),
+        ([3e-25, np.inf], np.inf),
+        ([0.0, np.nan], np.nan),
+        ([np.inf, np.nan], np.nan),
+    ],
+)
+def test_a_norm_neither_overflows_nor_vanishes(numbers, norm, framework: Framework):
+    leaf = framework.xp.asarray(np.asarray(numbers, dtype=np.float32))
+    lam = framework.arrays(torch.zeros(1))
+    assert backend_of(lam, "λ").norm({"a": leaf, "b": lam}) == pytest.approx(
+        norm, rel=1e-6, abs=0.0, nan_ok=True
+    )
 
 
 OF_TWO_TYPES = [

@@ -66,6 +66,16 @@ def test_trees_are_solved_like_the_vector_of_their_entries(solver):
     assert torch.allclose(join(x), torch.linalg.solve(matrix, b), rtol=1e-8)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-14, 1e25])
+def test_conjugate_gradient_does_not_lose_digits_to_the_size_of_the_right_hand_side(size):
+    """In float32 the square of a residual of 1e-20 is zero."""
+    diagonal = torch.logspace(-2, 0, 20)
+    x = ConjugateGradient()(
+        lambda v: diagonal * v, torch.full((20,), size), BACKEND, symmetric=True
+    )
+    assert torch.allclose(x * (diagonal / size), torch.ones(20), rtol=1e-4)
+
+
 def test_conjugate_gradient_refuses_an_operator_that_is_not_symmetric():
     b = torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"needs a symmetric operator.*Neumann or FixedPoint"):

@@ -85,7 +85,8 @@ def diagnose(
 ) -> Result:
     """Judge an inner run of T = `steps` from its ends: finite, and not growing without bound.
 
-    A run counts as growing when its last step is 1/ε times longer than its first one (ε: machine
+    A run counts as growing when its last step is 1/ε times longer than its first one, and than the
+    same step taken from s_0, which a step size that warms up lengthens as well (ε: machine
     epsilon): nothing of where it started is left in its digits, so its derivative is noise. A run
     on the way to divergence passes this bound long before it overflows.
 
@@ -96,7 +97,8 @@ def diagnose(
         head: s_0, and s_1 if T > 0.
         tail: s_{T-1} if T > 0, and s_T.
 
-    Cost: three norms for a good run. A failed one is run again, to find the step.
+    Cost: three norms for a good run, and a step where its last one is long. A failed one is run
+    again, to find the step.
     """
     if not flow.backend.is_concrete((head, tail)):
         return Result(code=Code.UNCHECKED)
@@ -106,12 +108,15 @@ def diagnose(
     def stride(pair: Sequence[Tree]) -> float:
         return norm(map_leaves(lambda a, b: a - b, pair[1], pair[0])) if len(pair) > 1 else 0.0
 
+    def from_start(t: int) -> float:
+        return stride((head[0], flow.backend.detach(flow.step(head[0], lam, t))))
+
     first = stride(head)
 
     def failure(pair: Sequence[Tree], t: int) -> Code:
         if not math.isfinite(norm(pair[-1])):
             return Code.NOT_FINITE
-        if t > 1 and 0 < first * limit < stride(pair):
+        if t > 1 and 0 < first * limit < stride(pair) and from_start(t) * limit < stride(pair):
             return Code.GROWING
         return Code.SUCCESS
 

@@ -89,9 +89,21 @@ _compiled_scan = jax.jit(_scan, static_argnums=(0, 5))
 
 
 @jax.jit
-def _norm(leaf: jax.Array) -> jax.Array:
-    norm: jax.Array = jnp.linalg.norm(leaf.ravel())
+def _root_of_squares(leaf: jax.Array, unit: float) -> jax.Array:
+    norm: jax.Array = jnp.linalg.norm((leaf / unit).ravel())
     return norm
+
+
+def _norm(leaf: jax.Array) -> float:
+    """Return a leaf's norm, from numbers of the size of 1 where squares would leave the range."""
+    norm = float(_root_of_squares(leaf, 1.0))
+    kind = jnp.finfo(leaf.dtype)  # type: ignore[no-untyped-call]
+    if loops.squares_fit(norm, float(kind.tiny), float(kind.eps)) or leaf.size == 0:
+        return norm
+    largest = float(jnp.abs(leaf).max())
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * float(_root_of_squares(leaf, largest))
 
 
 @final
@@ -147,8 +159,8 @@ class JaxBackend:
         return max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves(tree))  # type: ignore[no-untyped-call]
 
     def norm(self, tree: Tree) -> float:
-        """Return the norm of the leaves' norms, so that no square overflows."""
-        return math.hypot(*(float(_norm(leaf)) for leaf in leaves(tree)))
+        """Return the norm of the leaves' norms, so that no square overflows or vanishes."""
+        return math.hypot(*(_norm(leaf) for leaf in leaves(tree)))
 
     def is_concrete(self, tree: Tree) -> bool:
         """Say whether no leaf is being traced (by `jit`, `vmap`, `grad`)."""

@@ -101,6 +101,17 @@ def _saved_by(node: Any) -> list[torch.Tensor]:
     return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
 
 
+def _norm(leaf: torch.Tensor) -> float:
+    """Return a leaf's norm, from numbers of the size of 1 where squares would leave the range."""
+    norm, kind = float(torch.linalg.vector_norm(leaf)), torch.finfo(leaf.dtype)
+    if loops.squares_fit(norm, kind.tiny, kind.eps) or leaf.numel() == 0:
+        return norm
+    largest = float(leaf.abs().max())
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * float(torch.linalg.vector_norm(leaf / largest))
+
+
 @final
 class TorchOptimizer:
     """Any `torch.optim` optimiser over the leaves of λ."""
@@ -163,10 +174,8 @@ class TorchBackend:
         return max(torch.finfo(leaf.dtype).eps for leaf in leaves(tree))
 
     def norm(self, tree: Tree) -> float:
-        """Return the norm of the leaves' norms, so that no square overflows."""
-        return math.hypot(
-            *(float(torch.linalg.vector_norm(leaf.detach())) for leaf in leaves(tree))
-        )
+        """Return the norm of the leaves' norms, so that no square overflows or vanishes."""
+        return math.hypot(*(_norm(leaf.detach()) for leaf in leaves(tree)))
 
     def is_concrete(self, tree: Tree) -> bool:
         """Say whether no leaf belongs to a transform such as `torch.func.vmap`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -42,6 +43,9 @@ class ConjugateGradient:
                 "conjugate gradient needs a symmetric operator, and this one is declared not to "
                 "be: the iterates would tend to no solution; use Neumann or FixedPoint"
             )
+        # By a power of two, which changes no digit: squares of a small b would vanish.
+        unit = _power_of_two(backend.norm(b))
+        b = map_leaves(lambda leaf: leaf / unit, b)
         x = map_leaves(lambda leaf: 0 * leaf, b)
         residual = direction = b
         square = start = backend.dot(b, b)
@@ -58,4 +62,9 @@ class ConjugateGradient:
             previous, square = square, backend.dot(residual, residual)
             turn = float(square / previous)
             direction = map_leaves(lambda r, p, turn=turn: r + turn * p, residual, direction)
-        return x
+        return map_leaves(lambda leaf: leaf * unit, x)
+
+
+def _power_of_two(size: float) -> float:
+    """Return the largest power of two up to a size; 1 where it is zero or not finite."""
+    return math.ldexp(1.0, math.frexp(size)[1] - 1) if 0 < size < math.inf else 1.0
