@@ -63,6 +63,15 @@ def test_a_draw_is_a_function_of_seed_and_hyper_iteration():
     assert forward[:3] == [[0, 2], [0, 1], [2, 3]]
 
 
+def test_the_same_tasks_are_the_same_problem():
+    """So that JAX finds what it compiled, in whatever order they were drawn."""
+    draw = sampled(TASKS[:3], 2, 7)
+    drawn = [draw(k) for k in range(30)]
+    assert len({id(problem) for problem in drawn}) == 3
+    assert draw(0) is drawn[0]
+    assert all(targets(problem, 2) == sorted(targets(problem, 2)) for problem in drawn)
+
+
 def test_all_tasks_are_drawn_equally_often():
     drawn = Counter(TASKS.index(sampled(TASKS, 1, 3)(k)) for k in range(2000))
     # 400 expected each; the standard deviation is √(2000 · 0.2 · 0.8) < 18.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from hashlib import sha256
 
 from bilevel_core.abstract import Array, Tree
@@ -68,7 +69,8 @@ def sampled(problems: Sequence[Problem], count: int, seed: int) -> Callable[[int
 
     Every set of `count` tasks is as likely as any other, so the hypergradient is an unbiased
     estimate of that of all tasks together. The draw is a function of (seed, k, K) alone, the same
-    on every machine. One task is handed on as it is, and may have batches.
+    on every machine. One task is handed on as it is, and may have batches. Tasks that were drawn
+    lately are the same problem again, so that JAX finds it compiled.
 
     Args:
         problems: the K tasks, at least one.
@@ -90,11 +92,14 @@ def sampled(problems: Sequence[Problem], count: int, seed: int) -> Callable[[int
     if count > 1:
         joint_problem(tasks)  # refuses now what it would refuse in some later draw
 
+    @lru_cache
+    def together(*chosen: int) -> Problem:
+        return joint_problem([tasks[j] for j in chosen])
+
     def draw(k: int) -> Problem:
         # Sorting by independent hashes shuffles, with no generator's state to keep.
         order = sorted(range(len(tasks)), key=lambda j: sha256(f"{seed} {k} {j}".encode()).digest())
-        chosen = [tasks[j] for j in order[:count]]
-        return chosen[0] if count == 1 else joint_problem(chosen)
+        return tasks[order[0]] if count == 1 else together(*sorted(order[:count]))
 
     return draw
 
