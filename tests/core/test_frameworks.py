@@ -3,6 +3,7 @@
 import functools
 import random
 import re
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -223,6 +224,25 @@ def test_dynamics_that_cannot_be_hashed_work(engine):
     np.testing.assert_allclose(found.grad, reference.grad, rtol=1e-10)
 
 
+@each_framework
+@pytest.mark.parametrize(
+    "engine",
+    [Reverse(), Unrolled(), Checkpointed(), Forward(), Implicit(), Spectral(), Exact()],
+    ids=str,
+)
+def test_dicts_of_other_kinds_are_dicts(engine, framework: Framework):
+    """JAX tells them apart, and sorts the keys of a plain one."""
+    problem = Problem(
+        inner=lambda w, lam: 0.5 * (w["a"] - lam["x"]) ** 2 + 0.5 * (w["b"] - lam["x"]) ** 2,
+        outer=lambda w, lam: 0.5 * w["a"] ** 2 + w["b"],
+        init=lambda lam: OrderedDict(b=0 * lam["x"], a=0 * lam["x"]),
+    )
+    lam = OrderedDict(x=framework.arrays(torch.tensor(1.5)))
+    descent = GradientDescent(step_size=0.5)
+    grad = hypergradient(problem, descent, lam, steps=60, engine=engine).grad
+    assert float(grad["x"]) == pytest.approx(2.5, rel=1e-12)
+
+
 @needs_jax
 def test_optax_and_torch_optimisers_walk_the_same_way():
     import optax
@@ -242,8 +262,9 @@ def test_optax_and_torch_optimisers_walk_the_same_way():
     [
         (JAX, lambda p: torch.optim.SGD(p, lr=0.5), "optimizer must be an optax transformation"),
         (TORCH, lambda p: "adam", "optimizer must make a torch.optim.Optimizer"),
+        (TORCH, torch.optim.LBFGS, "LBFGS evaluates .* within a step.*give one that takes"),
     ],
-    ids=["jax", "torch"],
+    ids=["jax", "torch", "a closure"],
 )
 def test_optimisers_of_another_kind_are_refused(framework: Framework, optimizer, words):
     known, lam = shift(), framework.arrays(shift().lam)

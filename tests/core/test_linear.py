@@ -1,5 +1,7 @@
 """Linear solvers on systems whose solution is known, and at their degenerate ends."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -88,6 +90,15 @@ def test_the_others_solve_an_operator_that_is_not_symmetric(solver):
     b = torch.tensor([3.0, -4.0], dtype=torch.float64)
     x = solver(lambda v: matrix @ v, b, BACKEND, symmetric=False)
     assert torch.allclose(x, torch.linalg.solve(matrix, b), rtol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize(
+    "make", [ConjugateGradient, partial(Neumann, step_size=0.1), partial(FixedPoint, step_size=0.1)]
+)
+def test_a_solver_without_steps_is_refused(make, steps):
+    with pytest.raises(ValueError, match=f"steps must be at least 1, found {steps}"):
+        make(steps=steps)
 
 
 def test_the_series_is_cut_where_it_says():

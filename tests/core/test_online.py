@@ -75,7 +75,7 @@ def by_hand(lam, eta, rate, steps, every):
     return lam, w, lams, values
 
 
-@pytest.mark.parametrize("every", [1, 3, 7, 30])
+@pytest.mark.parametrize("every", [1, 3, 7, 20])
 def test_the_recursion_by_hand(every):
     run = minimize_online(
         shift().problem,
@@ -219,6 +219,7 @@ def test_an_outer_objective_that_is_not_finite_is_refused_with_its_step():
     ("option", "message"),
     [
         ({"every": 0}, "every must be at least 1 inner step, found 0"),
+        ({"every": 2}, "every = 2 is more than the 1 inner steps in all: λ would never move"),
         ({"chunk": 0}, "chunk must be at least 1 hyperparameter, found 0"),
         ({"steps": -1}, "steps must be at least 0, found -1"),
         ({"project": Interval(low=3, high=4)}, "λ starts at 1.7, outside Interval"),

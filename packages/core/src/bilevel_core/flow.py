@@ -8,6 +8,7 @@ from typing import Any, final
 
 from bilevel_core.abstract import Array, Backend, Dynamics, Tree
 from bilevel_core.problem import Problem
+from bilevel_core.tree import plain
 
 __all__ = ["Advance", "Flow", "Trajectory", "advance", "fold_ends", "run_ends", "trajectory"]
 
@@ -25,15 +26,19 @@ class Flow:
     dynamics: Dynamics
     backend: Backend
 
+    def initial(self, lam: Tree) -> Tree:
+        """Return w_0 = Φ_0(λ)."""
+        return plain(self.problem.init(lam))
+
     def start(self, lam: Tree) -> Tree:
-        """Return s_0, the dynamics' state at w_0 = Φ_0(λ)."""
-        return self.dynamics.init(self.problem.init(lam), lam)
+        """Return s_0, the dynamics' state at w_0."""
+        return plain(self.dynamics.init(self.initial(lam), lam))
 
     def step(self, state: Tree, lam: Tree, t: int) -> Tree:
         """Return s_t = Φ_t(s_{t-1}, λ)."""
         inner = self.problem.inner_at(t)
         gradient = self.backend.gradient(lambda w: inner(w, lam))
-        return self.dynamics.step(gradient, state, lam, t)
+        return plain(self.dynamics.step(gradient, state, lam, t))
 
     def objective(self, state: Tree, lam: Tree) -> Array:
         """Return E(w, λ) at the parameters of a state."""

@@ -48,7 +48,7 @@ def hypergradient(
     steps: int,
     engine: Engine = REVERSE,
 ) -> Hypergradient:
-    """Return f_T(λ) = E(w_T(λ), λ) and ∇f_T(λ).
+    """Return f_T(λ) = E(w_T(λ), λ) and ∇f_T(λ), constants for any further differentiation.
 
     Args:
         problem: Φ_0, the inner and the outer objective.
@@ -170,7 +170,7 @@ def _passed(problem: Problem, key: Hashable) -> set[Hashable] | None:
 def _check_maps(flow: Flow, lam: Tree, steps: int, *, may_draw: bool) -> None:
     """Run one step and the objectives once, so that a mistake is named before the long run."""
     backend = flow.backend
-    w = flow.problem.init(lam)
+    w = flow.initial(lam)
     _require_floating(backend, w, "w_0 = init(λ)")
     start = flow.dynamics.init(w, lam)
     _require_floating(backend, start, "state")

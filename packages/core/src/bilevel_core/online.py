@@ -74,8 +74,8 @@ def minimize_online(
             (index + 1) · every steps; returning True ends the run.
 
     Raises:
-        ValueError: `every` or `chunk` is below 1, or nothing uses a leaf of λ; and what `minimize`
-            says of sets.
+        ValueError: `every` or `chunk` is below 1, `every` is above T > 0, or nothing uses a leaf of
+            λ; and what `minimize` says of sets.
         DivergenceError: the state, E or the direction is not finite.
         TypeError: as for `hypergradient`.
 
@@ -87,6 +87,10 @@ def minimize_online(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1 inner step, found {every}")
+    if every > steps > 0:
+        raise ValueError(
+            f"every = {every} is more than the {steps} inner steps in all: λ would never move"
+        )
     Forward(chunk=chunk)  # refuses a chunk below 1
     flow, lam = checked_flow(problem, dynamics, lam, steps)
     backend = flow.backend

@@ -96,7 +96,8 @@ def minimize(
         steps: T, inner steps a hyper-iteration.
         outer_steps: hyper-iterations, at most.
         optimizer: makes the framework's optimiser; in torch a function of the list of tensors,
-            such as `partial(torch.optim.Adam, lr=1e-2)`.
+            such as `partial(torch.optim.Adam, lr=1e-2)`. It has one hypergradient a step: one that
+            evaluates the objective again within a step, such as L-BFGS, cannot be used.
         engine: how hypergradients are computed.
         reparametrize: sets for leaves of λ, such as `{"rate": Positive(), "shift": None}`, or one
             for all. The optimiser moves θ with λ = inside(θ), along (∂λ/∂θ)ᵀ ∇f_T.

@@ -7,7 +7,7 @@ from typing import Any
 
 from bilevel_core.abstract import Tree
 
-__all__ = ["add", "leaves", "map_leaves", "named_leaves", "rebuild"]
+__all__ = ["add", "leaves", "map_leaves", "named_leaves", "plain", "rebuild"]
 
 
 def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,6 +45,11 @@ def rebuild(tree: Tree, flat: list[Any]) -> Tree:
     """Return a tree of the same shape with its leaves replaced, in order."""
     remaining = iter(flat)
     return map_leaves(lambda _: next(remaining), tree)
+
+
+def plain(tree: Tree) -> Tree:
+    """Return a tree whose dicts are all of the class `dict`: a framework may tell others apart."""
+    return map_leaves(lambda leaf: leaf, tree)
 
 
 def add(x: Tree, y: Tree) -> Tree:

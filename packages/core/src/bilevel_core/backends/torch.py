@@ -114,7 +114,7 @@ def _norm(leaf: torch.Tensor) -> float:
 
 @final
 class TorchOptimizer:
-    """Any `torch.optim` optimiser over the leaves of λ."""
+    """A `torch.optim` optimiser over the leaves of λ, of any kind that steps along a gradient."""
 
     def __init__(
         self, factory: Callable[[list[torch.Tensor]], torch.optim.Optimizer], lam: Tree
@@ -125,6 +125,12 @@ class TorchOptimizer:
             raise TypeError(
                 "optimizer must make a torch.optim.Optimizer from a list of tensors, found "
                 f"{type(self._optimizer).__name__}: give partial(torch.optim.Adam, lr=1e-2)"
+            )
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            raise TypeError(
+                "LBFGS evaluates its objective several times within a step, and here each step has "
+                "one hypergradient: give one that takes it, such as partial(torch.optim.Adam, "
+                "lr=1e-2)"
             )
 
     def update(self, grad: Tree, lam: Tree) -> Tree:

@@ -51,7 +51,7 @@ def expand(flow: Flow, lam: Tree, engine: str) -> Expansion:
     Cost: n Hessian-vector products for n parameters, and memory of n² numbers.
     """
     backend = flow.backend
-    start = backend.detach(flow.problem.init(lam))
+    start = backend.detach(flow.initial(lam))
     slope, pull_back = backend.vjp(backend.gradient(lambda w: flow.problem.inner(w, lam)), start)
     slope = map_leaves(lambda _, leaf: leaf, start, backend.detach(slope))
     hessian = matrix_of(lambda v: backend.detach(pull_back(v)[0]), start, backend)

@@ -85,7 +85,7 @@ class Spectral:
         beta = q.T @ entries(dynamics.params(alpha), w_0, backend)
         kernel = _of_params(flow, lam, differences(_system(flow, lam, a), a, steps), a)
         curving = q @ (kernel * beta[:, None] * gamma) @ q.T
-        _, pull_start = backend.vjp(flow.problem.init, lam)
+        _, pull_start = backend.vjp(flow.initial, lam)
         parts = (
             pull_filters((0 * before, 0 * last, beta * gamma))[0],
             pull_start(backend.from_entries([q @ ((1 + a * s) * beta)], w_0))[0],

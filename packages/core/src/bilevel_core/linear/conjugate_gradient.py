@@ -25,7 +25,7 @@ class ConjugateGradient:
     Cost: one product a step; memory of four vectors.
 
     Raises:
-        ValueError: the operator is declared not to be symmetric.
+        ValueError: `steps` is below 1, or the operator is declared not to be symmetric.
 
     Source: Methods of Conjugate Gradients for Solving Linear Systems (Hestenes, Stiefel, 1952),
     section 3.
@@ -33,6 +33,10 @@ class ConjugateGradient:
 
     steps: int = 100
     tolerance: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, found {self.steps}")
 
     def __call__(
         self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool

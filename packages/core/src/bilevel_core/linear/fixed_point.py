@@ -26,6 +26,9 @@ class FixedPoint:
 
     Cost: one product a step; memory of two vectors.
 
+    Raises:
+        ValueError: `steps` is below 1.
+
     Source: On the Iteration Complexity of Hypergradient Computation (Grazzi, Franceschi, Pontil,
     Salzo, 2020), section 3, "Fixed point".
     """
@@ -33,6 +36,10 @@ class FixedPoint:
     steps: int = 1000
     step_size: float
     tolerance: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, found {self.steps}")
 
     def __call__(
         self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool

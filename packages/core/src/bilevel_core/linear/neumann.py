@@ -23,12 +23,19 @@ class Neumann:
 
     Cost: K - 1 products; memory of two vectors.
 
+    Raises:
+        ValueError: `steps` is below 1.
+
     Source: Optimizing Millions of Hyperparameters by Implicit Differentiation (Lorraine, Vicol,
     Duvenaud, 2020), section 3.2.
     """
 
     steps: int = 100
     step_size: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, found {self.steps}")
 
     def __call__(
         self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
