@@ -29,6 +29,9 @@ class Problem:
     generator seeded with t; drawn elsewhere, they are refused but for `Unrolled` and `Direct` in
     PyTorch.
 
+    In JAX, what `inner` and `outer` capture from outside is compiled in at first use: data that
+    change come in through λ or `batches`, or with a new problem.
+
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), Eqs. 2, 5 and 6.
     """
