@@ -58,7 +58,7 @@ def in_turn(problems: Sequence[Problem]) -> Callable[[int], Problem]:
         ValueError: no problem is given.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
-    al., 2018), Appendix B, "sequentially".
+    al., 2018), Appendix B, whose "stochastically" this is with the tasks in order.
     """
     tasks = _at_least_one(problems, "in_turn")
     return lambda k: tasks[k % len(tasks)]
