@@ -46,11 +46,26 @@ def problem(**changed) -> Problem:
         ({}, "λ holds no array"),
         (torch.tensor(3), r"λ is int64 of shape \(\): expected floating-point"),
         (torch.tensor(1j), "λ is complex64"),
+        (torch.nn.Linear(1, 1), r"λ is a torch.*Linear: .* give dict\(net.named_parameters\(\)\)"),
+        (torch.nn.Linear(1, 1).parameters(), r"λ is a builtins.generator: .*functional_call"),
     ],
 )
 def test_lam_must_be_floating_arrays_of_a_framework(lam, words: str):
     with pytest.raises(TypeError, match=words):
         hypergradient(problem(), DESCENT, lam, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "words"),
+    [
+        (GradientDescent, "dynamics is the class GradientDescent: make one"),
+        (torch.optim.SGD([torch.ones(1)], lr=0.1), "dynamics is a SGD, which has no init and no"),
+        (0.1, "dynamics is a float, which has no init and no step and no params: expected"),
+    ],
+)
+def test_dynamics_must_be_dynamics(dynamics, words: str):
+    with pytest.raises(TypeError, match=words):
+        hypergradient(problem(), dynamics, torch.tensor(1.0), steps=1)
 
 
 @pytest.mark.parametrize(

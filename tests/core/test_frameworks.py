@@ -262,9 +262,14 @@ def test_optax_and_torch_optimisers_walk_the_same_way():
     [
         (JAX, lambda p: torch.optim.SGD(p, lr=0.5), "optimizer must be an optax transformation"),
         (TORCH, lambda p: "adam", "optimizer must make a torch.optim.Optimizer"),
+        (
+            TORCH,
+            torch.optim.SGD([torch.ones(1)], lr=0.1),
+            "optimizer is a SGD: give what makes it from a list of tensors",
+        ),
         (TORCH, torch.optim.LBFGS, "LBFGS evaluates .* within a step.*give one that takes"),
     ],
-    ids=["jax", "torch", "a closure"],
+    ids=["jax", "torch", "an optimiser", "a closure"],
 )
 def test_optimisers_of_another_kind_are_refused(framework: Framework, optimizer, words):
     known, lam = shift(), framework.arrays(shift().lam)

@@ -64,4 +64,9 @@ def _refusal(path: str, leaf: object) -> str:
     if not any(importlib.util.find_spec(name) for name in MAKERS):
         extras = " or ".join(f"bilevel-core[{name}]" for name in MAKERS)
         return f"{message}; no framework is installed: install {extras}"
+    if hasattr(leaf, "named_parameters") or kind == "builtins.generator":
+        return (
+            f"{message}; of a network give dict(net.named_parameters()), and call it with "
+            "torch.func.functional_call"
+        )
     return f"{message}; convert it, for instance with torch.as_tensor(…, dtype=torch.float64)"

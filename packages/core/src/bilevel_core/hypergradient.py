@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 REVERSE = Reverse()
+PARTS = ("init", "step", "params")
+"""Of `Dynamics`."""
 ONCE = (Unrolled, Direct)
 """Engines that take every step once, so that it may draw at random (dropout)."""
 
@@ -133,6 +135,7 @@ def checked_flow(
         raise TypeError(f"steps must be an int, found {steps!r}")
     if steps < 0:
         raise ValueError(f"steps must be at least 0, found {steps}")
+    _require_dynamics(dynamics)
     backend = backend_of(lam, "λ")
     _require_floating(backend, lam, "λ")
     flow = Flow(problem=problem, dynamics=dynamics, backend=backend)
@@ -212,6 +215,20 @@ def refuse_unused(flow: Flow, lam: Tree, grad: Tree, steps: int) -> None:
         f"nothing uses {', '.join(sorted(idle))}: neither init, dynamics nor objectives; "
         "use it there (a derivative does not pass through detach, item or float), or leave it out"
     )
+
+
+def _require_dynamics(dynamics: object) -> None:
+    """Refuse what is often given in their place: a class, or an optimiser of a framework."""
+    if isinstance(dynamics, type):
+        raise TypeError(f"dynamics is the class {dynamics.__name__}: make one, with its numbers")
+    missing = [name for name in PARTS if not callable(getattr(dynamics, name, None))]
+    if missing:
+        kind, lacking = type(dynamics).__qualname__, " and no ".join(missing)
+        raise TypeError(
+            f"dynamics is a {kind}, which has no {lacking}: "
+            "expected pure functions such as GradientDescent(step_size=0.1) has; an optimiser that "
+            "changes its parameters cannot be differentiated through"
+        )
 
 
 def _require_unchanged(backend: Backend, copies: Tree, originals: Tree) -> None:

@@ -120,6 +120,11 @@ class TorchOptimizer:
         self, factory: Callable[[list[torch.Tensor]], torch.optim.Optimizer], lam: Tree
     ) -> None:
         self._params = map_leaves(lambda leaf: leaf.detach().clone().requires_grad_(), lam)
+        if not callable(factory):
+            raise TypeError(
+                f"optimizer is a {type(factory).__name__}: give what makes it from a list of "
+                "tensors, such as partial(torch.optim.Adam, lr=1e-2), because λ is not yet there"
+            )
         self._optimizer = factory(leaves(self._params))
         if not isinstance(self._optimizer, torch.optim.Optimizer):
             raise TypeError(
