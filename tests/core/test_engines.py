@@ -22,8 +22,8 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
-from bilevel_core.hypergradient import checked_flow
 from bilevel_core.results import Result
+from bilevel_core.validation import checked_flow
 from frameworks import Framework, each_framework
 from problems import ALL, Known, ridge, shift
 

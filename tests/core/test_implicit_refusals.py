@@ -19,7 +19,7 @@ from bilevel_core import (
     ProjectedGradient,
     hypergradient,
 )
-from bilevel_core.hypergradient import checked_flow
+from bilevel_core.validation import checked_flow
 from problems import linear_map, ridge, shift
 
 KNOWN = [shift(), ridge(), linear_map()]

@@ -15,8 +15,8 @@ from bilevel_core import (
 from bilevel_core.backends.torch import TorchBackend
 from bilevel_core.engines import reverse
 from bilevel_core.engines.sweep import step_vjp
-from bilevel_core.hypergradient import checked_flow
 from bilevel_core.results import Result
+from bilevel_core.validation import checked_flow
 
 SIZE = 12_000  # entries, above the threshold for keeping graphs
 

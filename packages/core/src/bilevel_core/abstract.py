@@ -15,13 +15,13 @@ Two more contracts serve them: a `LinearSolver` (linear/) solves the system of t
 and an `OuterOptimizer`, which the backend makes, updates λ. `Problem` is data; the other five are
 the protocols below.
 
-`hypergradient` (hypergradient.py) checks its input once, finds the backend from the arrays it is
-given, joins problem, dynamics and backend into a `Flow` (flow.py) and calls the engine with it. An
-engine of f_T needs no more than the flow's three pure maps; the implicit engine, which
-differentiates the condition ∇_w L = 0 instead, and those for quadratic objectives also look at the
-problem and the dynamics that the flow holds. `minimize` (outer.py) repeats that under an optimiser
-for λ, which may be held to a set (constraints.py); `minimize_online` (online.py) moves λ during one
-inner run.
+`hypergradient` (hypergradient.py) has its input checked once (validation.py), which finds the
+backend from the arrays and joins it with problem and dynamics into a `Flow` (flow.py), and calls
+the engine with that. An engine of f_T needs no more than the flow's three pure maps; the implicit
+engine, which differentiates the condition ∇_w L = 0 instead, and those for quadratic objectives
+also look at the problem and the dynamics that the flow holds. `minimize` (outer.py) repeats that
+under an optimiser for λ, which may be held to a set (constraints.py); `minimize_online` (online.py)
+moves λ during one inner run.
 
 Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi,
 Frasconi, Salzo, Grazzi, Pontil, 2018), Eqs. 1, 2, 5 and 6.

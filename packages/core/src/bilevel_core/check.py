@@ -9,9 +9,10 @@ from typing import final
 
 from bilevel_core.abstract import Array, Backend, Dynamics, Engine, Tree
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import checked_flow, run_engine
+from bilevel_core.hypergradient import run_engine
 from bilevel_core.problem import Problem
 from bilevel_core.tree import leaves, named_leaves, rebuild
+from bilevel_core.validation import checked_flow
 
 __all__ = ["CheckedDirection", "HypergradientCheck", "check_hypergradient"]
 

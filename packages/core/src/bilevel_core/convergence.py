@@ -10,9 +10,10 @@ from typing import final
 from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
 from bilevel_core.engines.implicit import Implicit
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import checked_flow, run_engine
+from bilevel_core.hypergradient import run_engine
 from bilevel_core.problem import Problem
 from bilevel_core.tree import map_leaves
+from bilevel_core.validation import checked_flow
 
 __all__ = ["ConvergenceReport", "ConvergenceRow", "convergence_report"]
 

@@ -11,10 +11,10 @@ from bilevel_core.abstract import Dynamics, Tree
 from bilevel_core.coordinates import coordinates
 from bilevel_core.engines.forward import Carry, Forward
 from bilevel_core.flow import Flow
-from bilevel_core.hypergradient import checked_flow, refuse_unused
 from bilevel_core.outer import OuterStep
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, DivergenceError
+from bilevel_core.validation import checked_flow, refuse_unused
 
 __all__ = ["OnlineRun", "minimize_online"]
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, final
 from bilevel_core.abstract import Dynamics, Engine, Tree
 from bilevel_core.coordinates import coordinates
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import ONCE, checked_flow, run_engine
+from bilevel_core.hypergradient import ONCE, run_engine
 from bilevel_core.problem import Problem
 from bilevel_core.results import ConvergenceError, DivergenceError
 from bilevel_core.stopping import OuterRecord, StoppingRule
+from bilevel_core.validation import checked_flow
 
 __all__ = ["OuterRun", "OuterStep", "minimize"]
 
