@@ -101,7 +101,7 @@ def test_what_is_written(folder, results):
         "ghost, inductive | 600 of test, rotated and upright | 0 | 9 min on 2 cores of one kind, "
         "Linux, 2 threads | 5 | 1500 | `aaaaaaaaaaaa` |",
         f"`{'a' * 64}`",
-        "```\n" + SCORE["train"] + "\n" + SCORE["evaluate"] + "\n```",
+        "```\n" + SCORE["train"] + "\nbilevel-eval runs/a --data omniglot.h5\n```",
         "on 2 cores of one kind, Linux, 2 threads in 9.0 minutes",
         "(records/score.json)",
         "### table9, quick: Nines",
@@ -115,7 +115,7 @@ def test_what_is_written(folder, results):
         assert expected in page
     readme = (folder / "README.md").read_text("utf-8")
     assert readme.startswith(f"# x\n\n{BEGIN}\n| task |")
-    assert f"| 0 | `{SCORE['train']}`<br>`{SCORE['evaluate']}` |" in readme
+    assert f"| 0 | `{SCORE['train']}`<br>`bilevel-eval runs/a --data omniglot.h5` |" in readme
     assert readme.endswith(f"|\n{END}\n\ny\n")
     assert results("check") == (0, "")
 

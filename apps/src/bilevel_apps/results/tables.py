@@ -112,7 +112,7 @@ def _readme_row(record: ScoreRecord) -> dict[str, object]:
     row = _short_row(record)
     kept = ("task", "accuracy", "upright", "paper", "normalisation", "training", "seed")
     return {key: row[key] for key in kept} | {
-        "commands": f"`{record.train}`<br>`{record.evaluate}`"
+        "commands": f"`{record.train}`<br>`{_evaluation(record)}`"
     }
 
 
@@ -129,10 +129,17 @@ def _provenance(name: str, record: ScoreRecord, folder: str) -> str:
             "",
             "```",
             record.train,
-            record.evaluate,
+            _evaluation(record),
             "```",
         ]
     )
+
+
+def _evaluation(record: ScoreRecord) -> str:
+    """Return the command of the score, of the folder that the command of the training makes."""
+    words = record.train.split()
+    folder = words[words.index("--out") + 1] if "--out" in words[:-1] else "DIR"
+    return record.evaluate.replace("bilevel-eval DIR", f"bilevel-eval {folder}")
 
 
 def _item(name: str, record: ItemRecord, folder: str) -> str:
