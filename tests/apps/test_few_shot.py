@@ -166,10 +166,13 @@ def test_steps_and_step_size_of_ones_own(trained, images):
     without, with_steps = search.cv_results_["mean_test_score"]
     assert without == pytest.approx(-np.log(3))  # without a step every class is as probable
     assert with_steps != without
-    with pytest.raises(ValueError, match="steps=-1: expected 0 or more"):
-        FewShotClassifier(trained, steps=-1).fit(x, y)
-    with pytest.raises(ValueError, match=r"step_size=nan: expected 0\.0 or more"):
-        FewShotClassifier(trained, step_size=float("nan")).fit(x, y)
+    FewShotClassifier(trained, steps=np.int64(3), step_size=np.float32(0.1)).fit(x, y)
+    for bad in (-1, 2.5, "3"):
+        with pytest.raises(ValueError, match=r"steps=.*: expected a whole number from 0"):
+            FewShotClassifier(trained, steps=bad).fit(x, y)
+    for bad in (-1.0, float("nan"), float("inf"), "fast"):
+        with pytest.raises(ValueError, match=r"step_size=.*: expected a number from 0"):
+            FewShotClassifier(trained, step_size=bad).fit(x, y)
 
 
 def test_tensors_are_images_too(trained, images):
@@ -177,6 +180,8 @@ def test_tensors_are_images_too(trained, images):
     own = FewShotClassifier(trained).fit(x, y).predict_proba(x)
     tensors = FewShotClassifier(trained).fit(torch.as_tensor(x), torch.as_tensor(y))
     assert np.array_equal(tensors.predict_proba(torch.as_tensor(x)), own)
+    graded = torch.as_tensor(x / 255).requires_grad_()
+    assert np.allclose(tensors.predict_proba(graded), own, atol=1e-6)
     with pytest.raises(ValueError, match=r"one image alone is X\[None\]"):
         tensors.predict(x[0])
     assert tensors.predict(x[0][None]).shape == (1,)

@@ -257,7 +257,9 @@ def test_table4_has_all_rows_from_the_same_budget(tmp_path, characters):
     counts = {row["method"]: row["hyper-iterations"] for row in report.rows}
     assert counts.pop("classic-train") == 2  # of 5 passes through the backbone each
     assert set(counts.values()) == {10}
-    assert {row["filters"] for row in report.rows} == {4}
+    filters = {row["method"]: row["filters"] for row in report.rows}
+    assert filters.pop("multiclass") == 8
+    assert set(filters.values()) == {4}
     assert document["settings"]["approx"].startswith("method=approx, train.meta_batch=4")
     assert (tmp_path / "table4.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -360,6 +362,30 @@ def test_figure6_compares_all_seeds():
         assert not figure6._claims([low, high, many], full=full)[1].holds
 
 
+def test_what_is_of_no_use_to_the_cells_that_are_computed(tmp_path, characters, trained):
+    paper = "paper/omniglot-5way-1shot"
+    with pytest.raises(InputError, match=f"{paper} is not among what is computed: name it with"):
+        computed("table3", tmp_path, characters, runs=(f"{paper}={trained}",))
+    cell = "omniglot-5way-1shot"
+    with pytest.raises(InputError, match="nothing is trained where every part has a run"):
+        computed("table3", tmp_path, characters, only=(cell,), runs=(f"{cell}={trained}",))
+
+
+def test_figure6_refuses_a_run_with_a_chosen_t(tmp_path, characters, trained):
+    shutil.copytree(trained, tmp_path / "run")
+    sha256 = load_checkpoint(tmp_path / "run" / "best.safetensors").file_sha256
+    save_choice(tmp_path / "run", ChosenInner(12, 0.3), {"checkpoint_sha256": sha256})
+    with pytest.raises(InputError, match="another T than that of its training was chosen for it"):
+        computed(
+            "figure6",
+            tmp_path,
+            characters,
+            only=("T-12",),
+            runs=(f"T-12={tmp_path / 'run'}",),
+            assignments=(),
+        )
+
+
 def test_figure6_takes_runs_of_the_cell_alone(tmp_path, characters, trained):
     with pytest.raises(InputError, match=r"a run with inner\.steps=5, but the cell is of inner"):
         computed(
@@ -429,15 +455,12 @@ def test_pixel_distance_is_the_root_mean_square():
             {"only": ("approx",), "runs": ("multiclass=a",)},
             "--only leaves multiclass out",
         ),
-        (
-            "table4",
-            {"only": ("approx",), "runs": ("approx=a",), "assignments": ("train.steps=7",)},
-            "--set train.steps=7: nothing is trained where every part has a run",
-        ),
         ("table4", {"assignments": ("method=approx",)}, "are what they are by their method"),
         ("figure6", {"assignments": ("inner.steps=2",)}, "are what they are by their inner.steps"),
-        ("table4", {"assignments": ("seed=7",)}, "--set seed=7: use --seeds for it"),
-        ("table3", {"assignments": ("data=x.h5",)}, "--set data=x.h5: use --data for it"),
+        ("figure6", {"assignments": ("inner={steps: 2}",)}, "what they are by their inner.steps"),
+        ("table3", {"assignments": ("model.name=c4l",)}, "are what they are by their model.name"),
+        ("table4", {"assignments": ("seed=7",)}, "--set seed: use --seeds for it"),
+        ("table3", {"assignments": ("data=x.h5",)}, "--set data: use --data for it"),
         ("figure6", {"assignments": ("tracking.enabled=true",)}, "use --track for it"),
         ("table5", {"data": (Path("x.h5"),)}, "--data x.h5: table5 takes no store"),
     ],

@@ -76,6 +76,22 @@ def test_a_module_that_is_not_there_is_one_line(command):
     assert len(err.splitlines()) == 1
 
 
+def test_a_file_that_is_not_there_names_the_variable(command):
+    status, _, err = command("other.py")
+    assert (status, err) == (2, "error: BILEVEL_IMPORT: other.py: no such file\n")
+
+
+def test_a_module_that_exits_is_told(command, tmp_path):
+    (tmp_path / "leaver.py").write_text("import sys; sys.exit(0)")
+    status, out, err = command("leaver.py")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: BILEVEL_IMPORT: leaver.py cannot be imported (SystemExit: 0)")
+
+
+def test_a_file_is_run_once(command):
+    assert command("own_model.py,own_model.py")[0] == 0
+
+
 def test_a_file_of_a_run_names_no_code(command, tmp_path):
     """The name of a model in a checkpoint or a configuration imports nothing."""
     config = parse_config({"data": "x.h5", "model": {"name": "own_model:Tiny"}}, "test")

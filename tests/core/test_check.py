@@ -115,3 +115,42 @@ def test_the_example():
     failed, tried = doctest.testmod(importlib.import_module("bilevel_core.check"))
     assert tried
     assert not failed
+
+
+def test_the_precision_is_that_of_the_least_precise_array():
+    x = torch.linspace(-1, 1, 20)
+    problem = Problem(
+        inner=lambda w, lam: ((x * w - x.sin()) ** 2).mean() + lam.exp() * w**2,
+        outer=lambda w, lam: ((x * w - x) ** 2).mean(),
+        init=lambda lam: torch.zeros(()),
+    )
+    lam = torch.tensor(-1.0, dtype=torch.float64)
+    found = check_hypergradient(problem, DESCENT, lam, steps=30)
+    assert found.tolerance == pytest.approx(torch.finfo(torch.float32).eps ** 0.25)
+    assert found.passes
+
+
+def test_steps_are_as_small_as_the_leaf():
+    """A penalty of 1e-6 under a logarithm stays above zero."""
+    problem = logistic(lambda w, lam: (lam.log().exp() * w**2).sum())
+    lam = torch.full((5,), 1e-6, dtype=torch.float64)
+    assert check_hypergradient(problem, DESCENT, lam, steps=30).passes
+
+
+def test_a_leaf_without_entries_has_no_direction():
+    problem = logistic(lambda w, lam: (lam["a"].exp() * w**2).sum() + lam["none"].sum())
+    lam = {"a": torch.zeros(5, dtype=torch.float64), "none": torch.zeros(0, dtype=torch.float64)}
+    found = check_hypergradient(problem, DESCENT, lam, steps=3)
+    assert [row.leaf for row in found.directions] == ["λ['a']"] * 3
+    assert found.passes
+
+
+def test_an_outer_objective_that_draws_is_found():
+    draw = torch.Generator().manual_seed(0)
+    problem = Problem(
+        inner=lambda w, lam: (w - lam) ** 2,
+        outer=lambda w, lam: w**2 * torch.rand((), generator=draw, dtype=torch.float64),
+        init=torch.zeros_like,
+    )
+    lam = torch.tensor(1.0, dtype=torch.float64)
+    assert not check_hypergradient(problem, DESCENT, lam, steps=3).passes

@@ -315,3 +315,29 @@ def test_float32_is_accepted():
         init=torch.zeros_like,
     )
     assert hypergradient(plain, DESCENT, single, steps=3).grad.dtype == torch.float32
+
+
+class WritingDescent:
+    """Gradient descent that scales the gradient that it is given in place."""
+
+    def init(self, w, lam):
+        return w
+
+    def params(self, state):
+        return state
+
+    def step(self, gradient, state, lam, t):
+        g = gradient(state)
+        g.mul_(0.1)
+        return state - g
+
+
+def test_dynamics_may_write_into_the_gradient():
+    """It is theirs; they are not taken for dynamics that draw at random."""
+    lam = torch.tensor(2.0, dtype=torch.float64)
+    for engine in (Reverse(), Forward(), Unrolled()):
+        found, expected = (
+            hypergradient(shift().problem, dynamics, lam, steps=5, engine=engine).grad
+            for dynamics in (WritingDescent(), DESCENT)
+        )
+        torch.testing.assert_close(found, expected)

@@ -186,11 +186,11 @@ def test_a_start_at_the_optimum_is_accepted(known, steps):
     ("left", "code"), [(0.9, Code.SUCCESS), (1.1, Code.NOT_STATIONARY)], ids=["near", "off"]
 )
 def test_a_gradient_of_the_size_of_rounding_is_accepted(scale, lam, left, code):
-    """The bound is 100 ε ‖H‖ ‖w‖; on ½ s (w - λ)² the gradient is s (w - λ), whatever s is."""
+    """The bound is 100 ε ‖H‖ (1 + ‖w‖); on ½ s (w - λ)² the gradient is s (w - λ) for any s."""
     warm = Problem(
         inner=lambda w, lam: scale * 0.5 * (w - lam) ** 2,
         outer=lambda w, lam: 0.5 * w**2,
-        init=lambda lam: lam * (1 + left * 100 * 2.0**-52),
+        init=lambda lam: lam + left * 100 * 2.0**-52 * (1 + lam.abs()),
     )
     descent = GradientDescent(step_size=0.3)
     flow, at = checked_flow(warm, descent, torch.tensor(lam, dtype=torch.float64), 0)
@@ -302,3 +302,27 @@ def test_an_outer_objective_without_a_slope_is_not_the_solvers_fault():
     assert found.result.code is Code.SUCCESS
     assert found.value == 0
     assert not torch.isfinite(found.grad)
+
+
+def test_a_start_at_an_optimum_at_zero_is_accepted():
+    """There only rounding is left of the gradient, and there is no size of w to measure it by."""
+    draw = torch.Generator().manual_seed(0)
+    half = torch.randn(20, 4, dtype=torch.float64, generator=draw)
+    x = torch.cat([half, half])  # each point once with either label: the optimum is w = 0
+    y = torch.cat([torch.ones(20), torch.zeros(20)]).double()
+    problem = Problem(
+        inner=lambda w, lam: (
+            torch.nn.functional.binary_cross_entropy_with_logits(x @ w, y)
+            + lam.exp() * (w**2).sum()
+        ),
+        outer=lambda w, lam: ((w - 1) ** 2).sum() + lam**2,
+        init=lambda lam: torch.zeros(4, dtype=torch.float64),
+    )
+    found = hypergradient(
+        problem,
+        GradientDescent(step_size=0.1),
+        torch.tensor(0.5, dtype=torch.float64),
+        steps=20,
+        engine=Implicit(),
+    )
+    assert found.grad == pytest.approx(1.0)

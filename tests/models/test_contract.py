@@ -49,6 +49,11 @@ class NoStatistics(Flat):
         return self.layers(images)
 
 
+class Failing(Flat):
+    def forward(self, images, statistics=None):
+        raise AssertionError("not so")
+
+
 class NoDim(Flat):
     def __init__(self):
         super().__init__()
@@ -62,9 +67,10 @@ class NoDim(Flat):
         (Flat(told=5), r"the features of 2 images are \(2, 4\): expected \(2, 5\), by its"),
         (NoStatistics(), r"as model\(images, statistics\): TypeError: .*takes 2 positional"),
         (Flat(nn.Linear(3, 4)), r"cannot take images \(2, 1, 8, 8\) .*RuntimeError"),
+        (Failing(), "cannot take images .*: AssertionError: not so"),
         ("text", "model 'mine' is a str: expected an nn.Module"),
     ],
-    ids=["no dim", "another dim", "no statistics", "shapes", "no module"],
+    ids=["no dim", "another dim", "no statistics", "shapes", "an error", "no module"],
 )
 def test_what_is_no_backbone(made, module, message):
     with pytest.raises(ValueError, match=message) as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from bilevel_apps.few_shot_head import learner_of
 from bilevel_apps.few_shot_run import load_trained
-from bilevel_apps.trained_run import TrainedRun
+from bilevel_apps.hardware import own_threads
 
 __all__ = ["FewShotClassifier"]
 
@@ -33,8 +34,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Images are those of the run's data set: of its size and channels, prepared in its way
     (`bilevel_apps.predict_pictures` prepares files). They come as (n, height, width, channels), as
     (n, height, width) where they are grey, or flat as (n, height·width·channels); whole numbers
-    are pixels of 0 … 255, others intensities of 0 … 1. Arrays of any kind that NumPy can take will
-    do, torch's tensors among them.
+    are pixels of 0 … 255, others intensities of 0 … 1. NumPy's arrays, lists of them and torch's
+    tensors will do.
 
     Args:
         run: the folder of a run, a checkpoint, or `pretrained:TAG`.
@@ -76,11 +77,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 step size that cannot be, or no usable run.
             bilevel_models.heads.HeadDivergenceError: the training diverges.
         """
-        for name, least in (("steps", 0), ("step_size", 0.0)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name}={value}: expected {least} or more, or None for the run's")
-        trained = self._load()
+        steps, step_size = _steps(self.steps), _step_size(self.step_size)
+        with own_threads():
+            trained = load_trained(Path(self.run), self.device)
         self.image_shape_ = trained.image_shape
         rows, y = validate_data(self, self._flat(X), y)
         check_classification_targets(y)
@@ -99,8 +98,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         own = learner_of(trained.task)
         learner = replace(
             own,
-            steps=own.steps if self.steps is None else self.steps,
-            step_size=own.step_size if self.step_size is None else self.step_size,
+            steps=own.steps if steps is None else steps,
+            step_size=own.step_size if step_size is None else step_size,
         )
         self.head_ = learner.adapt(images, targets, len(self.classes_))
         return self
@@ -124,15 +123,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.positive_only = True
         return tags
 
-    def _load(self) -> TrainedRun:
-        threads = torch.get_num_threads()
-        try:
-            return load_trained(Path(self.run), self.device)
-        finally:  # a command takes the run's number of threads, a program keeps its own
-            torch.set_num_threads(threads)
-
     def _flat(self, X: Any) -> Any:
         """Return images as rows; what is no array of images is for scikit-learn to check."""
+        if isinstance(X, Tensor):
+            X = X.detach().cpu()
         if isinstance(X, list | tuple | Tensor):
             X = np.asarray(X)
         if not isinstance(X, np.ndarray) or X.ndim < 3:
@@ -164,3 +158,25 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         pixels = rows.astype(np.float32).reshape(-1, height, width, channels)
         return torch.from_numpy(pixels).div_(limit).movedim(-1, -3)
+
+
+def _steps(given: Any) -> int | None:
+    """Return T as a plain number, or refuse it."""
+    try:
+        steps = None if given is None else operator.index(given)
+    except TypeError:
+        steps = -1
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps={given!r}: expected a whole number from 0, or None for the run's")
+    return steps
+
+
+def _step_size(given: Any) -> float | None:
+    """Return η as a plain number, or refuse it."""
+    try:
+        found = None if given is None else float(given)
+    except (TypeError, ValueError):
+        found = math.nan
+    if found is not None and not 0 <= found < math.inf:
+        raise ValueError(f"step_size={given!r}: expected a number from 0, or None for the run's")
+    return found

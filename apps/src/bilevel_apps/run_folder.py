@@ -101,8 +101,8 @@ class RunFolder:
             if not settled and value != kept[key]:
                 raise InputError(
                     f"{self.path}: the run has {key}={_yaml(kept[key])}, but {key}={_yaml(value)} "
-                    "was given, or is the preset's: resume with --out and --resume alone, or "
-                    "choose another --out"
+                    "was given, or is the preset's: resume with the same settings, or choose "
+                    "another --out"
                 )
         return saved.model_copy(update=free)
 

@@ -43,7 +43,7 @@ def imported(place: str, source: str) -> ModuleType:
     """
     try:
         if place.endswith(".py"):
-            return _from_file(Path(place))
+            return _from_file(Path(place), source)
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(place)
@@ -56,15 +56,21 @@ def imported(place: str, source: str) -> ModuleType:
                 "FILE.py"
             ) from error
         raise InputError(f"{source}: {place} imports {error.name}, which is missing") from error
-    except Exception as error:  # a user's module can fail in any way
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way
         raise InputError(
             f"{source}: {place} cannot be imported ({type(error).__name__}: {error})"
         ) from error
 
 
-def _from_file(path: Path) -> ModuleType:
+_LOADED: dict[Path, ModuleType] = {}
+"""Files that were run already, by their resolved paths: each is run once a process."""
+
+
+def _from_file(path: Path, source: str) -> ModuleType:
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{source}: {path}: no such file")
+    if (known := _LOADED.get(path.resolve())) is not None:
+        return known
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a Python file")
@@ -73,4 +79,5 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.parent.resolve()))  # its neighbours, as python FILE.py has it
     spec.loader.exec_module(module)
+    _LOADED[path.resolve()] = module
     return module

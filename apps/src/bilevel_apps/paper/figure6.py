@@ -35,6 +35,9 @@ PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-rn-
 PAPER = {3: 42_000, 5: 40_000, 8: 22_000, 12: 15_000}
 """Hyper-iterations at which the training was stopped, by T."""
 
+MADE_BY = ("model.name", "method", "inner.steps")
+"""The settings that make a cell, which its runs have in common."""
+
 CELLS = {f"T-{steps}": steps for steps in PAPER}
 TRIED = (1, *PAPER, 20)
 EPISODES = 600
@@ -61,7 +64,7 @@ def run(work: Work) -> Report:
             store=store,
             settings=(*(() if work.full else SMALL), f"inner.steps={steps}", *work.assignments),
             request=unseen("val", episodes=EPISODES, steps=TRIED),
-            like=("model.name", "method", "inner.steps"),
+            like=MADE_BY,
         )
         for name, steps in CELLS.items()
         if not work.only or name in work.only
@@ -230,6 +233,6 @@ ITEM = Item(
     data=(MINI, OMNIGLOT),
     cells=tuple(CELLS),
     trains=True,
-    fixed=("inner.steps",),
+    fixed=MADE_BY,
     shows=True,
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+from bilevel_apps.build import store_of
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.files import check_writable, write_files
 from bilevel_apps.paper.item import Item, Report, Row
@@ -63,9 +64,12 @@ def run_all(items: Iterable[Item], request: Request) -> list[Outcome]:
         request: for each; those that take no store do without its `data`.
 
     Raises:
-        InputError: the folder cannot be used.
+        InputError: the folder or a store cannot be used.
+        bilevel_data.DataError: a store is damaged.
         RunError: the page cannot be written.
     """
+    for path in request.data:
+        store_of(path)
     check_writable(request.out)
     outcomes = []
     for item in items:

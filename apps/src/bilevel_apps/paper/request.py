@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import final
 
 from bilevel_apps.build import store_of
+from bilevel_apps.config import flatten, with_settings
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.item import Item, Scale
 
@@ -60,16 +61,15 @@ def check_options(item: Item, request: Request) -> None:
         )
     if request.data and item.data is None:
         raise InputError(f"--data {request.data[0]}: {item.name} takes no store: leave --data out")
-    for assignment in request.assignments:
-        key = assignment.partition("=")[0].strip()
+    for key in flatten(with_settings({}, request.assignments)):
         if key in item.fixed:
             raise InputError(
-                f"--set {assignment}: the parts of {item.name} are what they are by their {key}: "
-                f"choose them with --only"
+                f"--set {key}: the parts of {item.name} are what they are by their {key}: choose "
+                "them with --only"
             )
         option = GIVEN.get(key.partition(".")[0])
         if option is not None:
-            raise InputError(f"--set {assignment}: use {option} for it, and leave --set out")
+            raise InputError(f"--set {key}: use {option} for it, and leave --set out")
 
 
 def runs_of(item: Item, request: Request) -> dict[str, Path]:
@@ -92,11 +92,6 @@ def runs_of(item: Item, request: Request) -> dict[str, Path]:
         if cell in runs:
             raise InputError(f"--run {text}: {runs[cell]} was given for the same: leave one out")
         runs[cell] = Path(folder)
-    if request.assignments and item.cells and set(only or item.cells) <= runs.keys():
-        raise InputError(
-            f"--set {request.assignments[0]}: nothing is trained where every part has a run: leave "
-            "--set out"
-        )
     return runs
 
 

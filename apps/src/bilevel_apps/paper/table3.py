@@ -79,6 +79,9 @@ LONG = "omniglot-20way-1shot-long"
 FIVE_SHOT = InnerLoop(steps=20, lr=0.0097)
 """T and η of 5-shot heads with it, chosen on the validation classes."""
 
+MADE_BY = ("model.name", "method", "model.norm", "model.unit_length")
+"""The settings that make a cell, which its runs have in common."""
+
 CELLS = (*TASKS, *(PAPER + name for name in TASKS))
 EPISODES = {False: 300, True: 600}
 SMALL = (
@@ -178,7 +181,7 @@ def _cell(work: Work, name: str) -> Cell:
         store=store,
         training=LONG if long else "",
         settings=(*(() if work.full else SMALL), *work.assignments),
-        like=("model.name", "method", "model.norm", "model.unit_length"),
+        like=MADE_BY,
         request=unseen(
             held_out(store),
             episodes=EPISODES[work.full],
@@ -378,5 +381,6 @@ ITEM = Item(
     data=("omniglot", "mini-imagenet"),
     cells=CELLS,
     trains=True,
+    fixed=MADE_BY,
     shows=True,
 )

@@ -107,6 +107,7 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
         InputError: a setting, a store or a given run cannot be used.
         RunError: a training failed; what was done before it is kept.
     """
+    _check_request(work, {cell.name for cell in cells})
     todo: dict[str, Callable[[], Mapping[str, Any]]] = {}
     own: dict[str, Mapping[str, Any]] = {}
     keys: dict[str, list[str]] = {}
@@ -120,6 +121,24 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
             keys.setdefault(cell.name, []).append(key)
     parts = {part.key: part for part in work.parts(todo, {}, own, bar=False)}
     return {name: [parts[key] for key in found] for name, found in keys.items()}
+
+
+def _check_request(work: Work, names: set[str]) -> None:
+    """Refuse what would be of no use to the cells that are computed.
+
+    Raises:
+        InputError: a run is of none of them, or settings are changed and nothing is trained.
+    """
+    for name, run in work.runs.items():
+        if name not in names:
+            raise InputError(
+                f"--run {name}={run}: {name} is not among what is computed: name it with --only"
+            )
+    if work.assignments and names <= work.runs.keys():
+        raise InputError(
+            f"--set {work.assignments[0]}: nothing is trained where every part has a run: leave "
+            "--set out"
+        )
 
 
 @final
@@ -164,7 +183,11 @@ class _Job:
             InputError: it differs in what makes the cell.
         """
         found, expected = run.config.flat(), self._config().flat()
-        found["inner.steps"] = run.task.inner.steps  # which may have been chosen after the training
+        if "inner.steps" in self.cell.like and run.task.inner.steps != found["inner.steps"]:
+            raise InputError(
+                f"--run {self.cell.name}={self.given}: another T than that of its training was "
+                "chosen for it: give a copy without chosen.json"
+            )
         for key in self.cell.like:
             if found[key] != expected[key]:
                 raise InputError(

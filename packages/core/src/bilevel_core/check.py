@@ -9,7 +9,7 @@ from typing import final
 
 from bilevel_core.abstract import Array, Backend, Dynamics, Engine, Tree
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import run_engine
+from bilevel_core.hypergradient import ONCE, run_engine
 from bilevel_core.problem import Problem
 from bilevel_core.tree import leaves, named_leaves, rebuild
 from bilevel_core.validation import checked_flow
@@ -60,7 +60,7 @@ class HypergradientCheck:
 
     def __str__(self) -> str:
         """Return a table."""
-        width = max(4, *(len(row.leaf) for row in self.directions))
+        width = max([4, *(len(row.leaf) for row in self.directions)])
         lines = [f"{'leaf':{width}} {'derivative':>14} {'difference':>14} {'error':>10}"]
         lines += [
             f"{row.leaf:{width}} {row.derivative:14.6g} {row.difference:14.6g} {row.error:10.1e}"
@@ -83,8 +83,8 @@ def check_hypergradient(
 ) -> HypergradientCheck:
     """Compare ∇f_T with central differences, leaf by leaf of λ.
 
-    It shows what no error does: an objective that draws random numbers, a `detach` on the way of a
-    part of λ, an engine that leaves a part of the derivative out (`Direct`, `Truncated`, and
+    It shows what no error does: an outer objective that draws random numbers, a `detach` on the way
+    of a part of λ, an engine that leaves a part of the derivative out (`Direct`, `Truncated`, and
     `Implicit` where T is short), an inner run that amplifies rounding. Look in float64; in float32
     the differences have two or three digits.
 
@@ -95,8 +95,8 @@ def check_hypergradient(
         steps: T.
         engine: what is checked. Its own values of f_T are taken, which for `Exact` are f.
         directions: how many for each leaf, ≥ 1.
-        tolerance: the largest error to accept; None takes the fourth root of machine epsilon, 1e-4
-            in float64 and 2 % in float32.
+        tolerance: the largest error to accept; None takes the fourth root of the largest machine
+            epsilon of λ, w and f_T, 1e-4 in float64 and 2 % in float32.
         seed: of the signs.
 
     Raises:
@@ -120,9 +120,9 @@ def check_hypergradient(
     """
     if directions < 1:
         raise ValueError(f"directions must be at least 1, found {directions}")
-    flow, lam = checked_flow(problem, dynamics, lam, steps)
-    backend, grad = flow.backend, run_engine(engine, flow, lam, steps).grad
-    epsilon = backend.epsilon(lam)
+    flow, lam = checked_flow(problem, dynamics, lam, steps, once=isinstance(engine, ONCE))
+    backend, found = flow.backend, run_engine(engine, flow, lam, steps)
+    epsilon = backend.epsilon((lam, found.state, found.value))
     draw = random.Random(seed)
     rows = []
 
@@ -131,28 +131,30 @@ def check_hypergradient(
 
     flat = leaves(lam)
     for index, (path, leaf) in enumerate(named_leaves(lam, "λ")):
-        slope = leaves(grad)[index]
-        for _ in range(directions):
+        slope, count = leaves(found.grad)[index], backend.size(leaf)
+        for _ in range(directions if count else 0):
             v = _signs(backend, leaf, draw)
             # The difference is wrong by some h², and by rounding of some ε / h.
-            h = epsilon ** (1 / 3) * (1 + backend.norm(leaf) / backend.norm(v))
+            h = epsilon ** (1 / 3) * (backend.norm(leaf) / count**0.5 or 1.0)
             there, back = (
                 value(rebuild(lam, [*flat[:index], leaf + step * v, *flat[index + 1 :]]))
                 for step in (h, -h)
             )
-            found, expected = float(backend.dot(slope, v)), (there - back) / (2 * h)
-            size = max(backend.norm(slope), abs(expected))
+            derivative, difference = float(backend.dot(slope, v)), (there - back) / (2 * h)
+            size = max(backend.norm(slope), abs(difference))
             rows.append(
                 CheckedDirection(
                     leaf=path,
-                    derivative=found,
-                    difference=expected,
-                    error=abs(found - expected) / size if size else 0.0,
+                    derivative=derivative,
+                    difference=difference,
+                    error=abs(derivative - difference) / size if size else 0.0,
                 )
             )
     return HypergradientCheck(
         directions=tuple(rows),
-        error=max((row.error for row in rows), key=lambda error: (math.isnan(error), error)),
+        error=max(
+            (row.error for row in rows), key=lambda error: (math.isnan(error), error), default=0.0
+        ),
         tolerance=epsilon**0.25 if tolerance is None else tolerance,
     )
 
@@ -160,7 +162,7 @@ def check_hypergradient(
 def _signs(backend: Backend, leaf: Array, draw: random.Random) -> Array:
     """Return an array like a leaf whose entries are 1 and -1 at random."""
     count = backend.size(leaf)
-    bits = f"{draw.getrandbits(count):0{count}b}" if count else ""
+    bits = f"{draw.getrandbits(count):0{count}b}"
     signs = [1.0 if bit == "1" else -1.0 for bit in bits]
     flat = backend.namespace.asarray(signs, dtype=leaf.dtype, device=leaf.device)
     return flat.reshape(leaf.shape)

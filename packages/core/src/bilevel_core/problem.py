@@ -26,8 +26,8 @@ class Problem:
             function of t alone: engines that run a step again rely on the same batch.
 
     All are functions of their arguments alone. Dropout and the like draw in `batches`, from a
-    generator seeded with t; drawn elsewhere, they are refused but for `Unrolled` and `Direct` in
-    PyTorch.
+    generator seeded with t; an inner objective that draws itself is refused but for `Unrolled` and
+    `Direct` in PyTorch. Nothing looks for draws in `outer` and `init`.
 
     In JAX, what `inner` and `outer` capture from outside is compiled in at first use: data that
     change come in through λ or `batches`, or with a new problem.

@@ -72,7 +72,7 @@ def _passed(problem: Problem, key: Hashable) -> set[Hashable] | None:
 
 
 def _check_maps(flow: Flow, lam: Tree, steps: int, *, may_draw: bool) -> None:
-    """Run one step and the objectives once, so that a mistake is named before the long run."""
+    """Run the objectives and some steps, so that a mistake is named before the long run."""
     backend = flow.backend
     w = flow.initial(lam)
     _require_floating(backend, w, "w_0 = init(λ)")
@@ -157,7 +157,9 @@ def _require_repeatable(flow: Flow, start: Tree, lam: Tree) -> None:
         return backend.detach(backend.gradient(lambda w: inner(w, lam))(w))
 
     def moved(by: Tree) -> Tree:
-        return backend.detach(flow.dynamics.step(lambda _: by, start, lam, 1))
+        # A copy: dynamics may write into the gradient that they are given.
+        copy = map_leaves(lambda leaf: leaf + 0, by)
+        return backend.detach(flow.dynamics.step(lambda _: copy, start, lam, 1))
 
     def distance(x: Tree, y: Tree) -> float:
         return backend.norm(map_leaves(lambda a, b: a - b, x, y))

@@ -2,8 +2,8 @@
 
 Loops are compiled once a body: `jax.jit` with a running `t` outside a trace, and `lax` loops inside
 one. A body whose functions look at `t` or at numbers, which tracing cannot follow, is run as an
-ordinary loop instead: slower, with the same result. So that a look at `t` always shows, its text is
-refused too (traced_step.py).
+ordinary loop instead: slower, with the same result. The text of `t`, and of what operators make of
+it, is refused too, so that such a look shows (traced_step.py).
 """
 
 from __future__ import annotations

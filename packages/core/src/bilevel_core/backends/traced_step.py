@@ -12,14 +12,23 @@ from typing import Any, NoReturn
 
 __all__ = ["watched"]
 
-OPERATORS = ("add", "sub", "mul", "mod", "floordiv", "truediv", "pow")
+BINARY = (
+    *("add", "sub", "mul", "mod", "floordiv", "truediv", "pow", "divmod"),
+    *("and", "or", "xor", "lshift", "rshift"),
+)
+UNARY = ("neg", "pos", "abs", "invert")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+OPERATORS = (
+    *(f"__{side}{name}__" for side in ("", "r") for name in BINARY),
+    *(f"__{name}__" for name in UNARY + COMPARISONS),
+)
 
 
 def watched(tracer: Any) -> Any:
     """Return a traced number whose text cannot be taken: it raises `TypeError`.
 
-    The same holds of what operators make of it. For JAX it remains a tracer: it is the same object,
-    and its class a subclass of what it was.
+    The same holds of what Python's operators make of it, and not of what functions do. For JAX it
+    remains a tracer: it is the same object, and its class a subclass of what it was.
     """
     tracer.__class__ = _watched_class(type(tracer))  # type: ignore[arg-type]
     return tracer
@@ -29,8 +38,7 @@ def watched(tracer: Any) -> Any:
 def _watched_class(kind: Any) -> Any:
     if vars(kind).get("__repr__") is _refuse:
         return kind
-    names = ("__neg__", *(f"__{side}{name}__" for side in ("", "r") for name in OPERATORS))
-    own = {name: _operator(getattr(kind, name)) for name in names}
+    own = {name: _operator(getattr(kind, name)) for name in OPERATORS if hasattr(kind, name)}
     text = dict.fromkeys(("__repr__", "__str__", "__format__"), _refuse)
     return type(f"Watched{kind.__name__}", (kind,), {"__slots__": (), **own, **text})
 
@@ -38,6 +46,8 @@ def _watched_class(kind: Any) -> Any:
 def _operator(operate: Callable[..., Any]) -> Callable[..., Any]:
     def method(*operands: Any) -> Any:
         result = operate(*operands)
+        if isinstance(result, tuple):
+            return tuple(map(watched, result))
         return result if result is NotImplemented else watched(result)
 
     return method

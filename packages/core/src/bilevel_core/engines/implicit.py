@@ -30,13 +30,14 @@ class Implicit:
         tolerance: the largest ‖A v - b‖ / ‖b‖ of the linear system that is accepted. None accepts
             any finite v, such as that of a deliberately short Neumann series.
         stationarity: the largest ‖∇_w L(w_T)‖ / ‖∇_w L(w_0)‖ that is accepted. So that a start at
-            the optimum passes, ‖∇_w L(w_T)‖ ≤ 100 ε ‖H‖ ‖w_T‖ is accepted too, with ε the machine
-            epsilon and ‖H‖ an estimate of ‖∇²_w L‖: rounding leaves no less. None accepts any.
+            the optimum passes, ‖∇_w L(w_T)‖ ≤ 100 ε ‖H‖ (1 + ‖w_T‖) is accepted too, with ε the
+            machine epsilon and ‖H‖ an estimate of ‖∇²_w L‖: rounding leaves about as much, where
+            weights are of the size of 1. None accepts any.
 
     A failed check is the result `NOT_STATIONARY` or `NOT_SOLVED`.
 
     Cost: T steps forward, a Hessian-vector product for every product of the solver and one for the
-    check of its solution, and the inner gradient at both ends (two more products where the second
+    check of its solution, and the inner gradient at both ends (four more products where the second
     is not smaller as asked); memory of four states (the first two and the last two) for the verdict
     on the run, the solver's vectors and a graph of the inner gradient, whatever T is.
 
@@ -109,13 +110,14 @@ def _judge_stationarity(
 
 
 def _rounding(backend: Backend, hessian: Callable[[Tree], Tree], w: Tree) -> float:
-    """Return 100 ε ‖H‖ ‖w‖, with ‖H‖ from two products: a bound that scales as L and w do."""
-    image = hessian(w)
-    stretched, size = backend.norm(image), backend.norm(w)
-    if not stretched > 0:
-        return 0.0
-    curvature = max(stretched / size, backend.norm(hessian(image)) / stretched)
-    return 100 * backend.epsilon(w) * curvature * size
+    """Return 100 ε ‖H‖ (1 + ‖w‖), which scales as L does; ‖H‖ is from powers on w and on ones."""
+    curvature = 0.0
+    for probe in (w, map_leaves(backend.ones_like, w)):
+        image = hessian(probe)
+        for before, after in ((probe, image), (image, hessian(image))):
+            size = backend.norm(before)
+            curvature = max(curvature, backend.norm(after) / size if size > 0 else 0.0)
+    return 100 * backend.epsilon(w) * curvature * (1 + backend.norm(w))
 
 
 def _judge_solution(
