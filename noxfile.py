@@ -10,8 +10,9 @@ nox.options.default_venv_backend = "venv"  # the CPU build of torch is invisible
 nox.options.sessions = ["lint", "typing", "tests"]
 
 ROOT = Path(__file__).parent
-CORE, MODELS, DATA, APPS = "packages/core", "packages/models", "packages/data", "apps"
-PACKAGES = (CORE, MODELS, DATA, APPS)
+CORE, MODELS, DATA = "packages/core", "packages/models", "packages/data"
+META, APPS = "packages/meta", "apps"
+PACKAGES = (CORE, MODELS, DATA, META, APPS)
 PINNED = ("-c", "constraints.txt")
 BENCHMARKS = (
     "hyperiteration",
@@ -26,7 +27,7 @@ FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over
 PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 # What a wheel must hold beside its modules.
-PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
+PACKED = {"apps": "/presets/paper/", "models": "/pretrained/omniglot"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 NIGHTLY = ("-s", "-m", "nightly", "tests/reliability")
 # Hypothesis marks its tests itself; 5,000 examples each instead of 200.
@@ -37,7 +38,7 @@ WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
 
 
 def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
-    """Install the four packages together, because each of them is on no index."""
+    """Install the five packages together, because each of them is on no index."""
     extras = {CORE: ["torch"], MODELS: ["torchvision"], DATA: ["glyphs", "torchvision"]}
     own = []
     for package in PACKAGES:
@@ -152,7 +153,7 @@ def alone(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the four wheels and source distributions into dist/ and check what they hold."""
+    """Build the five wheels and source distributions into dist/ and check what they hold."""
     session.install(*PINNED, "build", "twine")
     shutil.rmtree("dist", ignore_errors=True)
     for package in PACKAGES:

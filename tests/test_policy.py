@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from apps.conftest import source
-from bilevel_apps.runs import ui
-from bilevel_apps.tracking import mlflow_client
+from bilevel_apps.compare import ui
+from bilevel_apps.tracking.tracker import mlflow_client
 from bilevel_data import write_store
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("packages/core/src", "packages/models/src", "packages/data/src", "apps/src")
+FOLDERS = (*(f"packages/{name}/src" for name in ("core", "models", "data", "meta")), "apps/src")
 SCRIPTS = ("benchmarks",)
 
 # Reading with these runs what the file says.
@@ -55,13 +55,16 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 # (file, what it does): why it may.
 ALLOWED = {
-    ("apps/src/bilevel_apps/export.py", "calls torch.export.load"): "its own bytes, a moment old",
+    (
+        "apps/src/bilevel_apps/predict/export.py",
+        "calls torch.export.load",
+    ): "its own bytes, a moment old",
 }
 # Which modules may use the network at all: to download when asked to, and to wait for the server
 # that they started.
 NETWORKED = {
-    "packages/data/src/bilevel_data/sources/download.py",
-    "apps/src/bilevel_apps/runs/ui.py",
+    "packages/data/src/bilevel_data/files/download.py",
+    "apps/src/bilevel_apps/compare/ui.py",
 }
 
 

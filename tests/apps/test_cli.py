@@ -14,10 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
-from bilevel_apps.build import make_task
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.task_scores import score_task
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.task import score_task
 
 TEXT = "not a store\n" * 100
 

@@ -17,22 +17,27 @@ import pytest
 import torch
 import yaml
 
-from bilevel_apps import feature_table as tables
-from bilevel_apps import scoring
-from bilevel_apps import train as module
-from bilevel_apps.build import episode_sampler, make_task
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.distributed import Shard, check_shareable, shared_hypergradient, use_own_gpu
-from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
-from bilevel_apps.hardware import set_threads
-from bilevel_apps.processes import ALONE, Processes, connected, launched
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.run_tracking import start_tracking
-from bilevel_apps.task_scores import task_accuracies
-from bilevel_apps.train import train
-from bilevel_apps.training_state import prepare
+from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.scoring import feature_table as tables
+from bilevel_apps.scoring import score as scoring
+from bilevel_apps.scoring.task import task_accuracies
+from bilevel_apps.system.hardware import set_threads
+from bilevel_apps.system.processes import ALONE, Processes, connected, launched
+from bilevel_apps.tracking.run import start_tracking
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.data_parallel import (
+    Shard,
+    check_shareable,
+    shared_hypergradient,
+    use_own_gpu,
+)
+from bilevel_apps.training.loop import train
+from bilevel_apps.training.state import prepare
 from bilevel_data import open_store
+from bilevel_meta.episodes import to_device
 
 CPU = torch.device("cpu")
 TORCHRUN = {

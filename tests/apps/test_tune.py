@@ -16,10 +16,10 @@ import torch
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.tune import Tuning
-from bilevel_apps.tune.engines import ENGINES, engine_named
+from bilevel_apps.tune.engine_names import ENGINES, engine_named
 from bilevel_apps.tune.folder import TuneFolder, arrays_of, next_folder
-from bilevel_apps.tune.run import Request, tune
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
+from bilevel_apps.tune.tune import Request, tune
 from bilevel_core import (
     Forward,
     GradientDescent,

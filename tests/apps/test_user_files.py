@@ -11,11 +11,11 @@ import time
 import pytest
 import yaml
 
+from bilevel_apps.compare.database import client_of
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import read_json
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.runs.database import client_of
-from bilevel_apps.train import train
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.system.files import read_json
+from bilevel_apps.training.loop import train
 
 HALF = "0123abcd.tmp"
 

@@ -16,12 +16,12 @@ from bilevel_models import (
     Normalization,
     create_model,
     list_pretrained,
-    pretrained,
     pretrained_card,
     pretrained_weights,
 )
-from bilevel_models.pretrained import LARGEST, WEIGHTS
-from bilevel_models.pretrained_card import parse_card
+from bilevel_models.pretrained import weights as pretrained
+from bilevel_models.pretrained.card import parse_card
+from bilevel_models.pretrained.weights import LARGEST, WEIGHTS
 
 OPTIONS = {"channels": 1, "image_size": 16, "filters": 4}
 

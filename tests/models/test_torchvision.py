@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bilevel_models import EACH_SET, RUNNING, OffsetNorm2d, Statistics, create_model
-from bilevel_models.backbones import import_torchvision
-from bilevel_models.backbones.ambient import AmbientNorm2d, explicit_norms, using
-from bilevel_models.backbones.import_torchvision import torchvision_module
+from bilevel_models.backbones import torchvision_library as import_torchvision
+from bilevel_models.backbones.context_norm import AmbientNorm2d, explicit_norms, using
+from bilevel_models.backbones.torchvision_library import torchvision_module
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is an extra"

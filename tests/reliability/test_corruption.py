@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_apps.checkpoint import Checkpoint, save_checkpoint
+from bilevel_apps.runs.checkpoint import Checkpoint, save_checkpoint
 from bilevel_data import SourceData, SourceSplit, write_store
 
 WORKER = Path(__file__).with_name("hostile_flips.py")

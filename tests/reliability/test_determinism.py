@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from apps.conftest import merge, source
-from bilevel_apps import train as module
-from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.loop import train
 from bilevel_data import EpisodeLoader, open_store, write_store
 
 SETTINGS = {

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.training.loop import train
 from bilevel_data import SourceData, SourceSplit, write_store
-from bilevel_data.sources.torchvision_library import import_datasets
+from bilevel_data.sources.torchvision.library import import_datasets
 from reliability.hostile import CASES, Place
 from reliability.own_memory import own_memory
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from apps.conftest import merge, source
-from bilevel_apps import tracking
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.tracking import tracker as tracking
+from bilevel_apps.training.loop import train
 from bilevel_data import (
     EpisodeSampler,
     EpisodeSpec,
