@@ -54,12 +54,8 @@ NETWORK = {"ftplib", "http", "httpx", "requests", "socket", "socketserver", "tel
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 # (file, what it does): why it may.
-ALLOWED = {
-    (
-        "apps/src/bilevel_apps/predict/export.py",
-        "calls torch.export.load",
-    ): "its own bytes, a moment old",
-}
+EXPORT = "apps/src/bilevel_apps/predict/export.py"
+ALLOWED = {(EXPORT, "calls torch.export.load"): "its own bytes, a moment old"}
 # Which modules may use the network at all: to download when asked to, and to wait for the server
 # that they started.
 NETWORKED = {
