@@ -28,12 +28,20 @@ CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
 # What a wheel must hold beside its modules.
 PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
 ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+# JAX keeps the small programs too, of which the tests compile many.
+JAX_KEEPS_ALL = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 NIGHTLY = ("-s", "-m", "nightly", "tests/reliability")
 # Hypothesis marks its tests itself; 5,000 examples each instead of 200.
 EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
-# Files are not divided among the workers: their fixtures train.
-WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
+# Each worker takes neighbouring tests, so that most fixtures of a module are made once.
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+# What `tests` leaves out: these need another framework, processes, much time or a benchmark.
+REST = "jax or process or docs or slow"
+QUICK = f"not ({REST} or bench or nightly)"
 
 
 def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
@@ -74,14 +82,38 @@ def demo(session: nox.Session) -> None:
     session.log(f"the run in MLflow: {runs} ui --uri demo/mlflow.db")
 
 
+def run_tests(session: nox.Session, *chosen: str) -> None:
+    """Install everything and run the tests with these marks, or as the arguments after -- say."""
+    install_all(session, "pytest-xdist", test=True)
+    # Programs that are the same in two runs are compiled by JAX once.
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()) / "jax")}
+    arguments = session.posargs or (*WORKERS, "-m", *chosen)
+    session.run("pytest", *arguments, env=ENV | ONE_THREAD | JAX_KEEPS_ALL | compiled)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test but the nightly ones (arguments after -- go to pytest)."""
-    install_all(session, "pytest-xdist", test=True)
-    if session.posargs:
-        session.run("pytest", *session.posargs, env=ENV)
-    else:
-        session.run("pytest", "-m", "not nightly", *WORKERS, env=ENV | ONE_THREAD)
+    """Run the quick tests, in a few minutes (arguments after -- go to pytest instead)."""
+    run_tests(session, QUICK)
+
+
+@nox.session(name="tests-rest")
+def tests_rest(session: nox.Session) -> None:
+    """Run what `tests` leaves out and CI still proves: all but benchmarks and nightly tests."""
+    run_tests(session, f"({REST}) and not (bench or nightly)")
+
+
+@nox.session(name="tests-full")
+def tests_full(session: nox.Session) -> None:
+    """Run every test but the nightly ones."""
+    run_tests(session, "not nightly")
+
+
+@nox.session
+def shuffled(session: nox.Session) -> None:
+    """Run every test but the nightly ones in a random order, whose seed is said first."""
+    session.install(*PINNED, "pytest-randomly")
+    run_tests(session, "not nightly")
 
 
 @nox.session
@@ -146,7 +178,7 @@ def alone(session: nox.Session) -> None:
         python = str(next(environment.glob("[bS]*/python*")))
         needed = (*PINNED, f"{wheel}[test]", "pytest-xdist")
         session.run(python, "-m", "pip", "install", "-q", *needed, external=True)
-        chosen = ("-m", "not slow", *WORKERS, f"tests/{name}")
+        chosen = ("-m", QUICK, *WORKERS, f"tests/{name}")
         session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 
@@ -167,7 +199,7 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
-def reliability(session: nox.Session) -> None:
+def nightly(session: nox.Session) -> None:
     """Break, fault, kill, load and fuzz at length; docs/reliability.md has the latest figures."""
     install_all(session, test=True)
     for arguments in [session.posargs] if session.posargs else [NIGHTLY, EXAMPLES]:

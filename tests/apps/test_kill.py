@@ -16,7 +16,7 @@ import yaml
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.train import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 STEPS = 300
 

@@ -12,7 +12,7 @@ from bilevel_apps.build import part_of
 from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.train import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 OPTIONS = {
     "model__filters": 16,
