@@ -24,10 +24,11 @@ BENCHMARKS = (
 FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
 # What the engines are measured against; no other session installs them.
 PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
-CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
+SITE = ("mkdocs-material", "mkdocstrings-python", "latex2mathml")
+CHECKED = (*PACKAGES, "tests", "benchmarks", "tools", "docs", "noxfile.py")
 # What a wheel must hold beside its modules.
 PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
-ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+ENV = {"NO_MKDOCS_2_WARNING": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
 NIGHTLY = ("-s", "-m", "nightly", "tests/reliability")
 # Hypothesis marks its tests itself; 5,000 examples each instead of 200.
 EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly")
@@ -172,6 +173,17 @@ def reliability(session: nox.Session) -> None:
     install_all(session, test=True)
     for arguments in [session.posargs] if session.posargs else [NIGHTLY, EXAMPLES]:
         session.run("pytest", *arguments, env=ENV | ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/, strictly, and check every link (-- serve: look at it)."""
+    install_all(session, *SITE)
+    if session.posargs:
+        session.run("mkdocs", *session.posargs, env=ENV)
+    else:
+        session.run("mkdocs", "build", "-q", env=ENV)
+        session.run("python", "tools/docs/check_site.py", "site")
 
 
 @nox.session
