@@ -176,6 +176,24 @@ def reliability(session: nox.Session) -> None:
 
 
 @nox.session
+def bounds(session: nox.Session) -> None:
+    """Run the quick tests of core and models with the -- oldest or the newest torch and jax."""
+    lowest = {}
+    for package in (CORE, MODELS):
+        extras = nox.project.load_toml(f"{package}/pyproject.toml")["project"][
+            "optional-dependencies"
+        ]
+        lowest |= dict(need.split(">=") for need in extras["test"] if ">=" in need)
+    oldest = session.posargs == ["oldest"]
+    frameworks = [f"{n}=={lowest[n]}.*" if oldest else n for n in ("torch", "torchvision", "jax")]
+    session.install(
+        "--upgrade", *frameworks, f"./{CORE}[test]", f"./{MODELS}[test]", "pytest-xdist"
+    )
+    chosen = ("-m", "not slow and not nightly", *WORKERS, "tests/core", "tests/models")
+    session.run("pytest", *chosen, env=ENV | ONE_THREAD)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/, strictly, and check every link (-- serve: look at it)."""
     install_all(session, *SITE)
