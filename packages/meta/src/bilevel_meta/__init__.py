@@ -1,0 +1,1 @@
+"""Meta-learning methods under one contract."""
