@@ -298,7 +298,7 @@ TINY = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_no_socket_without_download_or_a_tracking_address(folder):
     own = ["--option", "size=16"]
     results = watched(
@@ -319,7 +319,7 @@ def test_no_socket_without_download_or_a_tracking_address(folder):
     assert (folder / "runs" / "mlflow.db").exists()  # it was tracked, and not over the network
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_with_them_sockets_are_seen(folder):
     """The control of the test before: these two want the network, and fail as they should."""
     download = ["--source", "raw", "--download", "--out", "omniglot.h5"]
@@ -343,7 +343,7 @@ def test_the_interface_is_told_its_host():
     assert "--host=127.0.0.1" in ui._command("sqlite:///x.db", 5000)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 def test_the_interface_listens_to_this_machine_alone(tmp_path):

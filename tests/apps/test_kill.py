@@ -16,7 +16,7 @@ import yaml
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.training.loop import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 STEPS = 300
 

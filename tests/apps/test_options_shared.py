@@ -12,7 +12,7 @@ from bilevel_apps.runs.build import part_of
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.training.loop import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 OPTIONS = {
     "model__filters": 16,

@@ -448,7 +448,7 @@ def quoted(value):
     return json.dumps(value, separators=(",", ":")).replace('"', "%22")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @MLFLOW_WARNINGS
 @pytest.mark.skipif(browser.find_browser() is None, reason="no Chromium is installed")
 def test_the_interface_in_a_browser(runs, interface, tmp_path):

@@ -555,6 +555,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, config, monkeypa
     )
 
 
+@pytest.mark.process
 def test_a_second_process_is_refused(tmp_path, config, command, settings):
     folder = tmp_path / "run"
     with RunFolder(folder).exclusive():

@@ -230,7 +230,7 @@ def test_processes_give_a_validation_up_together(store, config, small_parts, par
     assert found == [expected, expected]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_signal_to_torchrun_ends_a_validation(tmp_path, settings):
     """Of a million episodes, which take minutes."""
     file, folder = tmp_path / "config.yaml", tmp_path / "run"

@@ -402,6 +402,7 @@ def test_not_installed(monkeypatch, name):
         load_source("torchvision:CIFAR10")
 
 
+@pytest.mark.process
 def test_a_fresh_process_can_import_it(datasets):
     code = (
         "from bilevel_data.sources.torchvision.library import import_datasets as get\n"

@@ -208,6 +208,7 @@ def test_other_failures_of_the_import_are_told(monkeypatch, failure, kind, messa
         torchvision_module("torchvision.models")
 
 
+@pytest.mark.process
 def test_it_is_imported_only_when_asked_for():
     code = "import sys, bilevel_models; sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

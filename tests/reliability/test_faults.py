@@ -306,7 +306,7 @@ def test_each_system_call_that_linux_fails(request, name):
     print(f"{name}: {sum(statuses.values())} faults: {dict(statuses)}")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("size", [100, 3000])
 def test_the_command_on_a_disk_that_is_full(building, size):
     """A limit on the size of files, which Linux and HDF5's end of the process feel too."""

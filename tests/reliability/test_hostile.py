@@ -190,7 +190,7 @@ SAMPLE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     "case",
     [case for case in CASES if f"{case.kind}: {case.name}" in SAMPLE],

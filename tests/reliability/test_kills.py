@@ -30,7 +30,7 @@ from reliability.faulty import Child
 from reliability.faulty_runs import warmed_up
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.process,
     pytest.mark.filterwarnings("default"),  # MLflow's own are not ours to mend, nor are forks
 ]
 

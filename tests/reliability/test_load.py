@@ -237,6 +237,7 @@ def resident():
     return pages * resource.getpagesize()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("episodes", [12_000, pytest.param(1_002_000, marks=LONG)])
 def test_episodes_without_end(episodes):
@@ -337,7 +338,7 @@ print(json.dumps({"grown": peak() - before, "seconds": time.monotonic() - began}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("classes", [20, pytest.param(1000, marks=LONG)])
 def test_a_store_of_many_images(tmp_path, classes):

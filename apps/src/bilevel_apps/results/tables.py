@@ -15,7 +15,7 @@ __all__ = ["BEGIN", "END", "results_page", "with_table"]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 HEAD = """# Results
 
-Made from the records in [`{folder}`]({folder}) by `python -m bilevel_apps.results write`; a test
+Made from the records in `docs/{folder}` by `python -m bilevel_apps.results write`; a test
 fails where the two disagree. Beside each row are the commands that compute it.
 """
 SCORES = """## Accuracy

@@ -84,6 +84,26 @@ class Encoder:
     def __post_init__(self) -> None:
         check_layers(self.backbone)
 
+    def __call__(self, *sets: Tensor, training: bool) -> tuple[Tensor, ...]:
+        """Return the features (batch, n, dim) of each set, with their graph.
+
+        What `encode` and `encode_set` give, for a loss that ordinary autograd differentiates: each
+        image passes the backbone once forward and once backward.
+
+        Args:
+            sets: images (batch, n, channels, height, width) each: the support set, or support and
+                query.
+            training: use and track the statistics of training.
+
+        Raises:
+            ValueError: images of other shapes, or of more episodes in one set than in the other.
+        """
+        if len(sets) == 1 and self.normalization is Normalization.SUPPORT:
+            return replace(self, normalization=Normalization.EPISODE)._forward(
+                *sets, training=training
+            )
+        return self._forward(*sets, training=training)
+
     def encode(self, support: Tensor, query: Tensor, *, training: bool) -> Features:
         """Return the features of a meta-batch.
 
