@@ -3,6 +3,7 @@
 from bilevel_models import heads
 from bilevel_models.backbones.convnet import ConvNet, c4l, omniglot_net
 from bilevel_models.backbones.from_torchvision import TorchvisionBackbone, torchvision_backbone
+from bilevel_models.backbones.residual import differentiable_twice
 from bilevel_models.backbones.resnet12 import ResNet12, resnet12
 from bilevel_models.backbones.rn import ResidualNet, rn
 from bilevel_models.features import Encoder, Features, as_images
@@ -29,6 +30,7 @@ __all__ = [
     "as_images",
     "c4l",
     "create_model",
+    "differentiable_twice",
     "heads",
     "keep_freed_memory",
     "list_models",
