@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from bilevel_meta.episodes import Episodes
-from bilevel_meta.methods import LEARNERS
+from bilevel_meta.registry import LEARNERS
 from bilevel_models import ConvNet
 
 WAY, CLASSES, SIDE = 3, 10, 8

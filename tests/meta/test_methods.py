@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bilevel_meta.methods import LEARNERS
+from bilevel_meta.registry import LEARNERS
 from bilevel_models import Normalization
 from meta_toys import CASES, WAY, episodes, learner, logits, one_of
 
