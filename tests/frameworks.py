@@ -39,7 +39,14 @@ class Framework:
 
 TORCH = Framework("torch", torch)
 JAX = Framework("jax", None if jax is None else jax.numpy)
-needs_jax = pytest.mark.skipif(jax is None, reason="jax is not installed (extra [jax])")
+_JAX_IS_THERE = pytest.mark.skipif(jax is None, reason="jax is not installed (extra [jax])")
 # Compiling takes most of the time of the tests of core.
-FRAMEWORKS = [TORCH, pytest.param(JAX, marks=[needs_jax, pytest.mark.slow])]
+FRAMEWORKS = [TORCH, pytest.param(JAX, marks=[pytest.mark.jax, _JAX_IS_THERE])]
+
+
+def needs_jax(test):
+    """Mark a test that is of JAX alone."""
+    return pytest.mark.jax(_JAX_IS_THERE(test))
+
+
 each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda f: f.name)

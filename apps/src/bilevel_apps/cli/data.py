@@ -68,7 +68,7 @@ def prepare(
     names by split. --source is torchvision's root.
     """
     del debug
-    from bilevel_apps.report import progress_bar, warn
+    from bilevel_apps.system.terminal import progress_bar, warn
     from bilevel_data import load_source, write_store
 
     given = _options(options or [])

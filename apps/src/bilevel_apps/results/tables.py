@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.paper.overview import total_seconds
-from bilevel_apps.paper.render import markdown_table
+from bilevel_apps.paper.harness.overview import total_seconds
+from bilevel_apps.paper.harness.render import markdown_table
 from bilevel_apps.results.records import ItemRecord, ScoreRecord
 
 __all__ = ["BEGIN", "END", "results_page", "with_table"]

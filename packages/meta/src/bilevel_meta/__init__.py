@@ -1,1 +1,1 @@
-"""Meta-learning methods under one contract."""
+"""Few-shot learning as a bilevel problem: episodes, learners and their evaluation."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
+from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
-from bilevel_data.limits import MAX_ENTRIES, MAX_PICTURE_BYTES
-from bilevel_data.plain import read_plain, reading
-from bilevel_data.sources.images import SUFFIXES, centre_square, check_shape, read_picture
+from bilevel_data.files.limits import MAX_ENTRIES, MAX_PICTURE_BYTES
+from bilevel_data.files.regular_file import read_plain, reading
+from bilevel_data.sources.decode import SUFFIXES, centre_square, check_shape, read_picture
 from bilevel_data.splits import by_fraction
 
 __all__ = ["folder"]

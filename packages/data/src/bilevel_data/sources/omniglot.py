@@ -15,12 +15,12 @@ from typing import final
 import numpy as np
 from PIL import Image
 
-from bilevel_data.contracts import Images, Lazy, SourceData, SourceSplit
+from bilevel_data.dataset import Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
-from bilevel_data.plain import reading
-from bilevel_data.sources.archive import read_zip
-from bilevel_data.sources.download import fetch
-from bilevel_data.sources.images import read_picture
+from bilevel_data.files.download import fetch
+from bilevel_data.files.regular_file import reading
+from bilevel_data.files.zip_files import read_zip
+from bilevel_data.sources.decode import read_picture
 from bilevel_data.splits import OMNIGLOT_SPLITS
 
 __all__ = ["OFFICIAL", "Half", "omniglot", "read_half"]
