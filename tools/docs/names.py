@@ -11,7 +11,13 @@ import griffe
 __all__ = ["name_pages"]
 
 # Modules beside the packages' own whose names are public.
-MORE = ("bilevel_models.heads", "bilevel_data.limits", "bilevel_apps.few_shot", "bilevel_apps.tune")
+MORE = (
+    "bilevel_models.heads",
+    "bilevel_data.files.limits",
+    "bilevel_meta.methods",
+    "bilevel_apps.few_shot",
+    "bilevel_apps.tune",
+)
 
 
 def name_pages(sources: list[Path]) -> dict[str, str]:
