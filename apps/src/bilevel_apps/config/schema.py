@@ -59,7 +59,7 @@ def _several(value: object) -> object:
 
 # One change of the pictures or a list of them.
 Changes = Annotated[
-    tuple[Literal["crop", "shift", "flip", "colour"], ...], BeforeValidator(_several)
+    tuple[Literal["affine", "crop", "shift", "flip", "colour"], ...], BeforeValidator(_several)
 ]
 
 
@@ -149,7 +149,7 @@ class TrainSection(Section):
         default=0.0, description="of the outer loss: part of a label that all classes share"
     )
     augment: Changes | None = Field(
-        default=None, description="training images: any of [crop, shift, flip, colour]; null: none"
+        default=None, description="training images: any of [affine, crop, shift, flip, colour]"
     )
     validate_every: Count = Field(default=250, description="hyper-iterations between validations")
     validate_episodes: Annotated[Count, Field(ge=2)] = Field(
