@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ class Framework:
 
     name: str
     xp: Any
+
+    def __str__(self) -> str:
+        return self.name
 
     def arrays(self, tree: Any) -> Any:
         """Return a tree of tensors or numbers as a tree of this framework's float64 arrays."""
@@ -49,4 +53,16 @@ def needs_jax(test):
     return pytest.mark.jax(_JAX_IS_THERE(test))
 
 
-each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda f: f.name)
+def crossed(*axes, on_jax):
+    """All combinations on torch, and on JAX those of fewer axes, as each compiles a program.
+
+    The framework is the last value of each.
+    """
+    torch_cases = [(*values, TORCH) for values in product(*axes)]
+    marks = [pytest.mark.jax, _JAX_IS_THERE]
+    return torch_cases + [
+        pytest.param(*values, JAX, marks=marks) for chosen in on_jax for values in product(*chosen)
+    ]
+
+
+each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)
