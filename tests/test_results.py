@@ -72,6 +72,10 @@ def folder(tmp_path):
     return tmp_path
 
 
+def record_of(folder):
+    return folder / "docs" / "records" / "omniglot-5way-1shot.json"
+
+
 @pytest.fixture
 def results(monkeypatch, capsys, folder):
     """Run the command in that folder; returns (status, stderr)."""
@@ -128,7 +132,7 @@ def test_what_is_written(folder, results):
 def test_a_record_that_changes_is_noticed(folder, results, key, value):
     results("write")
     changed = SCORE | {key: value}
-    (folder / "docs" / "records" / "omniglot-5way-1shot.json").write_text(json.dumps(changed), "utf-8")
+    record_of(folder).write_text(json.dumps(changed), "utf-8")
     status, err = results("check")
     assert status == 1
     (line,) = err.splitlines()
@@ -149,7 +153,7 @@ def test_a_table_that_changes_is_noticed(folder, results, name):
 def test_a_training_that_is_no_preset_and_has_no_time(folder, results):
     train = SCORE["train"] + " --set train.lr=1e-2"
     changed = SCORE | {"train": train, "seconds": None, "upright": None, "hyper_iterations": None}
-    (folder / "docs" / "records" / "omniglot-5way-1shot.json").write_text(json.dumps(changed), "utf-8")
+    record_of(folder).write_text(json.dumps(changed), "utf-8")
     results("write")
     page = (folder / "docs" / "results.md").read_text("utf-8")
     assert "| omniglot-5way-1shot, changed | 98.77 ± 0.21 |  | 98.6 |" in page
