@@ -4,13 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from bilevel_apps.runs.build import episode_sampler
-from bilevel_apps.system.processes import Processes
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import Training
+from bilevel_apps.training.state import Training, prepare
 from bilevel_data import EpisodeSampler, open_store
 from bilevel_data.episodes.augmentation import (
     LUMA,
@@ -210,6 +212,15 @@ def test_one_change_does_not_alter_another(sampler):
     flip = Augmented(whole=sampler, changes=frozenset({"flip"}), seed=0)
     colour = Augmented(whole=flip, changes=frozenset({"colour"}), seed=0)
     assert equal(both, colour.batch(0, 3))
+
+
+def test_training_alone_has_overlapping_episodes(tmp_path, config):
+    opened = open_store(config().data)
+    folder = RunFolder(tmp_path / "run")
+    chosen = config(train__overlap=True)
+    made = prepare(chosen, folder, opened, torch.device("cpu"), ALONE)
+    assert made.train_episodes.overlap
+    assert not made.val_episodes.overlap
 
 
 def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):

@@ -128,6 +128,10 @@ class TrainSection(Section):
     way: Count | None = Field(default=None, description="in training; null: episode.way")
     shot: Count | None = Field(default=None, description="in training; null: episode.shot")
     query: Count | None = Field(default=None, description="in training; null: episode.query")
+    overlap: Switch = Field(
+        default=False,
+        description="in training queries may be support images, as in the paper's loader",
+    )
     lr: Positive = Field(default=3e-3, description="outer learning rate (the peak, for onecycle)")
     schedule: Literal["constant", "paper", "cosine", "onecycle"] = Field(
         default="onecycle", description="constant, paper (lr / (1 + 1e-5 k)), cosine or onecycle"
