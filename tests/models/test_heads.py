@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bilevel_models import heads
-from bilevel_models.heads import sweep
+from bilevel_models.heads import unrolled
 from bilevel_models.heads.closed_form import power_differences, power_sums
-from bilevel_models.heads.spans import form_for
+from bilevel_models.heads.dual import form_for
 
 FORMS = list(heads.Form)
 LOSSES = {"entropy": heads.CROSS_ENTROPY, "squared": heads.SQUARED}
@@ -191,13 +191,13 @@ def saved_numbers(dim, steps):
 @pytest.fixture
 def records(monkeypatch):
     """The records of the runs that are made."""
-    made, run = [], sweep.descend_run
+    made, run = [], unrolled.descend_run
 
     def watching(*arguments, **options):
         made.append(run(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(sweep, "descend_run", watching)
+    monkeypatch.setattr(unrolled, "descend_run", watching)
     return made
 
 

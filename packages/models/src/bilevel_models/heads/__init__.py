@@ -19,9 +19,9 @@ momentum and initial weights. So a hyper-iteration is
     loss.backward()
 
 and an evaluation is the same under `torch.no_grad()`, in the memory of one step. There is no graph
-over the T steps: the adjoint is derived by hand (`sweep.py`). Two forms give the same numbers, and
+over the T steps: the adjoint is derived by hand (`unrolled.py`). Two forms give the same numbers, and
 the cheaper is taken: steps on the n x n Gram matrix of the support features, whose cost and memory
-know nothing of dim, or, for more images than twice dim, on the weights (`spans.py`).
+know nothing of dim, or, for more images than twice dim, on the weights (`dual.py`).
 
 The inner loss is a mean over the n support images, not a sum; the squared loss has the factor ½;
 weight decay (ρ/2)‖w‖² is on the bias too, without which the Gram form would not be exact. Hence
@@ -29,13 +29,15 @@ descent on the squared loss is stable for η < 2 / (λ_max(K)/n + ρ), K = s² h
 cross-entropy, which curves at most half as much, for η < 2 / (λ_max(K)/(2n) + ρ). A run that
 diverges all the same raises `HeadDivergenceError`, an `ArithmeticError`.
 
-Within `torch.autocast` the three train in float64 and return the features' dtype (`precision.py`);
+Within `torch.autocast` the three train in float64 and return the features' dtype (`autocast.py`);
 `logits` is a product like any other there.
 """
 
+from bilevel_models.heads.checks import HeadDivergenceError
 from bilevel_models.heads.closed_form import closed_form
 from bilevel_models.heads.descent import descend
-from bilevel_models.heads.functions import (
+from bilevel_models.heads.dual import Form
+from bilevel_models.heads.linear import (
     Head,
     accuracy,
     cross_entropy,
@@ -44,10 +46,8 @@ from bilevel_models.heads.functions import (
     squared_error,
     zeros,
 )
-from bilevel_models.heads.guard import HeadDivergenceError
 from bilevel_models.heads.losses import CROSS_ENTROPY, SQUARED, Loss
 from bilevel_models.heads.ridge import ridge
-from bilevel_models.heads.spans import Form
 
 __all__ = [
     "CROSS_ENTROPY",

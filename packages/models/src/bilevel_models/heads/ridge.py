@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
-from bilevel_models.heads.guard import check_finite, check_sets, scalar
-from bilevel_models.heads.precision import precise
-from bilevel_models.heads.spans import Form, normal_equations
+from bilevel_models.heads.autocast import precise
+from bilevel_models.heads.checks import check_finite, check_sets, scalar
+from bilevel_models.heads.dual import Form, normal_equations
+from bilevel_models.heads.linear import Head
 
 __all__ = ["ridge"]
 

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
+from bilevel_models.heads.linear import Head
 
 __all__ = [
     "Form",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
+from bilevel_models.heads.linear import Head
 
 __all__ = [
     "HeadDivergenceError",
