@@ -57,7 +57,7 @@ def closed_form(
         targets: y, (batch, n, way), of the features' dtype.
         steps: T.
         step_size: η.
-        scale: s; pass it to `logits` too.
+        scale: s; the head carries it.
         decay: ρ, of weights and bias.
         form: whose matrix is taken; None takes the smaller.
 

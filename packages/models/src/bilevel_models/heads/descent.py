@@ -58,7 +58,7 @@ def descend(
         targets: y, (batch, n, way), of the features' dtype: classes (`one_hot`) or soft labels.
         steps: T.
         step_size: η, one number or one a step, (T,).
-        scale: s; pass it to `logits` too.
+        scale: s; the head carries it.
         decay: ρ.
         momentum: μ, in [0, 1).
         initial: w_0, {"weight": (batch or 1, dim, way), "bias": (batch or 1, 1, way)}; zero if
@@ -113,7 +113,7 @@ def _by_weights(
         targets=targets.mT.contiguous(),
         **vars(pace),
     )
-    return rows_to_head(final_state(Kind(loss=loss, dual=False), run).mT)
+    return rows_to_head(s, final_state(Kind(loss=loss, dual=False), run).mT)
 
 
 def _by_coefficients(
@@ -123,7 +123,7 @@ def _by_coefficients(
     zero, y = support.new_zeros(()), targets.mT.contiguous()
     offset, kept = zero.view(1, 1, 1), zero.expand(len(pace.sizes) + 1)
     if initial is not None:
-        offset = logits(initial, support, s).mT.contiguous()
+        offset = logits({**initial, "scale": s}, support).mT.contiguous()
         kept = _kept_fractions(**vars(pace))
     run = Run(
         span=gram(support, s),
@@ -136,7 +136,7 @@ def _by_coefficients(
     head = coefficients_to_head(support, s, final_state(Kind(loss=loss, dual=True), run).mT)
     if initial is None:
         return head
-    return {name: head[name] + kept[-1] * initial[name] for name in head}
+    return head | {name: head[name] + kept[-1] * initial[name] for name in initial}
 
 
 def _sizes(step_size: Tensor | float, steps: int, like: Tensor) -> Tensor:
