@@ -3,8 +3,10 @@
 from bilevel_data.contracts import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
 from bilevel_data.episodes import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
 from bilevel_data.errors import DataError, WriteError
+from bilevel_data.ink import common_ink, ink_of
 from bilevel_data.loader import EpisodeLoader
 from bilevel_data.manifest import Manifest, SplitInfo
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.sources import SOURCES, Source, load_source
 from bilevel_data.store import Store, open_store, read_manifest, verify_store
 from bilevel_data.writer import write_store
@@ -21,12 +23,15 @@ __all__ = [
     "ImageSplit",
     "Lazy",
     "Manifest",
+    "Preprocessing",
     "Source",
     "SourceData",
     "SourceSplit",
     "SplitInfo",
     "Store",
     "WriteError",
+    "common_ink",
+    "ink_of",
     "load_source",
     "open_store",
     "read_manifest",

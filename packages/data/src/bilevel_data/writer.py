@@ -18,6 +18,7 @@ from bilevel_data.atomic import file_sha256, publish, read_sidecar, sidecar_path
 from bilevel_data.contracts import SPLIT_NAMES, Images, SourceData, SourceSplit
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.manifest import Manifest, SplitInfo
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.steady_file import SteadyFile
 
 __all__ = ["Progress", "write_store"]
@@ -139,24 +140,35 @@ def _manifest(source: SourceData, hashes: dict[str, str]) -> Manifest:
     by_name = {split.name: split for split in source.splits}
     for split in source.splits:
         _check_sizes(split)
+    splits = {
+        name: SplitInfo(
+            class_names=by_name[name].class_names,
+            images=sum(by_name[name].class_sizes),
+            image_shape=by_name[name].image_shape,
+            sha256=hashes[name],
+        )
+        for name in SPLIT_NAMES
+        if name in by_name
+    }
     return Manifest(
         name=source.name,
         source=source.source,
         licence=source.licence,
-        preprocessing=source.preprocessing,
+        preprocessing=_preprocessing(source),
         rotations_are_classes=source.rotations_are_classes,
-        splits={
-            name: SplitInfo(
-                class_names=by_name[name].class_names,
-                images=sum(by_name[name].class_sizes),
-                image_shape=by_name[name].image_shape,
-                sha256=hashes[name],
-            )
-            for name in SPLIT_NAMES
-            if name in by_name
-        },
+        splits=splits,
         creator={name: _version(name) for name in ("bilevel-data", "numpy", "pillow", "h5py")},
+        left_out=dict(source.left_out),
     )
+
+
+def _preprocessing(source: SourceData) -> Preprocessing:
+    said = source.preprocessing
+    if isinstance(said, Preprocessing):
+        return said
+    if not said.strip():
+        raise DataError("preprocessing: expected what was done to the pictures, found nothing")
+    return Preprocessing.from_text(said, source.splits[0].image_shape)
 
 
 def _check_sizes(split: SourceSplit) -> None:
