@@ -144,7 +144,7 @@ MANIFESTS = {
         lambda m: m["preprocessing"].update(x=1),
         "preprocessing: keys",
     ),
-    "size a text": (lambda m: m["preprocessing"].update(size="84"), "preprocessing: keys"),
+    "size a text": (lambda m: m["preprocessing"].update(size="84"), "preprocessing: size"),
     "size huge": (lambda m: m["preprocessing"].update(size=[2**40, 1]), "preprocessing: size"),
     "ink of another kind": (lambda m: m["preprocessing"].update(ink="x"), "preprocessing: ink"),
     "inverted a number": (lambda m: m["preprocessing"].update(inverted=1), "inverted"),

@@ -129,9 +129,11 @@ class Preprocessing:
         Raises:
             DataError: It is something else.
         """
-        good = isinstance(record, Mapping) and set(record) == set(_KEYS)
-        _require(good and isinstance(record["size"], list), "keys", record)  # type: ignore[index]
-        return Preprocessing(**{**record, "size": tuple(record["size"])})  # type: ignore[arg-type,index]
+        if not isinstance(record, Mapping) or set(record) != set(_KEYS):
+            raise _refused("keys", record)
+        if not isinstance(record["size"], list):
+            raise _refused("size", record["size"])
+        return Preprocessing(**{**dict(record), "size": tuple(record["size"])})
 
     @staticmethod
     def from_text(text: str, image_shape: tuple[int, int, int]) -> "Preprocessing":
@@ -164,4 +166,8 @@ def _is_count(value: object) -> bool:
 
 def _require(good: bool, key: str, found: object) -> None:
     if not good:
-        raise DataError(f"preprocessing: {key}: found {ascii(found)[:80]}: prepare the store again")
+        raise _refused(key, found)
+
+
+def _refused(key: str, found: object) -> DataError:
+    return DataError(f"preprocessing: {key}: found {ascii(found)[:80]}: prepare the store again")

@@ -9,10 +9,10 @@ from typing import final
 import numpy as np
 from PIL import Image
 
-from bilevel_data.contracts import Images, Lazy, SourceData, SourceSplit
+from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.files.picture_folders import SUFFIXES, directories, pictures_and_strays, some
-from bilevel_data.ink import INKS, common_ink
+from bilevel_data.ink import INKS, Ink, common_ink
 from bilevel_data.limits import MAX_ENTRIES
 from bilevel_data.plain import reading
 from bilevel_data.preprocessing import Preprocessing
@@ -136,7 +136,7 @@ def _find(path: Path) -> tuple[Splits, tuple[Path, ...]]:
         have = ", ".join(below.name for below in given.values())
         msg = f"{top}: has split directories ({have}) beside others ({others[0]})"
         raise DataError(f"{msg}: move or rename them")
-    places = {name: given[name] for name in ("train", "val", "test") if name in given} or {"": top}
+    places = {name: given[name] for name in SPLIT_NAMES if name in given} or {"": top}
     found = {name: _classes(_unwrapped(place)) for name, place in places.items()}
     strays = tuple(stray for one in found.values() for stray in one.strays)
     return {name: one.classes for name, one in found.items()}, strays
@@ -221,7 +221,7 @@ def _large(
         )
     if small:
         left_out[f"classes of fewer than {smallest} pictures"] = len(small)
-    kept = {
+    kept: dict[str, Classes] = {
         name: {c: files for c, files in classes.items() if len(files) >= smallest}
         for name, classes in splits.items()
     }
@@ -264,7 +264,7 @@ def _preparation(
             "(--option) chooses, and bright is what Omniglot and its weights have",
         )
         return replace(plain, ink=found), remark if found else ()
-    wanted = "bright" if ink == "bright" else "dark"
+    wanted: Ink = "bright" if ink == "bright" else "dark"
     inverted = found is not None and found != wanted
     what = f"drawings in {found} ink" if found else "no drawings, as it seems"
     done = "inverted" if inverted else "kept as they are"
