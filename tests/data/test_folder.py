@@ -312,7 +312,7 @@ def test_classes_that_are_too_small_can_be_left_out(pictures):
     }
     found = load_source("folder", pictures, min_pictures=4)
     assert sorted(n for s in found.splits for n in s.class_sizes) == [4, 5, 6]
-    with pytest.raises(DataError, match="found 1 .*: to tell these apart, give"):
+    with pytest.raises(DataError, match=r"found 1 .*: to tell these apart, give"):
         load_source("folder", pictures, min_pictures=6)
     with pytest.raises(DataError, match="no class has 99 pictures"):
         load_source("folder", pictures, min_pictures=99)

@@ -23,7 +23,7 @@ from bilevel_apps.report import progress_bar, warn
 from bilevel_apps.run_tracking import CURVE, tracked_again
 from bilevel_apps.scoring import Score, check_count, nearest_pixel, score, score_episodes
 from bilevel_apps.step_curve import best_of, curve_of, draw_curve, picture_path
-from bilevel_apps.trained_run import TrainedRun, load_run
+from bilevel_apps.trained_run import TrainedRun, differently_prepared, load_run
 from bilevel_data import EpisodeSampler, Store
 from bilevel_models import Normalization
 
@@ -80,11 +80,13 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         store,
         request.split,
         seed=request.seed,
-        rotations=bool(run.config.episode.rotations),
+        rotations=run.counts_rotations(store, request.split),
         way=request.way,
         shot=request.shot,
         query=request.query,
     )
+    if line := differently_prepared(run, store, sampler.split):
+        warn(line)
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)
     if request.choose:

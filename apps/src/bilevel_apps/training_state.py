@@ -29,7 +29,7 @@ from bilevel_apps.record import Environment, RunRecord, read_record
 from bilevel_apps.report import warn
 from bilevel_apps.run_folder import RunFolder
 from bilevel_apps.stopping import Ending, Stopwatch, finished, may_change, stale
-from bilevel_data import EpisodeSampler, Store
+from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.loader import BatchSampler
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
@@ -57,7 +57,7 @@ class Training:
     train_episodes: EpisodeSampler
     val_episodes: EpisodeSampler
     device: torch.device
-    preprocessing: str
+    preprocessing: Preprocessing
     environment: Environment
     step: int = 0
     best_accuracy: float = -1.0
@@ -103,7 +103,7 @@ class Training:
             count=self.meter.count,
             config=self.config,
             image_shape=(height, width, channels),
-            preprocessing=self.preprocessing,
+            preprocessing=self.preprocessing.as_dict(),
             environment=self.environment,
         )
         return Checkpoint(

@@ -3,7 +3,7 @@
 from bilevel_data.contracts import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
 from bilevel_data.episodes import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
 from bilevel_data.errors import DataError, WriteError
-from bilevel_data.ink import common_ink, ink_of
+from bilevel_data.ink import Ink, common_ink, ink_of
 from bilevel_data.loader import EpisodeLoader
 from bilevel_data.manifest import Manifest, SplitInfo
 from bilevel_data.preprocessing import Preprocessing
@@ -21,6 +21,7 @@ __all__ = [
     "EpisodeSampler",
     "EpisodeSpec",
     "ImageSplit",
+    "Ink",
     "Lazy",
     "Manifest",
     "Preprocessing",

@@ -85,15 +85,19 @@ class Preprocessing:
         Returns:
             ``(H, W, C)`` uint8.
         """
+        return self.inked(self.fit(picture), ink)
+
+    def fit(self, picture: Image.Image) -> Pixels:
+        """A picture cut and resized, its ink as it is."""
         height, width = self.size
-        box = None
-        if self.crop:
-            box = _middle(picture.size, height, width)
+        box = _middle(picture.size, height, width) if self.crop else None
         if picture.size != (width, height) or box is not None:
             picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
-        pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, self.channels)
-        found = ink_of(pixels) if ink == "auto" else ink
-        return 255 - pixels if self.inverts(found) else pixels
+        return np.asarray(picture, dtype=np.uint8).reshape(height, width, self.channels)
+
+    def inked(self, image: Pixels, ink: Ink | Literal["auto"] | None) -> Pixels:
+        """An image that `fit` made, in the ink of the others; ``ink`` as for `apply`."""
+        return 255 - image if self.inverts(ink_of(image) if ink == "auto" else ink) else image
 
     def inverts(self, ink: Ink | None) -> bool:
         """Whether a picture with this ink is inverted; None does as with the others."""

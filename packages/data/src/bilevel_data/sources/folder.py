@@ -275,7 +275,7 @@ def _preparation(
 def _sample(files: list[Path], preparation: Preprocessing) -> Iterator[Images]:
     for file in files:
         try:
-            yield preparation.apply(_picture(file, preparation.channels))
+            yield preparation.fit(_picture(file, preparation.channels))
         except DataError:  # refused with all others of its kind, when its class is made
             continue
 
