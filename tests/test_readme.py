@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from bilevel_apps.config import list_presets
 from bilevel_data import SOURCES
 
@@ -10,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.docs
 def test_the_example_prints_a_hypergradient(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bilevel_apps import train as module
-from bilevel_apps.augmentation import LUMA, Augmented, coloured, flipped, moved
-from bilevel_apps.build import episode_sampler
-from bilevel_apps.distributed import Shard
-from bilevel_apps.processes import Processes
-from bilevel_apps.train import train
-from bilevel_apps.training_state import Training
+from bilevel_apps.runs.build import episode_sampler
+from bilevel_apps.system.processes import Processes
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.data_parallel import Shard
+from bilevel_apps.training.loop import train
+from bilevel_apps.training.state import Training
 from bilevel_data import EpisodeSampler, open_store
+from bilevel_data.episodes.augmentation import LUMA, Augmented, coloured, flipped, moved
 
 ALL = frozenset({"crop", "shift", "flip", "colour"})
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from bilevel_apps import predict_picture
-from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.errors import InputError
-from bilevel_apps.few_shot import FewShotClassifier
-from bilevel_apps.predict import PredictRequest, predict_pictures
-from bilevel_apps.predict_pictures import fitted, inked
+from bilevel_apps.predict import picture as predict_picture
+from bilevel_apps.predict.classifier import FewShotClassifier
+from bilevel_apps.predict.predict import PredictRequest, predict_pictures
+from bilevel_apps.predict.preparation import fitted, inked
+from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_data import SourceData, SourceSplit, load_source, open_store, write_store
 
 OMNIGLOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "omniglot"
@@ -415,7 +415,7 @@ def test_photographs_have_no_ink_to_choose(trained, own):
 
 
 def test_many_queries_are_drawn_on_pages(monkeypatch, trained, own):
-    from bilevel_apps import predict as module
+    from bilevel_apps.predict import predict as module
 
     drawn = []
     draw = module.draw_prediction
@@ -506,7 +506,7 @@ def test_runs_that_do_not_fit(predict, trained, own, config, recorded, make_stor
         (line,) = err.splitlines()
         return line
 
-    from bilevel_apps.train import train
+    from bilevel_apps.training.loop import train
 
     pairs = two_channels(own)
     train(config(data=str(pairs), train__steps=1), own / "run", resume=False)
@@ -528,7 +528,7 @@ def test_runs_that_do_not_fit(predict, trained, own, config, recorded, make_stor
 
 
 def test_a_transductive_run_costs_a_line(predict, own, config):
-    from bilevel_apps.train import train
+    from bilevel_apps.training.loop import train
 
     train(config(model__norm="episode", train__steps=2), own / "run", resume=False)
     words = ["--support", own / "support", "--query", own / "query" / "0.png"]

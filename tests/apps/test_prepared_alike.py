@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bilevel_apps.evaluate import Request, evaluate_run
-from bilevel_apps.trained_run import differently_prepared, load_run
+from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.runs.load import differently_prepared, load_run
 from bilevel_data import Preprocessing, SourceData, SourceSplit, open_store, write_store
 
 BRIGHT = Preprocessing(size=(16, 16), channels=1, inverted=True, ink="bright")
@@ -79,7 +79,7 @@ def warnings(capsys):
 
 
 def test_evaluation_says_it(trained, drawn, monkeypatch, capsys):
-    from bilevel_apps import evaluate
+    from bilevel_apps.evaluate import evaluate
 
     load = evaluate.load_run
     monkeypatch.setattr(

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from bilevel_apps import machine as machines
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate import Request, evaluate_run
-from bilevel_apps.machine import machine_name, versions
-from bilevel_apps.paper.table3 import TASKS
+from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.paper.trained.table3 import TASKS
 from bilevel_apps.results import read_records
 from bilevel_apps.results import score as module
 from bilevel_apps.results.__main__ import main
 from bilevel_apps.results.score import _paper, score_record
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.system import machine as machines
+from bilevel_apps.system.machine import machine_name, versions
 
 
 def test_the_record_is_what_evaluation_says(trained, store):

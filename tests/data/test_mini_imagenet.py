@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from bilevel_data import DataError, load_source, open_store, verify_store, write_store
-from bilevel_data.sources import tree as tree_module
-from bilevel_data.sources.images import read_pictures
+from bilevel_data.files import file_tree as tree_module
+from bilevel_data.sources.decode import read_pictures
 
 LISTS = {"train": {"n01": 3, "n02": 2}, "val": {"n03": 2}, "test": {"n04": 2}}
 

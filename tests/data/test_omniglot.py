@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from bilevel_data import DataError, load_source, open_store, verify_store, write_store
+from bilevel_data.files.download import fetch
 from bilevel_data.sources import omniglot as module_entry
-from bilevel_data.sources.download import fetch
 from bilevel_data.sources.omniglot import OFFICIAL, Half, omniglot, read_half
 
 HALF = Half(name="images_background", classes=4, drawings=3, md5="")

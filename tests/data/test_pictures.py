@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from bilevel_data import DataError
-from bilevel_data.limits import LIMITS, MAX_PICTURE_BYTES
-from bilevel_data.plain import read_plain
-from bilevel_data.sources import images as images_module
-from bilevel_data.sources.images import convert, read_picture, read_pictures
+from bilevel_data.files.limits import LIMITS, MAX_PICTURE_BYTES
+from bilevel_data.files.regular_file import read_plain
+from bilevel_data.sources import decode as images_module
+from bilevel_data.sources.decode import convert, read_picture, read_pictures
 
 
 def saved(picture, form="PNG", **options):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from bilevel_data import SOURCES, DataError, load_source, open_store, verify_store, write_store
-from bilevel_data.sources import torchvision_library, torchvision_parts
-from bilevel_data.sources.torchvision_library import import_datasets
+from bilevel_data.sources.torchvision import library as torchvision_library
+from bilevel_data.sources.torchvision import parts as torchvision_parts
+from bilevel_data.sources.torchvision.library import import_datasets
 from bilevel_data.splits import by_fraction, from_file
 
 LABELS = {True: [k % 10 for k in range(40)], False: [9 - k % 10 for k in range(20)]}
@@ -328,7 +329,10 @@ def test_data_sets_without_a_label_a_picture(standing, item, message):
 )
 def test_bad_items_are_refused_when_they_are_read(standing, monkeypatch, item, message):
     monkeypatch.setattr(
-        sys.modules["bilevel_data.sources.torchvision"], "version", lambda _: "0", raising=True
+        sys.modules["bilevel_data.sources.torchvision.source"],
+        "version",
+        lambda _: "0",
+        raising=True,
     )
     items = [(GREY, 0), item, (GREY, 2)]
     standing(Standing(items, targets=[0, 1, 2]), known=())
@@ -398,9 +402,10 @@ def test_not_installed(monkeypatch, name):
         load_source("torchvision:CIFAR10")
 
 
+@pytest.mark.process
 def test_a_fresh_process_can_import_it(datasets):
     code = (
-        "from bilevel_data.sources.torchvision_library import import_datasets as get\n"
+        "from bilevel_data.sources.torchvision.library import import_datasets as get\n"
         "get(); import torchvision.transforms.v2; print(get().MNIST.__name__)"
     )
     done = subprocess.run(

@@ -86,7 +86,7 @@ def prepare(
     seed, which deal the classes out; splits=FILE.json, lists of class names by split.
     """
     del debug
-    from bilevel_apps.report import progress_bar, warn
+    from bilevel_apps.system.terminal import progress_bar, warn
     from bilevel_data import load_source, write_store
 
     given = _options(options or [])

@@ -96,7 +96,7 @@ def evaluate(
 ) -> None:
     """Load the run, score it, print."""
     del debug
-    from bilevel_apps.evaluate import Request, evaluate_run
+    from bilevel_apps.evaluate.evaluate import Request, evaluate_run
 
     request = Request(
         data=data,
@@ -170,8 +170,8 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_curve(report: dict[str, Any]) -> None:
-    from bilevel_apps.inner_problem import InnerLoop
-    from bilevel_apps.step_curve import best_of
+    from bilevel_apps.evaluate.curve import best_of
+    from bilevel_meta.inner_problem import InnerLoop
 
     own = InnerLoop(report["steps"], report["lr"])
     best = best_of(report["curve"], own)
@@ -191,7 +191,7 @@ def _print_curve(report: dict[str, Any]) -> None:
     if "picture" in report:
         print(f"\nwrote {report['picture']}")
     if "chosen" in report:
-        from bilevel_apps.chosen_inner import ChosenInner
+        from bilevel_apps.runs.chosen_inner import ChosenInner
 
         print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
 

@@ -11,7 +11,7 @@ import typer
 from bilevel_apps.cli.common import Debug, Device, Trained, make_app, run_app
 
 if TYPE_CHECKING:
-    from bilevel_apps.predict import Prediction
+    from bilevel_apps.predict.predict import Prediction
 
 HELP = """Label pictures of your own, from a few labelled ones.
 
@@ -67,7 +67,7 @@ def predict(
 ) -> None:
     """Read the pictures, label them, print."""
     del debug
-    from bilevel_apps.predict import PredictRequest, as_document, predict_pictures
+    from bilevel_apps.predict.predict import PredictRequest, as_document, predict_pictures
 
     request = PredictRequest(
         support=support, query=query, data=data, picture=picture, top=top, ink=ink, device=device

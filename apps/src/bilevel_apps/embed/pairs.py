@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bilevel_apps.drawing.style import BLUE, DPI, GREEN, INK, new_figure, png_of, show_image
 from bilevel_apps.embed.samples import Embedded
-from bilevel_apps.pictures import BLUE, DPI, GREEN, INK, new_figure, png_of, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from bilevel_apps.cli.common import (
     run_app,
 )
 from bilevel_apps.errors import RunError
-from bilevel_apps.files import write_text
+from bilevel_apps.system.files import write_text
 
 HELP = """Keep the recorded results, and the tables that are made of them.
 
@@ -63,7 +63,7 @@ def add(
 ) -> None:
     """Evaluate a run and write the record of it."""
     del debug
-    from bilevel_apps.evaluate import Request
+    from bilevel_apps.evaluate.evaluate import Request
     from bilevel_apps.results.score import score_record
 
     request = Request(

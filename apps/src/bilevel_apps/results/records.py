@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import read_json
+from bilevel_apps.system.files import read_json
 
 __all__ = ["ItemRecord", "ScoreRecord", "Upright", "read_records"]
 

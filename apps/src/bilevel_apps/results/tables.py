@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.paper.overview import total_seconds
-from bilevel_apps.paper.render import markdown_table
+from bilevel_apps.paper.harness.overview import total_seconds
+from bilevel_apps.paper.harness.render import markdown_table
 from bilevel_apps.results.records import ItemRecord, ScoreRecord
 
 __all__ = ["BEGIN", "END", "results_page", "with_table"]
@@ -15,7 +15,7 @@ __all__ = ["BEGIN", "END", "results_page", "with_table"]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 HEAD = """# Results
 
-Made from the records in [`{folder}`]({folder}) by `python -m bilevel_apps.results write`; a test
+Made from the records in `docs/{folder}` by `python -m bilevel_apps.results write`; a test
 fails where the two disagree. Beside each row are the commands that compute it.
 """
 SCORES = """## Accuracy

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel_data.contracts import SourceData
+from bilevel_data.dataset import SourceData
 from bilevel_data.errors import DataError
 
 __all__ = ["Twice", "folded", "image_keys", "same_images", "same_names"]

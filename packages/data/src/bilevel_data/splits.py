@@ -15,9 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-from bilevel_data.contracts import SPLIT_NAMES
+from bilevel_data.dataset import SPLIT_NAMES
+from bilevel_data.episodes.counter_random import permutation
 from bilevel_data.errors import DataError
-from bilevel_data.randomness import permutation
 
 __all__ = [
     "EVALUATION_ALPHABETS",

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from bilevel_data.files.limits import MAX_ENTRIES
 from bilevel_data.files.litter import is_litter
-from bilevel_data.limits import MAX_ENTRIES
-from bilevel_data.plain import reading
+from bilevel_data.files.regular_file import reading
 
 __all__ = ["SUFFIXES", "directories", "pictures_and_strays", "some"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
-from bilevel_data.contracts import SourceData
+from bilevel_data.dataset import SourceData
 from bilevel_data.errors import DataError
 from bilevel_data.sources.folder import folder
-from bilevel_data.sources.glyphs import glyphs
+from bilevel_data.sources.glyphs.source import glyphs
 from bilevel_data.sources.mini_imagenet import mini_imagenet
 from bilevel_data.sources.omniglot import omniglot
-from bilevel_data.sources.torchvision import torchvision
+from bilevel_data.sources.torchvision.source import torchvision
 
 __all__ = ["SOURCES", "Source", "load_source"]
 

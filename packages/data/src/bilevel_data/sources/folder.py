@@ -9,14 +9,14 @@ from typing import final
 import numpy as np
 from PIL import Image
 
-from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
+from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
+from bilevel_data.files.limits import MAX_ENTRIES
 from bilevel_data.files.picture_folders import SUFFIXES, directories, pictures_and_strays, some
+from bilevel_data.files.regular_file import reading
 from bilevel_data.ink import INKS, Ink, common_ink
-from bilevel_data.limits import MAX_ENTRIES
-from bilevel_data.plain import reading
 from bilevel_data.preprocessing import Preprocessing
-from bilevel_data.sources.images import (
+from bilevel_data.sources.decode import (
     check_shape,
     picture_bytes,
     picture_headers,

@@ -18,13 +18,13 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bilevel_data.contracts import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
+from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
-from bilevel_data.limits import MAX_ENTRIES
-from bilevel_data.plain import reading
+from bilevel_data.files.file_tree import FileTree, open_tree
+from bilevel_data.files.limits import MAX_ENTRIES
+from bilevel_data.files.regular_file import reading
 from bilevel_data.preprocessing import Preprocessing
-from bilevel_data.sources.images import read_pictures
-from bilevel_data.sources.tree import FileTree, open_tree
+from bilevel_data.sources.decode import read_pictures
 from bilevel_data.splits import split_named
 
 __all__ = ["mini_imagenet"]

@@ -14,14 +14,14 @@ from typing import final
 
 import numpy as np
 
-from bilevel_data.contracts import Images, Lazy, SourceData, SourceSplit
+from bilevel_data.dataset import Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
+from bilevel_data.files.download import fetch
+from bilevel_data.files.file_tree import open_tree
 from bilevel_data.files.picture_folders import directories
-from bilevel_data.plain import reading
+from bilevel_data.files.regular_file import reading
 from bilevel_data.preprocessing import Preprocessing
-from bilevel_data.sources.download import fetch
-from bilevel_data.sources.images import read_picture
-from bilevel_data.sources.tree import open_tree
+from bilevel_data.sources.decode import read_picture
 from bilevel_data.splits import OMNIGLOT_SPLITS
 
 __all__ = ["OFFICIAL", "Half", "omniglot", "read_half"]
