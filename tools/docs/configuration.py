@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from bilevel_apps import config
 from bilevel_apps.config import Config, list_presets
 
 __all__ = ["keys_page", "presets_page"]
@@ -80,7 +81,7 @@ def _type_name(annotation: Any) -> str:
 
 def presets_page() -> str:
     """Return the page of all presets with their text."""
-    root = resources.files("bilevel_apps") / "presets"
+    root = resources.files(config) / "presets"
     parts = [PRESETS]
     for name in list_presets():
         text = (root / f"{name}.yaml").read_text("utf-8").strip()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, final
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypedDict, cast, final
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +25,7 @@ from bilevel_models import Encoder, Normalization, heads
 if TYPE_CHECKING:
     from bilevel_meta.episodes import Episodes
 
-__all__ = ["Classifier", "FeatureHead", "HeadLearner", "Learner", "head_logits"]
+__all__ = ["Classifier", "Encoding", "FeatureHead", "HeadLearner", "Learner", "head_logits"]
 
 
 class Classifier(Protocol):
@@ -111,6 +111,14 @@ class Learner(nn.Module, ABC):
             )
 
 
+class Encoding(TypedDict, total=False):
+    """The arguments of a `HeadLearner` that its methods hand on."""
+
+    normalization: Normalization
+    unit_length: bool
+    bfloat16: bool
+
+
 class HeadLearner(Learner):
     """A learner that trains heads on features: every image passes the backbone once.
 
@@ -138,6 +146,7 @@ class HeadLearner(Learner):
         super().__init__()
         self.check_statistics(normalization)
         self.backbone, self.normalization = backbone, normalization
+        self.dim = cast("int", backbone.dim)
         self.unit_length, self.autocast = unit_length, bfloat16
         _ = self.encoder  # refuses now what it would refuse at the first image
 

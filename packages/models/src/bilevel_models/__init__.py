@@ -4,6 +4,7 @@ from bilevel_models import heads
 from bilevel_models.allocator import keep_freed_memory
 from bilevel_models.backbones.conv_net import ConvNet, c4l, omniglot_net
 from bilevel_models.backbones.paper_resnet import ResidualNet, rn
+from bilevel_models.backbones.recomputed import differentiable_twice
 from bilevel_models.backbones.resnet12 import ResNet12, resnet12
 from bilevel_models.backbones.torchvision import TorchvisionBackbone, torchvision_backbone
 from bilevel_models.encoder import Encoder, Features, as_images
@@ -29,6 +30,7 @@ __all__ = [
     "as_images",
     "c4l",
     "create_model",
+    "differentiable_twice",
     "heads",
     "keep_freed_memory",
     "list_models",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import torch
@@ -11,9 +13,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from bilevel_models.heads.guard import refuse_second_derivatives
 from bilevel_models.normalization import OffsetNorm2d, Statistics
 
-__all__ = ["Normalise", "frugal", "leaky_relu", "three_convolutions", "through"]
+__all__ = [
+    "Normalise",
+    "differentiable_twice",
+    "frugal",
+    "leaky_relu",
+    "three_convolutions",
+    "through",
+]
+
+_TWICE: ContextVar[bool] = ContextVar("twice", default=False)
+
+
+@contextmanager
+def differentiable_twice() -> Iterator[None]:
+    """Let networks called within keep what a second derivative of their output needs.
+
+    Outside, residual networks recompute activations for the gradient, which can then be taken once.
+    """
+    token = _TWICE.set(True)
+    try:
+        yield
+    finally:
+        _TWICE.reset(token)
+
 
 # Normalises a tensor with a layer, by the statistics of the pass under way.
 Normalise: TypeAlias = Callable[[OffsetNorm2d, Tensor], Tensor]
@@ -67,7 +93,8 @@ def frugal(work: Callable[..., Tensor], statistics: Statistics, *inputs: Tensor)
         return result
 
     # Transforms of torch.func know no recomputation.
-    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    transformed = torch._C._are_functorch_transforms_active()
+    if not torch.is_grad_enabled() or transformed or _TWICE.get():
         return work(normalise, *inputs)
     passes = itertools.count()
 
@@ -81,4 +108,12 @@ def frugal(work: Callable[..., Tensor], statistics: Statistics, *inputs: Tensor)
         return result
 
     result: Tensor = checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
+    if result.requires_grad:
+        result.register_hook(_refuse)  # type: ignore[no-untyped-call]
     return result
+
+
+def _refuse(grad: Tensor) -> None:
+    # The gradient of a recomputed activation would be silently wrong.
+    del grad
+    refuse_second_derivatives("a residual block", "call the network in differentiable_twice()")
