@@ -14,7 +14,7 @@ from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.evaluate.curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.runs.build import make_task
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
-from bilevel_apps.runs.load import TrainedRun, load_run
+from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.feature_table import feature_table
 from bilevel_apps.scoring.heads import HeadScores, head_scores
@@ -82,12 +82,14 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         store,
         request.split,
         seed=request.seed,
-        rotations=bool(run.config.episode.rotations),
+        rotations=run.counts_rotations(store, request.split),
         way=request.way,
         shot=request.shot,
         query=request.query,
         overlap=request.overlap,
     )
+    if line := differently_prepared(run, store, sampler.split):
+        warn(line)
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)
     if request.choose:
