@@ -10,8 +10,9 @@ nox.options.default_venv_backend = "venv"  # the CPU build of torch is invisible
 nox.options.sessions = ["lint", "typing", "tests"]
 
 ROOT = Path(__file__).parent
-CORE, MODELS, DATA, APPS = "packages/core", "packages/models", "packages/data", "apps"
-PACKAGES = (CORE, MODELS, DATA, APPS)
+CORE, MODELS, DATA = "packages/core", "packages/models", "packages/data"
+META, APPS = "packages/meta", "apps"
+PACKAGES = (CORE, MODELS, DATA, META, APPS)
 PINNED = ("-c", "constraints.txt")
 BENCHMARKS = (
     "hyperiteration",
@@ -24,20 +25,29 @@ BENCHMARKS = (
 FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
 # What the engines are measured against; no other session installs them.
 PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
-CHECKED = (*PACKAGES, "tests", "benchmarks", "noxfile.py")
+SITE = ("mkdocs-material", "mkdocstrings-python", "latex2mathml")
+CHECKED = (*PACKAGES, "tests", "benchmarks", "tools", "docs", "noxfile.py")
 # What a wheel must hold beside its modules.
-PACKED = {"apps": "/presets/paper/", "models": "/weights/"}
-ENV = {"MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
-NIGHTLY = ("-s", "-m", "nightly", "tests/reliability")
+PACKED = {"apps": "/presets/paper/", "models": "/pretrained/omniglot"}
+ENV = {"NO_MKDOCS_2_WARNING": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
+# JAX keeps the small programs too, of which the tests compile many.
+JAX_KEEPS_ALL = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+NIGHTLY = ("-s", "-m", "nightly")
 # Hypothesis marks its tests itself; 5,000 examples each instead of 200.
 EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
-# Files are not divided among the workers: their fixtures train.
-WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile")
+# Each worker takes neighbouring tests, so that most fixtures of a module are made once.
+WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+# What `tests` leaves out: these need another framework, processes, much time or a benchmark.
+REST = "jax or process or docs or slow"
+QUICK = f"not ({REST} or bench or nightly)"
 
 
 def install_all(session: nox.Session, *more: str, test: bool = False) -> None:
-    """Install the four packages together, because each of them is on no index."""
+    """Install the five packages together, because each of them is on no index."""
     extras = {CORE: ["torch"], MODELS: ["torchvision"], DATA: ["glyphs", "torchvision"]}
     own = []
     for package in PACKAGES:
@@ -74,14 +84,43 @@ def demo(session: nox.Session) -> None:
     session.log(f"the run in MLflow: {runs} ui --uri demo/mlflow.db")
 
 
+def run_tests(session: nox.Session, marks: str, python: str = "python") -> None:
+    """Run the tests with these marks, or as the arguments after -- say."""
+    # Programs that are the same in two runs are compiled by JAX once.
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()) / "jax")}
+    arguments = session.posargs or (*WORKERS, "-m", marks)
+    environment = ENV | ONE_THREAD | JAX_KEEPS_ALL | compiled
+    session.run(python, "-m", "pytest", *arguments, env=environment, external=True)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test but the nightly ones (arguments after -- go to pytest)."""
+    """Run the quick tests, in a few minutes (arguments after -- go to pytest instead)."""
     install_all(session, "pytest-xdist", test=True)
-    if session.posargs:
-        session.run("pytest", *session.posargs, env=ENV)
-    else:
-        session.run("pytest", "-m", "not nightly", *WORKERS, env=ENV | ONE_THREAD)
+    run_tests(session, QUICK)
+
+
+@nox.session(name="tests-rest", venv_backend="none")
+def tests_rest(session: nox.Session) -> None:
+    """Run what `tests` leaves out, in its environment: all but benchmarks and nightly tests."""
+    found = list((ROOT / ".nox" / "tests").glob("[bS]*/python*"))
+    if not found:
+        session.error("this runs in the environment of the session tests: run nox -s tests first")
+    run_tests(session, f"({REST}) and not (bench or nightly)", str(found[0]))
+
+
+@nox.session(name="tests-full")
+def tests_full(session: nox.Session) -> None:
+    """Run every test but the nightly ones."""
+    install_all(session, "pytest-xdist", test=True)
+    run_tests(session, "not nightly")
+
+
+@nox.session
+def shuffled(session: nox.Session) -> None:
+    """Run every test but the nightly ones in a random order, whose seed is said first."""
+    install_all(session, "pytest-xdist", "pytest-randomly", test=True)
+    run_tests(session, "not nightly")
 
 
 @nox.session
@@ -133,26 +172,28 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def alone(session: nox.Session) -> None:
-    """Install core, models and data each alone from its wheel and run that package's tests."""
+    """Install each library from its wheel with no more than it needs; run its quick tests."""
     session.install(*PINNED, "build")
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    for package in (CORE, MODELS, DATA):
-        name = Path(package).name
+    for package in (CORE, MODELS, DATA, META):
         session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), package)
-        (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
-        environment = wheels.parent / f"only-{name}"
+    # Meta needs the others, and is added to models, because torch takes long to install.
+    for names in (["core"], ["data"], ["models", "meta"]):
+        environment = wheels.parent / f"only-{names[0]}"
         session.run("python", "-m", "venv", "--clear", str(environment))
         python = str(next(environment.glob("[bS]*/python*")))
-        needed = (*PINNED, f"{wheel}[test]", "pytest-xdist")
-        session.run(python, "-m", "pip", "install", "-q", *needed, external=True)
-        chosen = ("-m", "not slow", *WORKERS, f"tests/{name}")
-        session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
+        for name in names:
+            (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
+            needed = (f"{wheel}[test]", "pytest-xdist", "--find-links", str(wheels))
+            session.run(python, "-m", "pip", "install", "-q", *PINNED, *needed, external=True)
+            chosen = ("-m", QUICK, *WORKERS, f"tests/{name}")
+            session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the four wheels and source distributions into dist/ and check what they hold."""
+    """Build the five wheels and source distributions into dist/ and check what they hold."""
     session.install(*PINNED, "build", "twine")
     shutil.rmtree("dist", ignore_errors=True)
     for package in PACKAGES:
@@ -167,11 +208,41 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
-def reliability(session: nox.Session) -> None:
-    """Break, fault, kill, load and fuzz at length; docs/reliability.md has the latest figures."""
+def nightly(session: nox.Session) -> None:
+    """Break, kill, load and fuzz at length, as docs/reliability.md says; the paper's claims."""
     install_all(session, test=True)
     for arguments in [session.posargs] if session.posargs else [NIGHTLY, EXAMPLES]:
         session.run("pytest", *arguments, env=ENV | ONE_THREAD)
+
+
+@nox.session
+def bounds(session: nox.Session) -> None:
+    """Run the quick tests of core and models with the -- oldest or the newest torch and jax."""
+    lowest = {}
+    for package in (CORE, MODELS):
+        extras = nox.project.load_toml(f"{package}/pyproject.toml")["project"][
+            "optional-dependencies"
+        ]
+        lowest |= dict(need.split(">=") for need in extras["test"] if ">=" in need)
+    oldest = session.posargs == ["oldest"]
+    frameworks = [f"{n}=={lowest[n]}.*" if oldest else n for n in ("torch", "torchvision", "jax")]
+    session.install(
+        "--upgrade", *frameworks, f"./{CORE}[test]", f"./{MODELS}[test]", "pytest-xdist"
+    )
+    marks = "not (process or docs or slow or bench or nightly)"
+    chosen = ("-m", marks, *WORKERS, "tests/core", "tests/models")
+    session.run("pytest", *chosen, env=ENV | ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/, strictly, and check every link (-- serve: look at it)."""
+    install_all(session, *SITE)
+    if session.posargs:
+        session.run("mkdocs", *session.posargs, env=ENV)
+    else:
+        session.run("mkdocs", "build", "-q", env=ENV)
+        session.run("python", "tools/docs/check_site.py", "site")
 
 
 @nox.session

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_apps.episodes import Episodes
+from bilevel_meta.episodes import Episodes
 from bilevel_models import ConvNet, OffsetNorm2d
 
 __all__ = ["LOOPS", "hyper_iteration", "stock_network"]

@@ -39,12 +39,12 @@ from measuring import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_apps.build import make_task
 from bilevel_apps.config import load_preset, parse_config
-from bilevel_apps.episodes import Episodes, to_device
-from bilevel_apps.meta_task import MetaTask
-from bilevel_apps.scoring import score_episodes
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.scoring.score import score_episodes
 from bilevel_data import EpisodeSampler, EpisodeSpec, ImageSplit
+from bilevel_meta.episodes import Episodes, to_device
+from bilevel_meta.task import MetaTask
 from bilevel_models import RUNNING, Encoder, heads
 
 SHAPE, CLASSES, EACH = (28, 28, 1), 423, 20
@@ -191,7 +191,7 @@ def _heads(task: MetaTask, batch: Episodes, support: Tensor, query: Tensor) -> T
     targets = heads.one_hot(batch.support_labels, batch.way, support)
     lr = task.model.log_lr.exp()
     head = heads.descend(support, targets, steps=task.steps, step_size=lr, scale=scale)
-    return heads.accuracy(heads.logits(head, query, scale), batch.query_labels)
+    return heads.accuracy(heads.logits(head, query), batch.query_labels)
 
 
 def check(sides: Mapping[str, Callable[[], Any]]) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bilevel_data import Lazy, SourceData, SourceSplit, Store, open_store, write_store
-from bilevel_data.contracts import Images
+from bilevel_data.dataset import Images
 
 __all__ = ["generate", "store_with"]
 

@@ -41,8 +41,8 @@ from measuring import (
 from torch import Tensor
 from workers import answer, worker
 
-from bilevel_apps.episodes import Episodes
-from bilevel_apps.meta_task import HyperRepresentation, MetaTask
+from bilevel_meta.episodes import Episodes
+from bilevel_meta.task import HyperRepresentation, MetaTask
 from bilevel_models import EACH_SET, Encoder, Normalization, create_model, keep_freed_memory
 from bilevel_models.registry import list_models
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, final
 
 import torch
 
-from bilevel_apps.hardware import choose_precision
+from bilevel_apps.system.hardware import choose_precision
 
 __all__ = [
     "Times",

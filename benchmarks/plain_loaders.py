@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bilevel_apps.episodes import Episodes
 from bilevel_data import EpisodeSpec, ImageSplit
+from bilevel_meta.episodes import Episodes
 
 __all__ = ["ImagesInMemory", "RowsOfFile", "meta_batches"]
 

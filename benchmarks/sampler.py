@@ -36,13 +36,13 @@ from measuring import (
 )
 from plain_loaders import ImagesInMemory, RowsOfFile, meta_batches
 
-from bilevel_apps.build import make_task
 from bilevel_apps.config import Config, parse_config
-from bilevel_apps.distributed import Shard, shared_hypergradient
-from bilevel_apps.episodes import Episodes, to_device
-from bilevel_apps.meta_task import MetaTask
-from bilevel_apps.processes import ALONE
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.system.processes import ALONE
+from bilevel_apps.training.data_parallel import Shard, shared_hypergradient
 from bilevel_data import EpisodeLoader, EpisodeSampler, EpisodeSpec
+from bilevel_meta.episodes import Episodes, to_device
+from bilevel_meta.task import MetaTask
 
 LIMIT = 0.03
 FED, THREAD = "fed", "thread"

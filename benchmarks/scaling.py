@@ -37,10 +37,10 @@ from measuring import (
 from memory import in_fresh_process, peak_above
 from workers import answer, worker
 
-from bilevel_apps.distributed import shared_hypergradient
-from bilevel_apps.episodes import Episodes
-from bilevel_apps.meta_task import HyperRepresentation, MetaTask
-from bilevel_apps.processes import ALONE, Processes, connected
+from bilevel_apps.system.processes import ALONE, Processes, connected
+from bilevel_apps.training.data_parallel import shared_hypergradient
+from bilevel_meta.episodes import Episodes
+from bilevel_meta.task import HyperRepresentation, MetaTask
 from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
 
 QUERY = 15

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ENGINES = {"Unrolled", "Reverse", "Checkpointed", "Implicit", "Direct", "Truncated, K = 10"}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_quick_run_measures_every_engine_and_names_the_peers_that_are_missing(tmp_path):
     report = tmp_path / "engines.json"
     command = ["benchmarks/engines.py", "--quick", "--threads", "1", "--json", str(report)]
@@ -35,7 +35,7 @@ def test_a_quick_run_measures_every_engine_and_names_the_peers_that_are_missing(
     assert {r["difference"] > 0.1 for r in found["rows"] if r["name"] == "Direct"} == {True}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_the_peak_is_that_of_the_run_and_not_of_what_came_before(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -36,7 +36,7 @@ def benchmark(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_hyperiteration_has_all_sides_in_float32(tmp_path):
     out, found = quick("hyperiteration", tmp_path)
     rows = [row for row in found["rows"] if "side" in row]
@@ -51,7 +51,7 @@ def test_hyperiteration_has_all_sides_in_float32(tmp_path):
     assert met["omniglot-net, T = 256: at most 1.15 × the bare backbone"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_sampler_feeds_every_side_and_the_fed_one_does_not_wait(tmp_path):
     _, found = quick("sampler", tmp_path)
     for case in ("omniglot-net", "c4l"):
@@ -61,7 +61,7 @@ def test_sampler_feeds_every_side_and_the_fed_one_does_not_wait(tmp_path):
     assert sum("under 3 %" in verdict["claim"] for verdict in found["verdicts"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_evaluation_scores_alike_on_every_side_and_knows_its_parts(tmp_path):
     out, found = quick("evaluation", tmp_path)
     assert "accuracy, of fresh weights" in out  # all sides agreed on it
@@ -74,7 +74,7 @@ def test_evaluation_scores_alike_on_every_side_and_knows_its_parts(tmp_path):
     assert found["verdicts"][0]["met"] is None  # fewer than 600 episodes
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_scaling_counts_images_and_memory_does_not_grow_with_t(tmp_path):
     _, found = quick("scaling", tmp_path)
     images = {row["changed"]: row["images"] for row in found["rows"] if "changed" in row}
@@ -91,7 +91,7 @@ def test_scaling_counts_images_and_memory_does_not_grow_with_t(tmp_path):
     assert memory["met"] is (None if sys.platform != "linux" else True), memory["figure"]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_time_to_accuracy_runs_the_commands(tmp_path):
     _, found = quick("time_to_accuracy", tmp_path)
     (row,) = found["rows"]
@@ -101,7 +101,7 @@ def test_time_to_accuracy_runs_the_commands(tmp_path):
     assert {verdict["met"] for verdict in found["verdicts"]} == {None}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_without_a_store_or_a_gpu_nothing_is_claimed(tmp_path):
     done = run("time_to_accuracy")
     assert done.returncode == 0, done.stderr

@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from apps.conftest import source
-from bilevel_apps.runs import ui
-from bilevel_apps.tracking import mlflow_client
+from bilevel_apps.compare import ui
+from bilevel_apps.tracking.tracker import mlflow_client
 from bilevel_data import write_store
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("packages/core/src", "packages/models/src", "packages/data/src", "apps/src")
+FOLDERS = (*(f"packages/{name}/src" for name in ("core", "models", "data", "meta")), "apps/src")
 SCRIPTS = ("benchmarks",)
 
 # Reading with these runs what the file says.
@@ -54,14 +54,13 @@ NETWORK = {"ftplib", "http", "httpx", "requests", "socket", "socketserver", "tel
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 # (file, what it does): why it may.
-ALLOWED = {
-    ("apps/src/bilevel_apps/export.py", "calls torch.export.load"): "its own bytes, a moment old",
-}
+EXPORT = "apps/src/bilevel_apps/predict/export.py"
+ALLOWED = {(EXPORT, "calls torch.export.load"): "its own bytes, a moment old"}
 # Which modules may use the network at all: to download when asked to, and to wait for the server
 # that they started.
 NETWORKED = {
-    "packages/data/src/bilevel_data/sources/download.py",
-    "apps/src/bilevel_apps/runs/ui.py",
+    "packages/data/src/bilevel_data/files/download.py",
+    "apps/src/bilevel_apps/compare/ui.py",
 }
 
 
@@ -299,7 +298,7 @@ TINY = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_no_socket_without_download_or_a_tracking_address(folder):
     own = ["--option", "size=16"]
     results = watched(
@@ -320,7 +319,7 @@ def test_no_socket_without_download_or_a_tracking_address(folder):
     assert (folder / "runs" / "mlflow.db").exists()  # it was tracked, and not over the network
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_with_them_sockets_are_seen(folder):
     """The control of the test before: these two want the network, and fail as they should."""
     download = ["--source", "raw", "--download", "--out", "omniglot.h5"]
@@ -344,7 +343,7 @@ def test_the_interface_is_told_its_host():
     assert "--host=127.0.0.1" in ui._command("sqlite:///x.db", 5000)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 def test_the_interface_listens_to_this_machine_alone(tmp_path):

@@ -99,7 +99,7 @@ def test_pictures_are_there_and_small():
             assert image.width > 500
 
 
-@pytest.mark.slow
+@pytest.mark.docs
 def test_the_ten_pictures_get_their_names(outputs, folder):
     assert len(list(folder.glob("signs/*/1.png"))) == len(list(folder.glob("new/*.png"))) == 5
     found = labels(printed_by(outputs, "bilevel-predict pretrained:"))
@@ -111,12 +111,12 @@ def test_the_ten_pictures_get_their_names(outputs, folder):
         assert image.format == "PNG"
 
 
-@pytest.mark.slow
+@pytest.mark.docs
 def test_the_cards_are_shown(outputs):
     assert "omniglot-5way-1shot omniglot-net" in printed_by(outputs, "from bilevel_models")
 
 
-@pytest.mark.slow
+@pytest.mark.docs
 def test_the_training_leaves_what_it_says(outputs, folder):
     assert (folder / "runs" / "short" / "best.safetensors").exists()
     assert (folder / "runs" / "short" / "pictures" / "map.html").stat().st_size > 10_000

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.training.loop import train
 from bilevel_data import SourceData, SourceSplit, write_store
 
 CLASSES = {"train": 12, "val": 6, "test": 6}

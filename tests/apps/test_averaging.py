@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from bilevel_apps import train as module
-from bilevel_apps.averaging import weight_average
-from bilevel_apps.build import make_task, model_tensors, part_of
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.scoring import score_episodes
-from bilevel_apps.train import train
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.build import make_task, model_tensors, part_of
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.score import score_episodes
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.loop import train
+from bilevel_apps.training.weight_average import weight_average
 
 SHAPE, CPU = (16, 16, 1), torch.device("cpu")
 

@@ -9,9 +9,9 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from bilevel_apps.episodes import Episodes
-from bilevel_apps.meta_task import LEARNED_STEP, HyperRepresentation, MetaTask
 from bilevel_core import DivergenceError, Problem, Reverse, Unrolled, hypergradient
+from bilevel_meta.episodes import Episodes
+from bilevel_meta.task import LEARNED_STEP, HyperRepresentation, MetaTask
 from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model, heads
 
 BATCH, WAY, SHOT, QUERY, SIZE = 2, 3, 2, 3, 8

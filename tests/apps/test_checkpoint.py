@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from bilevel_apps import checkpoint as module
-from bilevel_apps.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.runs import checkpoint as module
+from bilevel_apps.runs.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 
 RECORD = {"step": 3, "best_accuracy": 0.25, "name": "é\n", "nested": {"a": [1, None, True]}}
 

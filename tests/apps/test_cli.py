@@ -14,10 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
-from bilevel_apps.build import make_task
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.task_scores import score_task
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.task import score_task
 
 TEXT = "not a store\n" * 100
 
@@ -225,6 +225,7 @@ def test_a_preset_with_changes(command, tmp_path, store):
     assert "nothing to resume: the run ended: all 1 hyper-iterations are done; for a" in found.err
 
 
+@pytest.mark.process
 def test_debug_shows_the_traceback(config_file, tmp_path):
     words = ["-m", "bilevel_apps.cli.train", str(config_file()), "--debug"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
@@ -233,6 +234,7 @@ def test_debug_shows_the_traceback(config_file, tmp_path):
     assert "InputError" in done.stderr
 
 
+@pytest.mark.process
 def test_the_installed_command_ends_with_its_status(tmp_path):
     words = ["-m", "bilevel_apps.cli.evaluate", str(tmp_path)]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
@@ -291,6 +293,8 @@ BAD_EVALUATIONS = [
     (["--steps", -1], "--steps -1: expected whole numbers ≥ 0"),
     (["--norm", "layer"], "--norm layer: no such normalisation: choose one of episode, batch"),
     (["--norm", "batch", "--track"], "--track with --norm batch"),
+    (["--overlap", "--track"], "--track with --overlap"),
+    (["--overlap", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --overlap"),
     (["--steps", 7, "--track"], "--track with --steps 7: what is kept of a run is with its own T"),
     (["--lr", "0.1", "--steps", "1,2", "--track"], "--track with --lr 0.1: what is kept of a run"),
     (["--norm", "batch", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --norm"),
@@ -366,6 +370,15 @@ def test_evaluation_takes_its_options(command, trained, store):
     assert [found[key] for key in keys] == ["val", 4, 2, 4, 0, 9]
     assert found["accuracy"] == 0.25  # a head that stays zero always answers the first class
     assert found["ci95"] == 0.0
+
+
+def test_queries_may_be_support_images_where_that_is_asked_for(command, trained):
+    words = ["--episodes", 40, "--shot", 5, "--query", 15]
+    honest, seen = (evaluate(command, trained, *words, *more) for more in ([], ["--overlap"]))
+    assert (honest["overlap"], seen["overlap"]) == (False, True)
+    assert not seen["trained_overlap"]
+    assert seen["accuracy"] != honest["accuracy"]
+    assert "may be support images" in command("eval", trained, *words, "--overlap").out
 
 
 def test_another_seed_has_other_episodes(command, trained):
@@ -595,6 +608,7 @@ def test_help_of_training_names_keys_and_presets(command):
         assert word in out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["train", "evaluate", "data"])
 def test_help_is_light(name):
     code = (
@@ -611,6 +625,7 @@ def test_help_is_light(name):
     assert "Usage" in done.stdout
 
 
+@pytest.mark.process
 def test_a_reader_that_leaves_is_no_traceback(store):
     """As in `bilevel-data info … | head -0`."""
     read, write = os.pipe()

@@ -17,22 +17,27 @@ import pytest
 import torch
 import yaml
 
-from bilevel_apps import feature_table as tables
-from bilevel_apps import scoring
-from bilevel_apps import train as module
-from bilevel_apps.build import episode_sampler, make_task
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.distributed import Shard, check_shareable, shared_hypergradient, use_own_gpu
-from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
-from bilevel_apps.hardware import set_threads
-from bilevel_apps.processes import ALONE, Processes, connected, launched
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.run_tracking import start_tracking
-from bilevel_apps.task_scores import task_accuracies
-from bilevel_apps.train import train
-from bilevel_apps.training_state import prepare
+from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.scoring import feature_table as tables
+from bilevel_apps.scoring import score as scoring
+from bilevel_apps.scoring.task import task_accuracies
+from bilevel_apps.system.hardware import set_threads
+from bilevel_apps.system.processes import ALONE, Processes, connected, launched
+from bilevel_apps.tracking.run import start_tracking
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.data_parallel import (
+    Shard,
+    check_shareable,
+    shared_hypergradient,
+    use_own_gpu,
+)
+from bilevel_apps.training.loop import train
+from bilevel_apps.training.state import prepare
 from bilevel_data import open_store
+from bilevel_meta.episodes import to_device
 
 CPU = torch.device("cpu")
 TORCHRUN = {
@@ -381,7 +386,7 @@ def assert_near(folder, expected):
         assert (its - other).norm() <= 1e-6 * other.norm(), group
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_two_processes_come_to_what_one_comes_to(tmp_path, config, file):
     changes = {"train__steps": 3, "model__filters": 16, "train__meta_batch": 4}
     folder, whole = tmp_path / "two", tmp_path / "one"
@@ -395,7 +400,7 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, config, file):
     assert "warning" not in run.err.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_begun_alone_and_resumed_by_two(tmp_path, config, file, monkeypatch):
     changes = {"train__steps": 4, "model__filters": 16, "train__meta_batch": 4}
     folder, whole = tmp_path / "run", tmp_path / "whole"
@@ -410,7 +415,7 @@ def test_begun_alone_and_resumed_by_two(tmp_path, config, file, monkeypatch):
     assert_near(folder, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path, file, monkeypatch, capsys):
     folder = tmp_path / "run"
     changes = {"train__steps": 10**6, "train__checkpoint_every": 1, "train__validate_every": 10**6}
@@ -444,7 +449,7 @@ def cut_after(step, monkeypatch):
     monkeypatch.setattr(module, "_hyper_iteration", cut)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_others_with_one_line(tmp_path, file, rank):
     folder = tmp_path / "run"
@@ -463,7 +468,7 @@ def test_a_killed_process_ends_the_others_with_one_line(tmp_path, file, rank):
     assert load_checkpoint(folder / "last.safetensors").record["step"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -481,7 +486,7 @@ def test_a_refusal_is_said_once_and_all_end_alike(tmp_path, file, changes, messa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_what_the_first_process_refuses_ends_all(tmp_path, file):
     """Only the first process tries to take the folder."""
     folder = tmp_path / "run"
@@ -493,7 +498,7 @@ def test_what_the_first_process_refuses_ends_all(tmp_path, file):
     assert run.statuses() == [2, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_process_that_fails_alone_says_why(tmp_path, file):
     """The others notice that it has gone, and leave the word to it."""
     changes = {"inner__lr": 1e38, "model__unit_length": False}

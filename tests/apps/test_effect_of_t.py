@@ -9,18 +9,14 @@ import pytest
 import torch
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.paper import Scale, effect_of_t, figure3, figure4, load_item, table2
-from bilevel_apps.paper.effect_of_t import DATA, NAMES, Study
-from bilevel_apps.paper.effect_of_t_data import (
-    EACH,
-    Examples,
-    Sets,
-    draw_sets,
-    open_characters,
-)
-from bilevel_apps.paper.effect_of_t_problem import EXACT, STEPS, Counted, LinearMap, step_size
-from bilevel_apps.paper.effect_of_t_run import Length, tune
-from bilevel_apps.paper.run import Request, run_item
+from bilevel_apps.paper import Scale, load_item
+from bilevel_apps.paper.effect_of_t import figure3, figure4, table2
+from bilevel_apps.paper.effect_of_t import study as effect_of_t
+from bilevel_apps.paper.effect_of_t.data import EACH, Examples, Sets, draw_sets, open_characters
+from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS, Counted, LinearMap, step_size
+from bilevel_apps.paper.effect_of_t.study import DATA, NAMES, Study
+from bilevel_apps.paper.effect_of_t.tune import Length, tune
+from bilevel_apps.paper.harness.make import Request, run_item
 from bilevel_core import Exact, Reverse, Spectral, Unrolled, hypergradient
 from bilevel_data import load_source, open_store, write_store
 
@@ -302,7 +298,7 @@ def test_claims_can_fail(item, place, changed):
 
 
 @pytest.mark.data
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_quick_on_omniglot(tmp_path):
     if not OMNIGLOT.is_dir():
         pytest.skip(f"needs the two zips of Omniglot in {OMNIGLOT}")

@@ -23,8 +23,8 @@ from bilevel_apps.embed.projection import Projection, principal_components, tsne
 from bilevel_apps.embed.samples import Embedded, balanced, embed_images
 from bilevel_apps.embed.separation import separation
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.files import write_files
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.system.files import write_files
 from bilevel_data import open_store
 
 FILES = ["pairs.png", "neighbours.png", "map-pca.png", "map.html", "embeddings.npz"]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_apps import export
-from bilevel_apps.build import make_task
-from bilevel_apps.export import CARD, FewShotProgram, export_run
-from bilevel_apps.few_shot import FewShotClassifier
-from bilevel_apps.few_shot_head import learner_of
+from bilevel_apps.predict import export
+from bilevel_apps.predict.classifier import FewShotClassifier
+from bilevel_apps.predict.export import CARD, FewShotProgram, export_run
+from bilevel_apps.runs.build import make_task
 from bilevel_data import open_store
+from bilevel_meta.adapt import learner_of
 
 SHAPE = (16, 16, 1)
 
@@ -51,7 +51,7 @@ def test_the_programs_form_is_that_of_the_heads(config, norm):
 @pytest.fixture(scope="module")
 def runs(trained, tmp_path_factory, config):
     """A run of running averages, and one of the support set's statistics."""
-    from bilevel_apps.train import train
+    from bilevel_apps.training.loop import train
 
     folder = tmp_path_factory.mktemp("runs") / "support"
     train(config(model__norm="support", train__steps=2), folder, resume=False)

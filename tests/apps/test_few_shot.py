@@ -12,15 +12,15 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator
 
-from bilevel_apps.build import make_task
-from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
-from bilevel_apps.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.errors import InputError
-from bilevel_apps.few_shot import FewShotClassifier
-from bilevel_apps.few_shot_head import CHUNK, learner_of
-from bilevel_apps.few_shot_run import load_trained
-from bilevel_apps.inner_problem import InnerLoop
+from bilevel_apps.predict.classifier import FewShotClassifier
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
+from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.runs.few_shot import load_trained
 from bilevel_data import open_store
+from bilevel_meta.adapt import CHUNK, learner_of
+from bilevel_meta.inner_problem import InnerLoop
 from bilevel_models import heads
 
 SHAPE = (16, 16, 1)
@@ -84,7 +84,7 @@ def test_it_is_the_head_that_evaluation_scores(trained, images):
         step_size=run.task.model.log_lr.detach().exp(),
         scale=scale,
     )
-    expected = heads.logits(head, features.query, scale)[0].softmax(dim=-1).numpy()
+    expected = heads.logits(head, features.query)[0].softmax(dim=-1).numpy()
     np.testing.assert_allclose(model.predict_proba(query), expected, rtol=0, atol=1e-4)
 
 
@@ -270,7 +270,7 @@ def test_other_refusals(trained, images, tmp_path):
 
 
 def test_a_transductive_run_costs_a_warning(tmp_path, config, images):
-    from bilevel_apps.train import train
+    from bilevel_apps.training.loop import train
 
     train(config(model__norm="episode", train__steps=2), tmp_path / "run", resume=False)
     with pytest.warns(UserWarning, match="transductive accuracy will not be reached"):

@@ -13,10 +13,10 @@ import time
 import pytest
 import yaml
 
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.train import train
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.training.loop import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 STEPS = 300
 

@@ -17,9 +17,6 @@ from PIL import Image
 from torch.func import functional_call
 from torch.nn import functional
 
-from bilevel_apps import train as train_module
-from bilevel_apps.build import make_task, settled_outputs
-from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.config import (
     Config,
     describe_keys,
@@ -28,23 +25,17 @@ from bilevel_apps.config import (
     parse_config,
     with_settings,
 )
-from bilevel_apps.distributed import shared_gradients
-from bilevel_apps.episodes import Episodes, to_device
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.few_shot import FewShotClassifier
-from bilevel_apps.inner_problem import LEARNED_STEP
-from bilevel_apps.meta_task import HyperRepresentation, MetaTask
-from bilevel_apps.methods import METHODS
-from bilevel_apps.methods.linear_outputs import (
-    LinearOutputs,
-    LinearOutputsOfSets,
-    with_linear_outputs,
-)
-from bilevel_apps.processes import ALONE
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.train import train
-from bilevel_apps.trained_run import load_run
-from bilevel_apps.training_state import prepare, resolve
+from bilevel_apps.predict.classifier import FewShotClassifier
+from bilevel_apps.runs.build import make_task, settled_outputs
+from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.system.processes import ALONE
+from bilevel_apps.training import loop as train_module
+from bilevel_apps.training.data_parallel import shared_gradients
+from bilevel_apps.training.loop import train
+from bilevel_apps.training.state import prepare, resolve
 from bilevel_core import Direct, DivergenceError, Problem, Reverse, hypergradient
 from bilevel_data import (
     EpisodeSampler,
@@ -54,7 +45,16 @@ from bilevel_data import (
     open_store,
     write_store,
 )
+from bilevel_meta.episodes import Episodes, to_device
+from bilevel_meta.inner_problem import LEARNED_STEP
+from bilevel_meta.methods import METHODS
+from bilevel_meta.task import HyperRepresentation, MetaTask
 from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model, heads
+from bilevel_models.backbones.linear_output import (
+    LinearOutputs,
+    LinearOutputsOfSets,
+    with_linear_outputs,
+)
 
 CPU = torch.device("cpu")
 WAY, SHOT, QUERY, SIZE, CLASSES = 3, 2, 3, 8, 7
@@ -550,7 +550,7 @@ def test_linear_outputs_are_the_representation():
             step_size=0.2,
             scale=3.0,
         )
-        scores = heads.logits(head, found.query, 3.0)
+        scores = heads.logits(head, found.query)
         assert torch.equal(task.accuracies(episodes), heads.accuracy(scores, episodes.query_labels))
 
 

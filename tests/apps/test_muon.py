@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bilevel_apps.muon import MOMENTUM, RATE, Muon, orthogonal
+from bilevel_apps.training.muon import MOMENTUM, RATE, Muon, orthogonal
 
 
 def weights(*shapes):

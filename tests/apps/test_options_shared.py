@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from bilevel_apps.build import part_of
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.train import train
+from bilevel_apps.runs.build import part_of
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.training.loop import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 OPTIONS = {
     "model__filters": 16,

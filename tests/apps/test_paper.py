@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 
 from bilevel_apps.cli import paper as command_line
+from bilevel_apps.drawing.style import new_figure
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper import ITEMS, Claim, Item, Report, Scale, load_item
-from bilevel_apps.paper.overview import total_seconds
-from bilevel_apps.paper.run import Request, run_item
-from bilevel_apps.paper.spread import spread
-from bilevel_apps.pictures import new_figure
+from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.harness.overview import total_seconds
+from bilevel_apps.paper.harness.summary import spread
 from bilevel_core import DivergenceError
 
 FILES = {"figure1.png", "figure1.svg", "figure1.csv", "figure1-details.csv"} | {

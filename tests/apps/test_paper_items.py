@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_apps.paper import Scale, appendix_b, figure1, load_item, table5
-from bilevel_apps.paper.ridge import Rows, curvature, draw_rows, join, mape, ridge
-from bilevel_apps.paper.run import Request, run_item
-from bilevel_apps.paper.work import Part
+from bilevel_apps.paper import Scale, figure1, load_item
+from bilevel_apps.paper.harness.cache import Part
+from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.ridge import appendix_b, table5
+from bilevel_apps.paper.ridge.data import Rows, curvature, draw_rows, join, mape, ridge
 from bilevel_core import Exact, GradientDescent, hypergradient
 
 

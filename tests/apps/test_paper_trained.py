@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate import Request as Evaluation
-from bilevel_apps.evaluate import evaluate_run
-from bilevel_apps.paper import Scale, figure5, figure6, load_item, table3, table4
-from bilevel_apps.paper.run import Request, run_item
-from bilevel_apps.paper.work import Part
+from bilevel_apps.evaluate.evaluate import Request as Evaluation
+from bilevel_apps.evaluate.evaluate import evaluate_run
+from bilevel_apps.paper import Scale, figure5, load_item
+from bilevel_apps.paper.harness.cache import Part
+from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.trained import figure6, table3, table4
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_data import SourceData, SourceSplit, open_store, write_store
 from bilevel_data.sources import load_source
 
@@ -100,8 +101,8 @@ def test_what_is_recorded_is_not_trained_or_scored_again(tmp_path, characters, m
     def never(*_arguments, **_options):
         raise AssertionError
 
-    monkeypatch.setattr("bilevel_apps.paper.trained.train", never)
-    monkeypatch.setattr("bilevel_apps.paper.trained.evaluate_run", never)
+    monkeypatch.setattr("bilevel_apps.paper.trained.cells.train", never)
+    monkeypatch.setattr("bilevel_apps.paper.trained.cells.evaluate_run", never)
     second, _ = computed("table3", tmp_path, characters, only=only)
     assert second.rows == first.rows
 
@@ -499,7 +500,7 @@ def pictures(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["table3", "table4", "figure5", "figure6"])
 def test_the_claims_hold_at_quick(name, tmp_path, monkeypatch, pictures):
     monkeypatch.undo()  # as many episodes as the items have

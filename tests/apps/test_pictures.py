@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bilevel_apps.pictures import (
+from bilevel_apps.drawing.style import (
     BLUE,
     CLASS_COLOURS,
     GREEN,

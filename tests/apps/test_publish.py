@@ -12,20 +12,21 @@ import torch
 from PIL import Image
 
 from bilevel_apps import publish as publishing
+from bilevel_apps.compare.paired import Episodes, paired_scores
+from bilevel_apps.compare.select import choose_runs
 from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.embed import EmbedRequest, embed_run
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate import Request, evaluate_run
-from bilevel_apps.few_shot import FewShotClassifier
-from bilevel_apps.predict import PredictRequest, predict_pictures
+from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.predict.classifier import FewShotClassifier
+from bilevel_apps.predict.predict import PredictRequest, predict_pictures
 from bilevel_apps.publish import PublishRequest, command_of, publish_run
-from bilevel_apps.runs.choice import choose_runs
-from bilevel_apps.runs.paired import Episodes, paired_scores
-from bilevel_apps.scoring import score
-from bilevel_apps.train import train
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.score import score
+from bilevel_apps.training.loop import train
 from bilevel_data import open_store
-from bilevel_models import list_pretrained, pretrained, pretrained_card
+from bilevel_models import list_pretrained, pretrained_card
+from bilevel_models.pretrained import weights as pretrained
 
 TAG = Path("pretrained:tiny")
 
@@ -95,7 +96,9 @@ def test_a_tag_can_be_evaluated_and_drawn(publish, trained, store, tmp_path, mon
     with pytest.raises(InputError, match="no data: give --data"):
         evaluate_run(TAG, Request(episodes=8))
     several = Request(episodes=8, data=store, split="val", steps=(1, 5), choose=True)
-    monkeypatch.setattr("bilevel_apps.evaluate.load_run", lambda *_: pytest.fail("began to score"))
+    monkeypatch.setattr(
+        "bilevel_apps.evaluate.evaluate.load_run", lambda *_: pytest.fail("began to score")
+    )
     with pytest.raises(InputError, match="--choose: pretrained:tiny is part of the package"):
         evaluate_run(TAG, several)
     assert not TAG.exists()
@@ -154,8 +157,8 @@ def test_averaged_weights_and_a_chosen_step_number_are_what_is_published(publish
     assert card.steps == load_run(TAG, "cpu").task.steps == chosen["steps"]
     assert load_run(TAG, "cpu").config.inner.steps == 5
     weights = pretrained.pretrained_weights(card)
-    from bilevel_apps.build import part_of
-    from bilevel_apps.checkpoint import load_checkpoint
+    from bilevel_apps.runs.build import part_of
+    from bilevel_apps.runs.checkpoint import load_checkpoint
 
     tensors = load_checkpoint(folder / "best.safetensors").tensors
     mean, last = part_of(tensors, "average.backbone"), part_of(tensors, "model.backbone")

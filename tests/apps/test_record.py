@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bilevel_apps.build import make_task
-from bilevel_apps.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bilevel_apps.config import parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.record import read_record
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bilevel_apps.runs.record import read_record
 
 GONE = object()
 
@@ -161,7 +161,7 @@ def test_weights_that_are_no_numbers(command, crafted):
 
 
 def test_a_run_without_its_average(command, config, tmp_path):
-    from bilevel_apps.train import train
+    from bilevel_apps.training.loop import train
 
     folder = tmp_path / "run"
     train(config(train__average=0.5, train__steps=2), folder, resume=False)

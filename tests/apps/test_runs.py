@@ -17,18 +17,18 @@ from PIL import Image
 
 import browser
 from bilevel_apps.cli import runs as command_line
+from bilevel_apps.compare import CompareRequest, TrackedRun, compare_runs, list_runs, read_runs
+from bilevel_apps.compare.database import find_uri
+from bilevel_apps.compare.paired import Episodes, paired_scores
+from bilevel_apps.compare.select import choose_runs
+from bilevel_apps.compare.table import Cell, Format, Table, number
+from bilevel_apps.compare.ui import serve
 from bilevel_apps.embed import EmbedRequest
-from bilevel_apps.episodes import to_device
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs import CompareRequest, TrackedRun, compare_runs, list_runs, read_runs
-from bilevel_apps.runs.choice import choose_runs
-from bilevel_apps.runs.database import find_uri
-from bilevel_apps.runs.paired import Episodes, paired_scores
-from bilevel_apps.runs.table import Cell, Format, Table, number
-from bilevel_apps.runs.ui import serve
-from bilevel_apps.scoring import score
-from bilevel_apps.train import train
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.score import score
+from bilevel_apps.training.loop import train
+from bilevel_meta.episodes import to_device
 
 MLFLOW_WARNINGS = pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
 
@@ -448,7 +448,7 @@ def quoted(value):
     return json.dumps(value, separators=(",", ":")).replace('"', "%22")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @MLFLOW_WARNINGS
 @pytest.mark.skipif(browser.find_browser() is None, reason="no Chromium is installed")
 def test_the_interface_in_a_browser(runs, interface, tmp_path):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_apps import scoring
-from bilevel_apps.build import episode_sampler, make_task
-from bilevel_apps.episodes import Episodes
 from bilevel_apps.errors import InputError
-from bilevel_apps.scoring import episode_accuracies, nearest_pixel, score, score_episodes
+from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.scoring import score as scoring
+from bilevel_apps.scoring.score import episode_accuracies, nearest_pixel, score, score_episodes
 from bilevel_data import open_store
+from bilevel_meta.episodes import Episodes
 
 CPU = torch.device("cpu")
 

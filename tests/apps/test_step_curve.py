@@ -9,18 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from bilevel_apps import feature_table as tables
-from bilevel_apps import head_scores as head_scoring
-from bilevel_apps.build import episode_sampler, make_task
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate import Request, evaluate_run
-from bilevel_apps.feature_table import episode_keys, feature_table
-from bilevel_apps.head_scores import HeadScores, head_scores
-from bilevel_apps.inner_problem import InnerLoop
-from bilevel_apps.scoring import episode_accuracies, score
-from bilevel_apps.step_curve import best_of, curve_of
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.evaluate.curve import best_of, curve_of
+from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring import feature_table as tables
+from bilevel_apps.scoring import heads as head_scoring
+from bilevel_apps.scoring.feature_table import episode_keys, feature_table
+from bilevel_apps.scoring.heads import HeadScores, head_scores
+from bilevel_apps.scoring.score import episode_accuracies, score
 from bilevel_data import open_store
+from bilevel_meta.inner_problem import InnerLoop
 
 CPU = torch.device("cpu")
 INNER = [InnerLoop(*pair) for pair in ((0, 1.0), (1, 1.0), (4, 1.0), (9, 1.0), (9, 0.05))]
@@ -326,8 +326,8 @@ def test_a_folder_that_cannot_be_written_costs_the_picture(copy, monkeypatch, ca
 
 
 def test_own_divergence_is_status_1(command, tmp_path, config):
-    from bilevel_apps.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from bilevel_apps.train import train
+    from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from bilevel_apps.training.loop import train
 
     folder = tmp_path / "run"
     train(config(model__unit_length=False, train__steps=1), folder, resume=False)
@@ -343,6 +343,6 @@ def test_own_divergence_is_status_1(command, tmp_path, config):
 
 
 def test_one_episode_is_refused_before_any_is_scored(trained, monkeypatch):
-    monkeypatch.setattr("bilevel_apps.evaluate.load_run", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("bilevel_apps.evaluate.evaluate.load_run", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="episodes=1: fewer than two"):
         evaluate_run(trained, Request(episodes=1))

@@ -9,18 +9,18 @@ import pytest
 import yaml
 
 from bilevel_apps import sweep as sweeps
-from bilevel_apps import train as training
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.cli import train as cli
 from bilevel_apps.config import parse_config
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.processes import Processes
+from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.sweep import Plan, sweep
 from bilevel_apps.sweep.axes import Choices, Range, grid, parse_axes
 from bilevel_apps.sweep.folder import child_name
 from bilevel_apps.sweep.samplers import proposals
 from bilevel_apps.sweep.table import Child, as_csv, as_lines, best_first
-from bilevel_apps.train import train
+from bilevel_apps.system.processes import Processes
+from bilevel_apps.training import loop as training
+from bilevel_apps.training.loop import train
 
 GRID = Plan(axes=("inner.steps=1,3", "train.lr=1e-3,3e-3"))
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from bilevel_apps import train as training
-from bilevel_apps.checkpoint import load_checkpoint
+from bilevel_apps.compare.tracked import read_run
 from bilevel_apps.errors import RunError
-from bilevel_apps.evaluate import Request, evaluate_run
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.runs.tracked import read_run
+from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.sweep import Plan, sweep
 from bilevel_apps.sweep.table import best_first
-from bilevel_apps.tracking import Target, Tracker, default_uri, open_tracker
-from bilevel_apps.train import train
+from bilevel_apps.tracking.tracker import Target, Tracker, default_uri, open_tracker
+from bilevel_apps.training import loop as training
+from bilevel_apps.training.loop import train
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -285,7 +285,7 @@ def test_a_tracker_that_fails_later_costs_one_warning(runs, tracked, trained, ca
         return whole(client, *arguments, **options)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", fail)
-    monkeypatch.setattr("bilevel_apps.tracking.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("bilevel_apps.tracking.tracker.FLUSH_SECONDS", 0.0)
     train(tracked(), runs / "run", resume=False)
     assert warnings_of(capsys) == [
         "warning: tracking stopped, training goes on (the server)",
@@ -319,7 +319,7 @@ def test_metrics_are_buffered(monkeypatch):
     assert [*client.batches[0], *client.batches[1]] == [("a", float(k), k) for k in range(1500)]
     tracker.flush()
     assert len(client.batches) == 2
-    monkeypatch.setattr("bilevel_apps.tracking.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("bilevel_apps.tracking.tracker.FLUSH_SECONDS", 0.0)
     tracker.metrics(7, {"a": 1})
     assert client.batches[2:] == [[("a", 1.0, 7)]]
 

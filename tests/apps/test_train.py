@@ -11,16 +11,16 @@ import pytest
 import torch
 import yaml
 
-from bilevel_apps import train as module
-from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.config import dump_config, load_config, parse_config
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.meta_task import MetaTask
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.scoring import episode_accuracies, score
-from bilevel_apps.train import train
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.score import episode_accuracies, score
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.loop import train
 from bilevel_core import DivergenceError
+from bilevel_meta.task import MetaTask
 from bilevel_models import Encoder
 
 
@@ -555,6 +555,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, config, monkeypa
     )
 
 
+@pytest.mark.process
 def test_a_second_process_is_refused(tmp_path, config, command, settings):
     folder = tmp_path / "run"
     with RunFolder(folder).exclusive():

@@ -9,17 +9,19 @@ import torch
 import yaml
 
 from apps.test_distributed import Torchrun, together
-from bilevel_apps import feature_table, head_scores, scoring
-from bilevel_apps import train as module
-from bilevel_apps.build import episode_sampler, make_task
-from bilevel_apps.checkpoint import load_checkpoint
-from bilevel_apps.interrupt import Interrupted
-from bilevel_apps.meta_task import MetaTask
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.task_scores import task_accuracies
-from bilevel_apps.tracking import Tracker
-from bilevel_apps.train import train
+from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.scoring import feature_table
+from bilevel_apps.scoring import heads as head_scores
+from bilevel_apps.scoring import score as scoring
+from bilevel_apps.scoring.task import task_accuracies
+from bilevel_apps.system.signals import Interrupted
+from bilevel_apps.tracking.tracker import Tracker
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.loop import train
 from bilevel_data import open_store
+from bilevel_meta.task import MetaTask
 
 CPU = torch.device("cpu")
 # What of a validation is done in parts, where an image's features depend on the episode and where
@@ -228,7 +230,7 @@ def test_processes_give_a_validation_up_together(store, config, small_parts, par
     assert found == [expected, expected]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_signal_to_torchrun_ends_a_validation(tmp_path, settings):
     """Of a million episodes, which take minutes."""
     file, folder = tmp_path / "config.yaml", tmp_path / "run"

@@ -16,10 +16,10 @@ import torch
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.tune import Tuning
-from bilevel_apps.tune.engines import ENGINES, engine_named
+from bilevel_apps.tune.engine_names import ENGINES, engine_named
 from bilevel_apps.tune.folder import TuneFolder, arrays_of, next_folder
-from bilevel_apps.tune.run import Request, tune
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
+from bilevel_apps.tune.tune import Request, tune
 from bilevel_core import (
     Forward,
     GradientDescent,
@@ -245,6 +245,8 @@ made = Tuning(
 """
 
 
+@pytest.mark.jax
+@pytest.mark.process
 def test_another_framework(here):
     pytest.importorskip("jax")
     pytest.importorskip("optax")
@@ -363,6 +365,7 @@ def test_list_and_help(bilevel_tune):
     assert bilevel_tune()[1] == out
 
 
+@pytest.mark.process
 def test_help_is_light():
     code = (
         "import sys\n"
@@ -520,6 +523,7 @@ def test_settings_are_read_as_yaml(here):
     assert tuning.optimizer.keywords == {"lr": 0.001}
 
 
+@pytest.mark.process
 def test_interrupted(here):
     """Ctrl-C after the first hyper-iterations: all files are there, and the status is 130."""
     words = [sys.executable, "-m", "bilevel_apps.cli.tune", PROBLEM, "--no-track"]
@@ -545,7 +549,7 @@ def _files(folder):
     return folder.history, folder.hyperparameters, folder.figures, folder.picture
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
 def test_tracking(here, monkeypatch):
     mlflow = pytest.importorskip("mlflow")

@@ -11,11 +11,11 @@ import time
 import pytest
 import yaml
 
+from bilevel_apps.compare.database import client_of
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import read_json
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.runs.database import client_of
-from bilevel_apps.train import train
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.system.files import read_json
+from bilevel_apps.training.loop import train
 
 HALF = "0123abcd.tmp"
 
@@ -103,7 +103,7 @@ def test_a_damaged_address_of_the_tracker_is_none(tmp_path, text):
     assert RunFolder(tmp_path).load_tracking() == {"uri": "sqlite:///a.db", "run_id": "b"}
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_result_survives_a_terminal_of_few_letters(trained):
     words = ["bilevel_apps.cli.evaluate", trained, "--episodes", "2", "--lr", "0.1,0.2"]
     done = subprocess.run(
@@ -116,7 +116,7 @@ def test_a_result_survives_a_terminal_of_few_letters(trained):
     assert rb"\u03b7" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_sigterm_leaves_nothing_of_a_store(tmp_path):
     words = ["bilevel_apps.cli.data", "prepare", "glyphs", "--out", str(tmp_path / "g.h5")]
     with subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.PIPE) as process:
@@ -129,7 +129,7 @@ def test_sigterm_leaves_nothing_of_a_store(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
 def test_sigterm_is_heard_while_the_database_is_locked(tmp_path, settings):
     """A checkpoint is saved and the process ends within five seconds, with one warning."""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bilevel_apps.build import make_task
 from bilevel_apps.cli import data as command_line
 from bilevel_apps.config import parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.hardware import choose_device
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.system.hardware import choose_device
 from bilevel_models import registry
 
 OWN = """

@@ -233,6 +233,7 @@ def test_a_set_of_the_users_own_is_a_set():
     assert read(LAM, reparametrize=Above(-5.0)).within["rate"] == Above(-5.0)
 
 
+@pytest.mark.jax
 def test_jax_agrees_with_torch():
     jax = pytest.importorskip("jax")
     pytest.importorskip("bilevel_core.backends.jax")

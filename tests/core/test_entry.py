@@ -292,6 +292,7 @@ def test_a_run_that_starts_at_the_optimum_is_fine():
     assert hypergradient(still, DESCENT, lam, steps=5).grad == lam
 
 
+@pytest.mark.process
 def test_import_loads_no_framework():
     code = (
         "import sys, bilevel_core;print([m for m in ('torch', 'jax', 'numpy') if m in sys.modules])"

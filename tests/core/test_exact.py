@@ -223,6 +223,7 @@ def test_dense_serves_the_implicit_engine():
     assert torch.allclose(grad, exact(known.problem, known.lam).grad, rtol=1e-8)
 
 
+@pytest.mark.jax
 def test_jax_has_the_same_exact_gradient():
     jax = pytest.importorskip("jax")
     pytest.importorskip("bilevel_core.backends.jax")

@@ -235,6 +235,7 @@ def test_input_is_refused(option, message):
         )
 
 
+@pytest.mark.jax
 def test_jax_has_the_same_run():
     jax = pytest.importorskip("jax")
     optax = pytest.importorskip("optax")
@@ -261,6 +262,7 @@ def test_jax_has_the_same_run():
         assert run.values == pytest.approx(values, rel=1e-12)
 
 
+@pytest.mark.jax
 def test_a_dict_that_is_not_in_the_order_of_its_keys_has_the_same_run_in_jax():
     """JAX sorts the keys of what it returns."""
     jax = pytest.importorskip("jax")

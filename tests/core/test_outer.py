@@ -332,6 +332,7 @@ def test_a_run_that_fails_says_in_which_hyper_iteration():
     assert "hyper-iteration 0:" in caught.value.__notes__[0]
 
 
+@pytest.mark.jax
 def test_jax_has_the_same_run():
     jax = pytest.importorskip("jax")
     optax = pytest.importorskip("optax")

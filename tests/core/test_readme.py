@@ -19,6 +19,7 @@ def test_there_is_an_example_for_each_framework():
     ]
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("example", EXAMPLES, ids=["torch", "jax"])
 def test_the_example_lowers_the_outer_objective(example, capsys):
     if "import jax" in example and jax is None:
@@ -34,6 +35,7 @@ def test_the_example_lowers_the_outer_objective(example, capsys):
     assert "->" in capsys.readouterr().out
 
 
+@pytest.mark.docs
 def test_learned_rates_and_starts():
     names = {}
     exec(compile(LEARNED, str(README), "exec"), names)

@@ -16,9 +16,9 @@ from bilevel_data import (
     verify_store,
     write_store,
 )
-from bilevel_data.sources.glyph_table import SCRIPTS
-from bilevel_data.sources.glyphs import font_folder
-from bilevel_data.sources.hands import handwrite
+from bilevel_data.sources.glyphs.characters import SCRIPTS
+from bilevel_data.sources.glyphs.handwriting import handwrite
+from bilevel_data.sources.glyphs.source import font_folder
 
 
 @pytest.fixture(scope="module")

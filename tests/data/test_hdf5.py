@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel_data import DataError, open_store, write_store
-from bilevel_data import writer as writer_module
-from bilevel_data.hdf5.checksums import fletcher32, lookup3
-from bilevel_data.hdf5.headers import Part
-from bilevel_data.layout import dataset, group, open_hdf5, read_array
+from bilevel_data.stores import writer as writer_module
+from bilevel_data.stores.hdf5.checksums import fletcher32, lookup3
+from bilevel_data.stores.hdf5.headers import Part
+from bilevel_data.stores.hdf5.reader import dataset, group, open_hdf5, read_array
 
 NOWHERE = b"\xff" * 8
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel_data import DataError
-from bilevel_data.randomness import choose, permutation, uniform, words
+from bilevel_data.episodes.counter_random import choose, permutation, uniform, words
 from bilevel_data.splits import (
     EVALUATION_ALPHABETS,
     by_fraction,

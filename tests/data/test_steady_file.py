@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from bilevel_data.steady_file import SteadyFile
+from bilevel_data.stores.deferred_errors import SteadyFile
 
 
 class Broken:

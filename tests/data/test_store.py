@@ -19,14 +19,14 @@ from bilevel_data import (
     DataError,
     Lazy,
     Manifest,
-    atomic,
     open_store,
     read_manifest,
     verify_store,
     write_store,
 )
-from bilevel_data import writer as writer_module
-from bilevel_data.manifest import parse_manifest
+from bilevel_data.files import atomic
+from bilevel_data.stores import writer as writer_module
+from bilevel_data.stores.manifest import parse_manifest
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model
-from bilevel_models.fused import Plan, block, channels_last
+from bilevel_models.backbones.fused.conv_block import Plan, block, channels_last
 
 NETWORKS = [("omniglot-net", 1, 28), ("c4l", 3, 16), ("c4l", 1, 47), ("omniglot-net", 3, 21)]
 SIZES = (2, 4, 3)

@@ -33,6 +33,7 @@ def faults(how):
     return bool(kept), count
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is nothing to keep")
 def test_kept_memory_causes_no_page_faults():
     kept, few = faults("kept")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from bilevel_models import EACH_SET, OffsetNorm2d, Statistics, create_model
-from bilevel_models.backbones import residual
+from bilevel_models.backbones import recomputed as residual
 
 
 def same_pool(x):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bilevel_models import EACH_SET, RUNNING, OffsetNorm2d, Statistics, create_model
-from bilevel_models.backbones import import_torchvision
-from bilevel_models.backbones.ambient import AmbientNorm2d, explicit_norms, using
-from bilevel_models.backbones.import_torchvision import torchvision_module
+from bilevel_models.backbones import torchvision_library as import_torchvision
+from bilevel_models.backbones.context_norm import AmbientNorm2d, explicit_norms, using
+from bilevel_models.backbones.torchvision_library import torchvision_module
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="torchvision is an extra"
@@ -208,6 +208,7 @@ def test_other_failures_of_the_import_are_told(monkeypatch, failure, kind, messa
         torchvision_module("torchvision.models")
 
 
+@pytest.mark.process
 def test_it_is_imported_only_when_asked_for():
     code = "import sys, bilevel_models; sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,7 +1,7 @@
 """A training that imports what later ones need, so that processes that are forked begin at once."""
 
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.training.loop import train
 
 
 def warmed_up(config, folder):

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bilevel_apps.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from bilevel_data.atomic import file_sha256
-from bilevel_data.hdf5.checksums import lookup3
+from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bilevel_data.files.atomic import file_sha256
+from bilevel_data.stores.hdf5.checksums import lookup3
 
 
 @dataclass(frozen=True)

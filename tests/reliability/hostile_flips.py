@@ -41,7 +41,7 @@ def check_store(path):
 
 
 def load_checkpoint(path):
-    from bilevel_apps.checkpoint import load_checkpoint as load
+    from bilevel_apps.runs.checkpoint import load_checkpoint as load
 
     return load(path)
 

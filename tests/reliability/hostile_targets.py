@@ -18,7 +18,6 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from bilevel_apps import checkpoint as checkpoint_module
 from bilevel_apps.config import (
     dump_config,
     list_presets,
@@ -28,12 +27,13 @@ from bilevel_apps.config import (
     parse_yaml,
 )
 from bilevel_apps.errors import InputError
-from bilevel_apps.record import read_record
+from bilevel_apps.runs import checkpoint as checkpoint_module
+from bilevel_apps.runs.record import read_record
 from bilevel_data import DataError, SourceData, SourceSplit, load_source, open_store, write_store
-from bilevel_data import layout as layout_module
-from bilevel_data.hdf5 import headers as headers_module
-from bilevel_data.sources.images import read_picture
-from bilevel_data.sources.tree import open_tree
+from bilevel_data.files.file_tree import open_tree
+from bilevel_data.sources.decode import read_picture
+from bilevel_data.stores.hdf5 import headers as headers_module
+from bilevel_data.stores.hdf5 import reader as layout_module
 
 CORPUS = Path(__file__).parent / "corpus"
 REFUSALS = (DataError, InputError)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_apps.checkpoint import Checkpoint, save_checkpoint
+from bilevel_apps.runs.checkpoint import Checkpoint, save_checkpoint
 from bilevel_data import SourceData, SourceSplit, write_store
 
 WORKER = Path(__file__).with_name("hostile_flips.py")
@@ -101,7 +101,7 @@ def checked(kind, path, flips):
     print(f"\n{kind} of {path.stat().st_size} bytes: {len(flips)} flips: {found}")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["store", "checkpoint"])
 def test_every_byte_of_a_small_file(tmp_path, kind):
     path = tmp_path / "small"
@@ -110,7 +110,7 @@ def test_every_byte_of_a_small_file(tmp_path, kind):
     checked(kind, path, every_byte(path, [0xFF]))
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["store", "checkpoint"])
 def test_some_bits_of_a_large_file(tmp_path, kind):
     path = tmp_path / "large"

@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from apps.conftest import merge, source
-from bilevel_apps import train as module
-from bilevel_apps.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
+from bilevel_apps.training import loop as module
+from bilevel_apps.training.loop import train
 from bilevel_data import EpisodeLoader, open_store, write_store
 
 SETTINGS = {
@@ -95,7 +95,7 @@ def test_a_resume_with_other_prefetching_does_not_matter(
     assert bits(folder) == bits(once)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_other_processes_come_to_the_same_bits(tmp_path, settings, once):
     """With other hashes of strings, another folder, another locale and other random states."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -118,6 +118,7 @@ def test_at_any_fixed_number_of_threads(tmp_path, settings, threads):
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
 
 
+@pytest.mark.process
 def test_a_store_built_in_another_process_has_the_same_bits(tmp_path, settings):
     program = (
         "import sys; sys.path[:0] = sys.argv[2:]; from apps.conftest import source; "

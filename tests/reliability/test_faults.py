@@ -26,11 +26,11 @@ import yaml
 from PIL import Image
 
 from apps.conftest import merge, source
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.cli import data, train
 from bilevel_apps.config import parse_config
 from bilevel_apps.errors import RunError
-from bilevel_apps.train import train as run_training
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.training.loop import train as run_training
 from bilevel_data import open_store, write_store
 from reliability.faulty import ERRORS, KINDS, Disk, installed
 
@@ -306,7 +306,7 @@ def test_each_system_call_that_linux_fails(request, name):
     print(f"{name}: {sum(statuses.values())} faults: {dict(statuses)}")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("size", [100, 3000])
 def test_the_command_on_a_disk_that_is_full(building, size):
     """A limit on the size of files, which Linux and HDF5's end of the process feel too."""

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.training.loop import train
 from bilevel_data import SourceData, SourceSplit, write_store
-from bilevel_data.sources.torchvision_library import import_datasets
+from bilevel_data.sources.torchvision.library import import_datasets
 from reliability.hostile import CASES, Place
 from reliability.own_memory import own_memory
 
@@ -190,7 +190,7 @@ SAMPLE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     "case",
     [case for case in CASES if f"{case.kind}: {case.name}" in SAMPLE],

@@ -20,17 +20,17 @@ import pytest
 import yaml
 
 from apps.conftest import merge, source
-from bilevel_apps import tracking
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.cli import train as command
 from bilevel_apps.config import load_config, parse_config
-from bilevel_apps.train import train
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.tracking import tracker as tracking
+from bilevel_apps.training.loop import train
 from bilevel_data import open_store, verify_store, write_store
 from reliability.faulty import Child
 from reliability.faulty_runs import warmed_up
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.process,
     pytest.mark.filterwarnings("default"),  # MLflow's own are not ours to mend, nor are forks
 ]
 

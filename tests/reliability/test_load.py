@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from apps.conftest import merge, source
-from bilevel_apps import tracking
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import parse_config
-from bilevel_apps.train import train
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.tracking import tracker as tracking
+from bilevel_apps.training.loop import train
 from bilevel_data import (
     EpisodeSampler,
     EpisodeSpec,
@@ -237,6 +237,7 @@ def resident():
     return pages * resource.getpagesize()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("episodes", [12_000, pytest.param(1_002_000, marks=LONG)])
 def test_episodes_without_end(episodes):
@@ -337,7 +338,7 @@ print(json.dumps({"grown": peak() - before, "seconds": time.monotonic() - began}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("classes", [20, pytest.param(1000, marks=LONG)])
 def test_a_store_of_many_images(tmp_path, classes):

@@ -12,17 +12,17 @@ from typing import Any, final
 
 import safetensors.torch
 
-from bilevel_apps.build import backbone_options
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import Config, TrackingSection, list_presets, load_preset, parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import check_writable, read_json, write_files
-from bilevel_apps.record import read_record
-from bilevel_apps.run_folder import SETTLED
-from bilevel_apps.trained_run import TrainedRun, load_run
+from bilevel_apps.runs.build import backbone_options
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.folder import SETTLED
+from bilevel_apps.runs.load import TrainedRun, load_run
+from bilevel_apps.runs.record import read_record
+from bilevel_apps.system.files import check_writable, read_json, write_files
 from bilevel_models import create_model
-from bilevel_models.pretrained import LARGEST, parse_weights
-from bilevel_models.pretrained_card import Card, parse_card
+from bilevel_models.pretrained.card import Card, parse_card
+from bilevel_models.pretrained.weights import LARGEST, parse_weights
 
 __all__ = ["PublishRequest", "command_of", "publish_run"]
 
@@ -123,7 +123,7 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             model=model.name,
             options=backbone_options(run.config, run.image_shape),
             image_shape=(height, width, channels),
-            preprocessing=store.manifest.preprocessing,
+            preprocessing=store.manifest.preprocessing.as_dict(),
             data={
                 "name": store.manifest.name,
                 "source": store.manifest.source,

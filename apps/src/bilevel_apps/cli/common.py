@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.user_modules import import_asked
+from bilevel_apps.system.plugins import import_asked
 
 __all__ = [
     "Data",

@@ -98,7 +98,7 @@ def embed(
 
 
 def _track(folder: Path, found: Embedding) -> None:
-    from bilevel_apps.run_tracking import tracked_again
+    from bilevel_apps.tracking.run import tracked_again
 
     with tracked_again(folder) as tracker:
         tracker.metrics(0, found.figures.metrics())

@@ -62,6 +62,13 @@ def evaluate(
     way: Way = None,
     shot: Shot = None,
     query: Query = None,
+    overlap: Annotated[
+        bool,
+        typer.Option(
+            "--overlap",
+            help="Queries may be support images, as in the paper's loader: too high.",
+        ),
+    ] = False,
     norm: Annotated[
         str | None,
         typer.Option(help="episode (transductive), batch, ghost or support; else the run's own."),
@@ -96,7 +103,7 @@ def evaluate(
 ) -> None:
     """Load the run, score it, print."""
     del debug
-    from bilevel_apps.evaluate import Request, evaluate_run
+    from bilevel_apps.evaluate.evaluate import Request, evaluate_run
 
     request = Request(
         data=data,
@@ -105,6 +112,7 @@ def evaluate(
         way=way,
         shot=shot,
         query=query,
+        overlap=overlap,
         norm=norm,
         steps=() if steps is None else _numbers(steps),
         lr=() if lr is None else _sizes(lr),
@@ -152,6 +160,8 @@ def _print(report: dict[str, Any]) -> None:
     note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
     norm, trained_norm = report["norm"], report["trained_norm"]
     other = "" if norm == trained_norm else f" (trained with {trained_norm})"
+    other += ", queries may be support images" * report["overlap"]
+    other += ", trained where they may" * report["trained_overlap"]
     print(
         f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
         f"{report['split']}, T = {steps}{note}, {norm} normalisation{other}; "
@@ -170,8 +180,8 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_curve(report: dict[str, Any]) -> None:
-    from bilevel_apps.inner_problem import InnerLoop
-    from bilevel_apps.step_curve import best_of
+    from bilevel_apps.evaluate.curve import best_of
+    from bilevel_meta.inner_problem import InnerLoop
 
     own = InnerLoop(report["steps"], report["lr"])
     best = best_of(report["curve"], own)
@@ -191,7 +201,7 @@ def _print_curve(report: dict[str, Any]) -> None:
     if "picture" in report:
         print(f"\nwrote {report['picture']}")
     if "chosen" in report:
-        from bilevel_apps.chosen_inner import ChosenInner
+        from bilevel_apps.runs.chosen_inner import ChosenInner
 
         print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
 

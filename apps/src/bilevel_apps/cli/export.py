@@ -35,7 +35,7 @@ def export(
 ) -> None:
     """Export, and say what was written."""
     del debug
-    from bilevel_apps.export import export_run
+    from bilevel_apps.predict.export import export_run
 
     found = export_run(trained, out, way=way)
     print(f"wrote {found.path}: {found.way} classes, within {found.difference:.1g} of the run")

@@ -11,11 +11,11 @@ import typer
 
 from bilevel_apps.cli.common import Debug, Json, Threads, make_app, run_app
 from bilevel_apps.errors import RunError
-from bilevel_apps.paper.item import Scale
-from bilevel_apps.paper.items import ITEMS, load_item
+from bilevel_apps.paper.harness.item import Scale
+from bilevel_apps.paper.harness.registry import ITEMS, load_item
 
 if TYPE_CHECKING:
-    from bilevel_apps.paper.item import Report
+    from bilevel_apps.paper.harness.item import Report
 
 HELP = """Compute the paper's tables and figures and say what the paper says beside them.
 
@@ -84,10 +84,10 @@ def all_(
 ) -> None:
     """Compute all of them, one after another, and a page with every picture and claim: all.md."""
     del debug
-    from bilevel_apps.hardware import set_threads
-    from bilevel_apps.paper.overview import PAGE, run_all
-    from bilevel_apps.paper.render import as_lines
-    from bilevel_apps.paper.run import Request
+    from bilevel_apps.paper.harness.make import Request
+    from bilevel_apps.paper.harness.overview import PAGE, run_all
+    from bilevel_apps.paper.harness.render import as_lines
+    from bilevel_apps.system.hardware import set_threads
 
     set_threads(threads)
     request = Request(out=out, scale=scale, data=tuple(data or ()), track=track)
@@ -129,8 +129,8 @@ def _command(name: str) -> Callable[..., None]:
         debug: Debug = False,
     ) -> None:
         del debug
-        from bilevel_apps.hardware import set_threads
-        from bilevel_apps.paper.run import Request, run_item
+        from bilevel_apps.paper.harness.make import Request, run_item
+        from bilevel_apps.system.hardware import set_threads
 
         set_threads(threads)
         request = Request(
@@ -156,7 +156,7 @@ for _name, _title in ITEMS.items():
 
 def _print(report: Report, document: dict[str, Any], *, as_json: bool) -> None:
     """Print the table and the claims, and fail where a claim does."""
-    from bilevel_apps.paper.render import as_lines, claim_line
+    from bilevel_apps.paper.harness.render import as_lines, claim_line
 
     if as_json:
         print(json.dumps(document, ensure_ascii=False))

@@ -21,7 +21,7 @@ Example:
   bilevel-eval runs/omniglot --episodes 600 --json > 5way.json
   bilevel-eval runs/omniglot --episodes 600 --way 20 --json > 20way.json
   python -m bilevel_apps.cli.publish runs/omniglot --tag omniglot \\
-      --report 5way.json --report 20way.json --out packages/models/src/bilevel_models/weights
+      --report 5way.json --report 20way.json --out packages/models/src/bilevel_models/pretrained
 """
 
 app = make_app(HELP)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bilevel_apps.cli.common import Debug, Device, Query, Seed, Shot, make_app, run_app
+from bilevel_apps.compare.table import Format
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.table import Format
 
 if TYPE_CHECKING:
-    from bilevel_apps.runs import TrackedRun
+    from bilevel_apps.compare import TrackedRun
 
 HELP = """Runs side by side, from the database that training logs to.
 
@@ -38,8 +38,8 @@ def list_(
 ) -> None:
     """List the runs, the latest first; the accuracy is that of the best checkpoint."""
     del debug
-    from bilevel_apps.runs import list_runs, read_runs
-    from bilevel_apps.runs.database import find_uri
+    from bilevel_apps.compare import list_runs, read_runs
+    from bilevel_apps.compare.database import find_uri
 
     found = read_runs(find_uri(uri), experiment)
     if not found:
@@ -85,8 +85,8 @@ def compare(
     Example: bilevel-runs compare runs/a runs/b --format markdown
     """
     del debug
-    from bilevel_apps.runs import CompareRequest, compare_runs
-    from bilevel_apps.runs.paired import Episodes
+    from bilevel_apps.compare import CompareRequest, compare_runs
+    from bilevel_apps.compare.paired import Episodes
 
     chosen = _chosen(runs or [], uri, experiment)
     wanted = Episodes(
@@ -107,9 +107,9 @@ def compare(
 
 
 def _chosen(words: list[str], uri: str | None, experiment: str | None) -> list[TrackedRun]:
-    from bilevel_apps.runs import read_runs
-    from bilevel_apps.runs.choice import choose_runs
-    from bilevel_apps.runs.database import find_uri
+    from bilevel_apps.compare import read_runs
+    from bilevel_apps.compare.database import find_uri
+    from bilevel_apps.compare.select import choose_runs
 
     if words:
         return choose_runs(words, lambda: read_runs(find_uri(uri), experiment))
@@ -129,9 +129,9 @@ def ui(
 ) -> None:
     """Open MLflow's interface to this machine alone, until Ctrl-C."""
     del debug
-    from bilevel_apps.report import say
-    from bilevel_apps.runs.database import find_uri
-    from bilevel_apps.runs.ui import serve
+    from bilevel_apps.compare.database import find_uri
+    from bilevel_apps.compare.ui import serve
+    from bilevel_apps.system.terminal import say
 
     found = find_uri(uri)
     say("starting MLflow, which takes some seconds …")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bilevel_apps.cli.common import Debug, make_app, run_app
-from bilevel_apps.cli.together import one_voice
+from bilevel_apps.cli.torchrun_errors import one_voice
 from bilevel_apps.config import (
     Config,
     describe_keys,
@@ -21,7 +21,7 @@ from bilevel_apps.config import (
     with_settings,
 )
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.processes import connected, launched
+from bilevel_apps.system.processes import connected, launched
 
 
 def _keys() -> str:
@@ -121,7 +121,7 @@ def train(
         return
     with connected(processes):
         chosen = processes.from_first(lambda: _chosen(given, out, resume=resume, named=named))
-        from bilevel_apps.train import train as run_training
+        from bilevel_apps.training.loop import train as run_training
 
         best = run_training(chosen, out, resume=resume, processes=processes)
     if best is not None:
@@ -196,7 +196,7 @@ def _sweep(
 
 
 def _chosen(given: Config, out: Path, *, resume: bool, named: bool) -> Config:
-    from bilevel_apps.run_folder import RunFolder
+    from bilevel_apps.runs.folder import RunFolder
 
     folder = RunFolder(out)
     if resume and folder.began():

@@ -12,7 +12,7 @@ import typer
 
 from bilevel_apps.cli.common import Debug, Json, Threads, make_app, run_app
 from bilevel_apps.errors import InputError
-from bilevel_apps.tune.engines import ENGINES, ONLINE, engine_named
+from bilevel_apps.tune.engine_names import ENGINES, ONLINE, engine_named
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def tune(
         return
     if problem is None:
         raise InputError(f"nothing to tune: give MODULE:NAME or one of {', '.join(EXAMPLES)}")
-    from bilevel_apps.hardware import set_threads
+    from bilevel_apps.system.hardware import set_threads
 
     set_threads(threads)
     chosen = _changed(load_tuning(problem, assignments or []), engine, steps, outer_steps)
-    from bilevel_apps.tune.run import Request
-    from bilevel_apps.tune.run import tune as run_tuning
+    from bilevel_apps.tune.tune import Request
+    from bilevel_apps.tune.tune import tune as run_tuning
 
     name = problem.rpartition(":")[2]
     settings = dict(assignment.split("=", 1) for assignment in assignments or [])

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel_apps.drawing.style import CLASS_COLOURS, DPI, INK, new_figure, png_of, text_on
 from bilevel_apps.embed.projection import Projection
 from bilevel_apps.embed.samples import Embedded
-from bilevel_apps.pictures import CLASS_COLOURS, DPI, INK, new_figure, png_of, text_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bilevel_apps.drawing.style import DPI, GREEN, INK, VERMILLION, new_figure, png_of, show_image
 from bilevel_apps.embed.samples import Embedded
-from bilevel_apps.pictures import DPI, GREEN, INK, VERMILLION, new_figure, png_of, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

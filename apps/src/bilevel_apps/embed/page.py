@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel_apps.drawing.style import text_on
 from bilevel_apps.embed.figures import Figures
 from bilevel_apps.embed.map import class_colour
 from bilevel_apps.embed.neighbours import nearest
 from bilevel_apps.embed.projection import Projection
 from bilevel_apps.embed.samples import Embedded
-from bilevel_apps.pictures import text_on
 
 __all__ = ["html_page"]
 

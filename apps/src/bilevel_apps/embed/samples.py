@@ -9,10 +9,10 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel_apps.episodes import to_device
-from bilevel_apps.scoring import BATCH_PIXELS
-from bilevel_apps.trained_run import TrainedRun
+from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.scoring.score import BATCH_PIXELS
 from bilevel_data import EpisodeSampler
+from bilevel_meta.episodes import to_device
 from bilevel_models import as_images
 
 __all__ = ["Embedded", "balanced", "embed_episode", "embed_images"]

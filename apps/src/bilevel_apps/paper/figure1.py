@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.work import Part, Work
-from bilevel_apps.pictures import BLUE, CLASS_COLOURS, GREEN, VERMILLION, new_figure
+from bilevel_apps.drawing.style import BLUE, CLASS_COLOURS, GREEN, VERMILLION, new_figure
+from bilevel_apps.paper.harness.cache import Part, Work
+from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
 from bilevel_core import Engine, Exact, GradientDescent, Problem, Unrolled, hypergradient, minimize
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from bilevel_apps.embed.figures import Figures, compare_with_pixels
 from bilevel_apps.embed.pairs import Pair, extreme_pairs, pairs_figure
 from bilevel_apps.embed.samples import Embedded, balanced, embed_episode, embed_images
-from bilevel_apps.hardware import own_threads
-from bilevel_apps.paper.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained import data_name, held_out
-from bilevel_apps.paper.work import Part, Work
-from bilevel_apps.trained_run import TrainedRun, load_run
+from bilevel_apps.paper.harness.cache import Part, Work
+from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.trained.cells import data_name, held_out
+from bilevel_apps.runs.load import TrainedRun, load_run
+from bilevel_apps.system.hardware import own_threads
 from bilevel_data import Store
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from bilevel_apps.cli.common import (
     run_app,
 )
 from bilevel_apps.errors import RunError
-from bilevel_apps.files import write_text
+from bilevel_apps.system.files import write_text
 
 HELP = """Keep the recorded results, and the tables that are made of them.
 
@@ -51,6 +51,9 @@ def add(
     episodes: EpisodeCount = 600,
     way: Way = None,
     shot: Shot = None,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Queries may be support images.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="Another T than the run's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Another η than the run's.")] = None,
     norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
@@ -63,7 +66,7 @@ def add(
 ) -> None:
     """Evaluate a run and write the record of it."""
     del debug
-    from bilevel_apps.evaluate import Request
+    from bilevel_apps.evaluate.evaluate import Request
     from bilevel_apps.results.score import score_record
 
     request = Request(
@@ -72,6 +75,7 @@ def add(
         episodes=episodes,
         way=way,
         shot=shot,
+        overlap=overlap,
         steps=() if steps is None else (steps,),
         lr=() if lr is None else (lr,),
         norm=norm,

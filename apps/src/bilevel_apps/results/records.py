@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import read_json
+from bilevel_apps.system.files import read_json
 
 __all__ = ["ItemRecord", "ScoreRecord", "Upright", "read_records"]
 
@@ -42,6 +42,7 @@ class ScoreRecord(_Document):
         network: its name in the configuration.
         way, shot, query: of the episodes.
         split: that they are of; test, unless the test classes were not at hand.
+        overlap: whether query images may be support images too.
         rotations: whether turned copies are classes; `upright` has the accuracy without.
         accuracy, ci95: mean over episodes, and half its 95 % interval.
         norm: whose statistics normalise.
@@ -64,6 +65,7 @@ class ScoreRecord(_Document):
     shot: int
     query: int
     split: Literal["train", "val", "test"]
+    overlap: bool = False
     rotations: bool
     episodes: int
     accuracy: Share

@@ -8,21 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bilevel_apps.checkpoint import load_checkpoint
 from bilevel_apps.config import TrackingSection
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate import Request, evaluate_run
-from bilevel_apps.machine import machine_name, versions
-from bilevel_apps.paper.table3 import TASKS
-from bilevel_apps.paper.trained import validations
-from bilevel_apps.pretrained_run import pretrained_tag
+from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.paper.trained.cells import validations
+from bilevel_apps.paper.trained.table3 import TASKS
 from bilevel_apps.publish import command_of
-from bilevel_apps.record import read_record
 from bilevel_apps.results.records import FORMAT, ScoreRecord, Upright
-from bilevel_apps.run_folder import RunFolder
-from bilevel_apps.trained_run import load_run
+from bilevel_apps.runs.checkpoint import load_checkpoint
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.load import load_run
+from bilevel_apps.runs.pretrained import pretrained_tag
+from bilevel_apps.runs.record import read_record
+from bilevel_apps.system.machine import machine_name, versions
 
 __all__ = ["score_record"]
+
+KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "episodes")
 
 
 def score_record(folder: Path, request: Request, *, machine: str | None = None) -> ScoreRecord:
@@ -55,7 +57,7 @@ def score_record(folder: Path, request: Request, *, machine: str | None = None) 
         format=FORMAT,
         data=data,
         network=run.config.model.name,
-        **{key: report[key] for key in ("way", "shot", "query", "split", "rotations", "episodes")},
+        **{key: report[key] for key in KEPT},
         accuracy=report["accuracy"],
         ci95=report["ci95"],
         upright=None if upright is None else Upright(**upright),
@@ -94,6 +96,7 @@ def _evaluation(data: str, request: Request, report: Mapping[str, Any]) -> str:
     for name in ("way", "shot", "query", "norm"):
         value = getattr(request, name)
         words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--overlap"] * request.overlap
     for option, name in (("--steps", "steps"), ("--lr", "lr")):
         if getattr(request, name) or report[name] != report[f"trained_{name}"]:
             words += [option, f"{report[name]:g}"]

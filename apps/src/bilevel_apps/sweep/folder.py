@@ -12,9 +12,9 @@ from typing import Any, final
 from pydantic import TypeAdapter
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import read_json, write_text
 from bilevel_apps.sweep.axes import Settings
 from bilevel_apps.sweep.table import Child, as_csv, short
+from bilevel_apps.system.files import read_json, write_text
 
 __all__ = ["SweepFolder", "child_name"]
 

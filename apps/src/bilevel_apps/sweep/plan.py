@@ -10,17 +10,17 @@ from typing import Any, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from bilevel_apps.build import store_of
 from bilevel_apps.config import Config, flatten, parse_config, with_settings
 from bilevel_apps.errors import InputError
-from bilevel_apps.hardware import choose_device
-from bilevel_apps.processes import ALONE
-from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.runs.build import store_of
+from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.sweep.axes import Axis, Choices, Settings, parse_axes
 from bilevel_apps.sweep.folder import SweepFolder
 from bilevel_apps.sweep.samplers import Proposals, proposals
 from bilevel_apps.sweep.table import Child
-from bilevel_apps.training_state import prepare, resolve
+from bilevel_apps.system.hardware import choose_device
+from bilevel_apps.system.processes import ALONE
+from bilevel_apps.training.state import prepare, resolve
 from bilevel_data import Store
 
 __all__ = ["Plan", "check_plan", "child_config", "continued"]

@@ -13,8 +13,8 @@ from typing import Any, final
 import numpy as np
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.files import write_text, write_whole
-from bilevel_apps.run_folder import RunFolder
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.system.files import write_text, write_whole
 from bilevel_apps.tune.tuning import Record
 from bilevel_core.abstract import Tree
 from bilevel_core.tree import named_leaves

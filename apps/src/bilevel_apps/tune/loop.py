@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
-from bilevel_apps.interrupt import stop_request
-from bilevel_apps.report import progress_bar
-from bilevel_apps.tracking import Tracker
+from bilevel_apps.system.signals import stop_request
+from bilevel_apps.system.terminal import progress_bar
+from bilevel_apps.tracking.tracker import Tracker
 from bilevel_apps.tune.folder import TuneFolder, arrays_of
 from bilevel_apps.tune.tuning import Record, Tuning
 from bilevel_core import OuterStep, Problem, minimize, minimize_online

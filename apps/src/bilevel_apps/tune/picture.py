@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel_apps.pictures import BLUE, INK
+from bilevel_apps.drawing.style import BLUE, INK
 from bilevel_apps.tune.tuning import Record, Tuning
 from bilevel_core.abstract import Tree
 

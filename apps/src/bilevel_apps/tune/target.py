@@ -9,8 +9,8 @@ from typing import Any
 
 from bilevel_apps.config import parse_yaml
 from bilevel_apps.errors import InputError
+from bilevel_apps.system.plugins import imported
 from bilevel_apps.tune.tuning import Tuning
-from bilevel_apps.user_modules import imported
 from bilevel_core import Problem
 
 __all__ = ["EXAMPLES", "load_tuning"]
@@ -39,7 +39,7 @@ def load_tuning(target: str, assignments: Sequence[str] = ()) -> Tuning:
             an assignment does not fit.
     """
     if target in EXAMPLES:
-        place, name = f"bilevel_apps.examples.{target}", target
+        place, name = f"bilevel_apps.tune.examples.{target}", target
     else:
         place, _, name = target.rpartition(":")
         if not place or not name:

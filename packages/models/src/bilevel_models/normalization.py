@@ -116,11 +116,13 @@ class OffsetNorm2d(nn.Module):
     def _batch_norm(
         self, x: Tensor, *, training: bool, mean: Tensor | None, var: Tensor | None
     ) -> Tensor:
+        # Of an offset without a scale, torch cannot take the second derivative by its own formula.
+        scale = torch.ones_like(self.bias) if training and self.weight is None else self.weight
         return functional.batch_norm(
             x,
             mean,
             var,
-            weight=self.weight,
+            weight=scale,
             bias=self.bias,
             training=training,
             momentum=self.momentum,

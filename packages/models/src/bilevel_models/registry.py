@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from bilevel_models.backbones.convnet import c4l, omniglot_net
-from bilevel_models.backbones.from_torchvision import torchvision_backbone
+from bilevel_models.backbone import check_backbone
+from bilevel_models.backbones.conv_net import c4l, omniglot_net
+from bilevel_models.backbones.paper_resnet import rn
 from bilevel_models.backbones.resnet12 import resnet12
-from bilevel_models.backbones.rn import rn
-from bilevel_models.contract import check_backbone
+from bilevel_models.backbones.torchvision import torchvision_backbone
 from bilevel_models.normalization import Statistics
-from bilevel_models.pretrained import pretrained_card, pretrained_weights
+from bilevel_models.pretrained.weights import pretrained_card, pretrained_weights
 
 __all__ = ["Backbone", "create_model", "list_models", "register_model"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
-from bilevel_data.contracts import SourceData
+from bilevel_data.dataset import SourceData
 from bilevel_data.errors import DataError
 from bilevel_data.sources.folder import folder
-from bilevel_data.sources.glyphs import glyphs
+from bilevel_data.sources.glyphs.source import glyphs
 from bilevel_data.sources.mini_imagenet import mini_imagenet
 from bilevel_data.sources.omniglot import omniglot
-from bilevel_data.sources.torchvision import torchvision
+from bilevel_data.sources.torchvision.source import torchvision
 
 __all__ = ["SOURCES", "Source", "load_source"]
 
@@ -60,9 +60,12 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             load=folder,
             takes_path=True,
             options={
-                "size": "height and width in pixels (default 84)",
-                "channels": "1 for grey, 3 for colour (default)",
+                "size": "height and width in pixels (default: the largest picture's, at most 84)",
+                "channels": "1 for grey (default, where every picture is), 3 for colour",
                 "seed": "deals the classes out otherwise, where no split is given (default 0)",
+                "ink": "of drawings: keep (default), bright (as Omniglot's) or dark",
+                "skip_unreadable": "true leaves out what cannot be read (default false)",
+                "min_pictures": "leave out classes with fewer pictures (default: refuse below 2)",
             },
         ),
         "torchvision:NAME": Source(

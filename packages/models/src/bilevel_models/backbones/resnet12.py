@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_models.backbones.residual import (
+from bilevel_models.backbones.recomputed import (
     Normalise,
     frugal,
     leaky_relu,

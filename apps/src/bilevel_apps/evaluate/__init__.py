@@ -1,0 +1,1 @@
+"""What `bilevel-eval` does: accuracies over fixed episodes, and the choice of the inner loop."""

@@ -1,0 +1,340 @@
+"""Score a run, and baselines, on the same episodes of a split."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.evaluate.curve import best_of, curve_of, draw_curve, picture_path
+from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
+from bilevel_apps.runs.pretrained import pretrained_tag
+from bilevel_apps.scoring.feature_table import feature_table
+from bilevel_apps.scoring.heads import HeadScores, head_scores
+from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score, score_episodes
+from bilevel_apps.system.terminal import progress_bar, warn
+from bilevel_apps.tracking.run import CURVE, tracked_again
+from bilevel_data import EpisodeSampler, Store
+from bilevel_meta.episodes import to_device
+from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.task import MetaTask
+from bilevel_models import Normalization
+
+__all__ = ["Request", "evaluate_run"]
+
+CALIBRATION_EPISODES = 64
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to score; None stands for what the run was trained for.
+
+    Attributes:
+        overlap: query images may be support images too, as in the paper's released loader.
+        norm: whose statistics normalise; `episode` gives the transductive figure.
+        steps: T; none takes the run's own; several give the accuracy at each.
+        lr: η; none takes the run's own; several give the accuracy at each.
+        choose: make the best of several T and η the run's own.
+        plot: a PNG file for the curve over several T or η; None takes one in the run's folder.
+    """
+
+    data: Path | None = None
+    split: str = "test"
+    episodes: int = 600
+    way: int | None = None
+    shot: int | None = None
+    query: int | None = None
+    overlap: bool = False
+    norm: str | None = None
+    steps: tuple[int, ...] = ()
+    lr: tuple[float, ...] = ()
+    choose: bool = False
+    plot: Path | None = None
+    seed: int = 0
+    baselines: bool = False
+    track: bool = False
+    device: str = "auto"
+
+
+def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
+    """Return what `bilevel-eval --json` prints.
+
+    Raises:
+        InputError: the run, the store or the numbers do not fit together.
+        RunError: the inner runs diverge, or a file cannot be written.
+        bilevel_data.DataError: the store cannot be used, or has too few classes or images.
+    """
+    _check(folder, request)
+    run = _normalised(load_run(folder, request.device), request.norm)
+    store = run.store(request.data)
+    for option, asked in (("--choose", request.choose), ("--track", request.track)):
+        if asked:
+            _check_images(option, request.split, run, store)
+    sampler = run.sampler(
+        store,
+        request.split,
+        seed=request.seed,
+        rotations=run.counts_rotations(store, request.split),
+        way=request.way,
+        shot=request.shot,
+        query=request.query,
+        overlap=request.overlap,
+    )
+    if line := differently_prepared(run, store, sampler.split):
+        warn(line)
+    picture = picture_path(folder, request.split, request.plot) if _several(request) else None
+    report = _scored(run, store, sampler, request)
+    if request.choose:
+        _choose(folder, run, report)
+    if picture is not None:
+        report["picture"] = str(picture)
+        draw_curve(picture, report)
+    if request.track:
+        _track(folder, report)
+    return report
+
+
+def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
+    """Return the run with other statistics than those it was trained for, if asked."""
+    if norm is None:
+        return run
+    if norm not in list(Normalization):
+        known = ", ".join(Normalization)
+        raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
+    return replace(run, task=_with_statistics(run.task, Normalization(norm)))
+
+
+def _with_statistics(task: MetaTask, normalization: Normalization) -> MetaTask:
+    return replace(task, encoder=replace(task.encoder, normalization=normalization))
+
+
+def _several(request: Request) -> bool:
+    return len(request.steps) > 1 or len(request.lr) > 1
+
+
+def _check(folder: Path, request: Request) -> None:
+    """Refuse options that do not go together, before any work."""
+    check_count(request.episodes)
+    if request.choose and pretrained_tag(folder) is not None:
+        raise InputError(f"--choose: {folder} is part of the package, and its T is on its card")
+    if request.choose and request.split != "val":
+        raise InputError(
+            f"--choose with --split {request.split}: T and η are chosen on the validation classes "
+            "alone, or the test would no longer be one: give --split val"
+        )
+    for name, given in (("--choose", request.choose), ("--track", request.track)):
+        if given and request.norm is not None:
+            raise InputError(
+                f"{name} with --norm {request.norm}: what is kept of a run is with its own "
+                "normalisation: leave one of them out"
+            )
+        if given and request.overlap:
+            raise InputError(
+                f"{name} with --overlap: accuracies on images that were seen are too high to be "
+                "kept of a run: leave one of them out"
+            )
+    for option, numbers in (("--steps", request.steps), ("--lr", request.lr)):
+        if request.track and len(numbers) == 1:
+            raise InputError(
+                f"--track with {option} {numbers[0]:g}: what is kept of a run is with its own T "
+                "and η: leave one of them out, or give several, for the curve"
+            )
+    for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
+        if given and not _several(request):
+            raise InputError(f"{name}: give several T or η to compare, such as --steps 1,3,5,8,12")
+
+
+def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> None:
+    """Refuse to keep of a run what it comes to on another store's images."""
+    info = store.manifest.splits.get(split)
+    if info is not None and info.sha256 != run.data.get(split):
+        raise InputError(
+            f"{store.path}: its images of {split} are not those of the run's own store: give that "
+            f"one, or leave {option} out"
+        )
+
+
+def _scored(
+    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: Request
+) -> dict[str, Any]:
+    spec = sampler.spec
+    own = _own(run, request)
+    jobs = [(sampler, _loops(own, request))]
+    if sampler.rotations and spec.way <= sampler.split.num_classes:
+        jobs.append((replace(sampler, rotations=False), [own]))
+    found = _measured("evaluating", run.task, jobs, run, request)
+    report: dict[str, Any] = {
+        **_entry(_sound("evaluating", found[0], own)),
+        "episodes": request.episodes,
+        "way": spec.way,
+        "shot": spec.shot,
+        "query": spec.query,
+        "overlap": sampler.overlap,
+        "trained_overlap": run.config.train.overlap,
+        **own._asdict(),
+        "norm": str(run.task.encoder.normalization),
+        "trained_norm": run.config.model.norm,
+        "split": request.split,
+        "split_sha256": store.manifest.splits[request.split].sha256,
+        "seed": request.seed,
+        "rotations": sampler.rotations,
+        "checkpoint": str(run.path),
+        "checkpoint_step": run.step,
+        "checkpoint_sha256": run.sha256,
+        "trained_steps": run.trained_inner.steps,
+        "trained_lr": run.trained_inner.lr,
+    }
+    if _several(request):
+        report["curve"] = curve_of(found[0], own)
+    if len(found) > 1:
+        report["upright"] = _entry(_sound("upright", found[1], own))
+    if request.baselines:
+        report["baselines"] = _baselines(own.steps, sampler, store, run, request)
+    return report
+
+
+def _own(run: TrainedRun, request: Request) -> InnerLoop:
+    """Return the run's own T and η, or those that are asked for in their place."""
+    steps, lr = run.task.inner
+    if len(request.steps) == 1:
+        (steps,) = request.steps
+    if len(request.lr) == 1:
+        (lr,) = request.lr
+    return InnerLoop(steps, lr)
+
+
+def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
+    """Return every T with every η that is asked for, and the run's own."""
+    # The own η is the exponential of a float32: nobody writes it to its last digit.
+    lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
+    asked = itertools.product(request.steps or [own.steps], lrs or [own.lr])
+    return sorted({own, *(InnerLoop(*pair) for pair in asked)})
+
+
+def _measured(
+    what: str,
+    task: MetaTask,
+    jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
+    run: TrainedRun,
+    request: Request,
+) -> list[HeadScores]:
+    """Return the heads' scores on the episodes of each sampler; one bar over all."""
+    episodes, device = request.episodes, run.device
+    total = len(jobs) * episodes
+    with progress_bar(what, total) as show:
+        table = feature_table(
+            task,
+            [sampler for sampler, _ in jobs],
+            episodes=episodes,
+            device=device,
+            progress=lambda share: show(int(share * total)),
+        )
+        found: list[HeadScores] = []
+        for sampler, inner in jobs:
+            before = len(found) * episodes if table is None else total
+            found.append(
+                head_scores(
+                    task,
+                    sampler,
+                    inner=inner,
+                    episodes=episodes,
+                    device=device,
+                    table=table,
+                    progress=partial(_after, show, before, total),
+                )
+            )
+    return found
+
+
+def _after(show: Callable[[int], None], before: int, total: int, done: int) -> None:
+    if before < total:  # with a table the bar is at its end, and the rest takes no time
+        show(before + done)
+
+
+def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
+    """Return the score at a T and η.
+
+    Raises:
+        RunError: the inner runs diverged.
+    """
+    if own in found.diverged:
+        raise RunError(f"{what}: {found.diverged[own]}; or evaluate with a smaller --lr")
+    return score(found.accuracies[own])
+
+
+def _baselines(
+    steps: int, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+) -> dict[str, Any]:
+    """Return the scores, on the same episodes, of what needs no training.
+
+    The untrained network has the T and the normalisation that are asked for, and the η that a
+    training begins with.
+    """
+    pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
+    scores = {"raw-pixel nearest neighbour": _entry(pixels)}
+    fresh = make_task(run.config, run.image_shape, run.device)
+    untrained = _with_statistics(fresh, run.task.encoder.normalization)
+    try:
+        _calibrate(untrained, store, run)
+        own = InnerLoop(steps, untrained.inner.lr)
+        (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
+        scores["untrained network"] = _entry(_sound("untrained", found, own))
+    except RunError as error:  # the run's own score is worth more than this one
+        warn(f"no score of the untrained network: {error}")
+    return scores
+
+
+def _calibrate(untrained: MetaTask, store: Store, run: TrainedRun) -> None:
+    """Let the running averages of fresh weights settle, so that the baseline is a fair one."""
+    if "train" not in store.splits:
+        return
+    rotations = bool(run.config.episode.rotations)
+    sampler = run.sampler(store, "train", seed=run.config.seed, rotations=rotations)
+    for index in range(CALIBRATION_EPISODES):
+        batch = to_device(sampler.batch(index, 1), sampler.spec.way, run.device)
+        untrained.encoder.encode(batch.support, batch.query, training=True)
+
+
+def _entry(found: Score) -> dict[str, float]:
+    return {"accuracy": found.accuracy, "ci95": found.ci95}
+
+
+def _choose(folder: Path, run: TrainedRun, report: dict[str, Any]) -> None:
+    """Make the best T and η the run's own."""
+    best = best_of(report["curve"], InnerLoop(report["steps"], report["lr"]))
+    learned = best["lr"] == run.trained_inner.lr
+    chosen = ChosenInner(best["steps"], None if learned else best["lr"])
+    report["chosen"] = chosen._asdict()
+    kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
+    save_choice(folder, chosen, {key: report[key] for key in (*kept, "seed", "curve")})
+
+
+def _track(folder: Path, report: dict[str, Any]) -> None:
+    """Log the run's score in MLflow, under the split and the kind of episode, and its curve.
+
+    After a choice it is that of the T and η that are the run's own now.
+    """
+    task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
+    before = InnerLoop(report["steps"], report["lr"])
+    own = best_of(report["curve"], before) if "chosen" in report else report
+    values = {f"{task}/accuracy": own["accuracy"], f"{task}/ci95": own["ci95"]}
+    if "upright" in report and (own["steps"], own["lr"]) == before:
+        values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
+    with tracked_again(folder) as tracker:
+        # Of several values MLflow shows that of the largest step, and of equal steps the latest.
+        tracker.metrics(0, values)
+        for row in report.get("curve", []):  # MLflow then charts accuracy against T
+            if row["accuracy"] is not None:
+                lr = "" if row["lr"] == own["lr"] else f"/lr-{row['lr']:.4g}"
+                scores = {f"{task}/{CURVE}{lr}/{key}": row[key] for key in ("accuracy", "ci95")}
+                tracker.metrics(row["steps"], scores)
+        if "picture" in report:
+            tracker.artifact(Path(report["picture"]), "pictures")

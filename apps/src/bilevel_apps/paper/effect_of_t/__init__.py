@@ -1,0 +1,1 @@
+"""The effect of T, the number of inner steps (section 5.1)."""

@@ -1,0 +1,1 @@
+"""Ridge regression on small tables (Appendices B and C)."""

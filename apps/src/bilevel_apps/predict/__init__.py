@@ -1,0 +1,1 @@
+"""What `bilevel-predict` and `bilevel-export` do: a run's network on a user's own pictures."""

@@ -1,0 +1,178 @@
+"""A run as one torch.export program: images and labels in, probabilities out, no code of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.nn import functional
+
+from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.runs.few_shot import load_trained
+from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.system.files import check_writable, write_whole
+from bilevel_meta.adapt import FewShotLearner, learner_of
+from bilevel_models import heads
+
+__all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
+
+TOLERANCE = 1e-5
+CARD = "bilevel.json"  # beside the program in the file: what it is, and what it takes
+# Support images a class and queries of what is traced, and of what the file is checked on.
+TRACED, CHECKED = (2, 3), ((1, 1), (1, 6), (4, 9))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A file that was written, and how far its probabilities are from the run's at most."""
+
+    path: Path
+    way: int
+    difference: float
+
+
+@final
+class FewShotProgram(nn.Module):
+    """Encode, fit a head, predict: as `FewShotLearner`, in operations that can be exported.
+
+    K = s² h hᵀ + 1,  A_0 = 0,  A_{t+1} = A_t - (η/n) (softmax(K A_t) - Y),
+    probabilities = softmax((s² q hᵀ + 1) A_T), in float64.
+
+    Args:
+        learner: what it computes.
+        way: number of classes.
+
+    Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
+    al., 2018), Eq. 10, in the span of the support features.
+    """
+
+    def __init__(self, learner: FewShotLearner, way: int) -> None:
+        super().__init__()
+        self.learner, self.way = learner, way
+        self.backbone = learner.encoder.backbone  # so that the weights are the module's own
+
+    def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+        """Return probabilities (m, way).
+
+        Args:
+            support: images (n, channels, height, width) in [0, 1].
+            labels: 0 … way-1, int64 (n,).
+            query: images (m, channels, height, width).
+        """
+        h, q = self.learner.features(support, query)
+        targets = (labels[:, None] == torch.arange(self.way, device=labels.device)).to(h)
+        square, size = self.learner.scale**2, self.learner.step_size / h.shape[0]
+        gram, a = square * (h @ h.mT) + 1, torch.zeros_like(targets)
+        for _ in range(self.learner.steps):
+            a = a - size * (torch.softmax(gram @ a, dim=-1) - targets)
+        return torch.softmax((square * (q @ h.mT) + 1) @ a, dim=-1)
+
+
+def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
+    """Write a run as a .pt2 file of torch.export, once what the file holds gives the run's answers.
+
+    Any number of support images and of queries may be given to the program.
+
+    Args:
+        trained: the folder of a run, a checkpoint, or `pretrained:TAG`.
+        out: the file.
+        way: number of classes, which is fixed; None takes the run's.
+
+    Raises:
+        InputError: the run cannot be used, or the file exists or is not named .pt2.
+        RunError: the program differs from the run by more than 1e-5 in a probability, or the file
+            cannot be written; nothing is left behind.
+    """
+    _check_out(out)
+    run = load_trained(trained, "cpu")
+    way = way or run.config.episode.way
+    learner = learner_of(run.task)
+    program = _traced(FewShotProgram(learner, way), run.image_shape)
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={CARD: json.dumps(_card(run, way))})
+    again = torch.export.load(BytesIO(content.getvalue())).module()  # our own, a moment old
+    difference = _difference(learner, again, way, run.image_shape)
+    if not difference <= TOLERANCE:
+        raise RunError(
+            f"{out}: not written: the exported program's probabilities differ from the run's by "
+            f"{difference:.2g}, more than {TOLERANCE:g}: try another version of torch"
+        )
+    write_whole(out, lambda scratch: scratch.write_bytes(content.getvalue()))
+    return Exported(path=out, way=way, difference=difference)
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".pt2":
+        raise InputError(f"{out}: expected a name that ends in .pt2")
+    try:
+        taken = out.exists()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{out}: cannot write here ({error.strerror}): choose another") from None
+    if taken:
+        raise InputError(f"{out}: exists already: choose another name, or remove it")
+    check_writable(out.parent)
+
+
+def _traced(module: FewShotProgram, image_shape: tuple[int, ...]) -> ExportedProgram:
+    example = _episode(module.way, *TRACED, image_shape)
+    count, queries = Dim("images", min=1), Dim("queries", min=1)
+    shapes = {"support": {0: count}, "labels": {0: count}, "query": {0: queries}}
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), example, dynamic_shapes=shapes, strict=False)
+    # Examples are the one part that is stored as a pickle, and nobody needs them.
+    program.example_inputs = None
+    return program
+
+
+def _difference(
+    learner: FewShotLearner, program: Any, way: int, image_shape: tuple[int, ...]
+) -> float:
+    """Return the largest difference of a probability over episodes of several sizes."""
+    differences = []
+    for shot, count in CHECKED:
+        support, labels, query = _episode(way, shot, count, image_shape)
+        try:
+            expected = learner.adapt(support, labels, way).probabilities(query)
+        except heads.HeadDivergenceError as error:
+            raise RunError(f"no head for {way} classes of {shot}: {error}") from error
+        with torch.no_grad():
+            found = program(support, labels, query)
+        differences.append(float((found - expected).abs().max()))
+    return max(differences)
+
+
+def _episode(
+    way: int, shot: int, queries: int, image_shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images that are told apart, but not with certainty: coarse patterns under noise."""
+    height, width, channels = image_shape
+    random = torch.Generator().manual_seed(shot)
+    patterns = torch.rand(way, channels, 4, 4, generator=random).round()
+    labels = torch.arange(way * shot + queries) % way
+    images = functional.interpolate(patterns, (height, width))[labels]
+    images = images.lerp(torch.rand(images.shape, generator=random), 0.6)
+    n = way * shot
+    return images[:n], labels[:n], images[n:]
+
+
+def _card(run: TrainedRun, way: int) -> dict[str, Any]:
+    height, width, channels = run.image_shape
+    return {
+        "inputs": {
+            "support": f"images (n, {channels}, {height}, {width}) in [0, 1]",
+            "labels": f"0 … {way - 1}, int64 (n,)",
+            "query": f"images (m, {channels}, {height}, {width}) in [0, 1]",
+        },
+        "output": f"probabilities, float64 (m, {way})",
+        "way": way,
+        "steps": run.task.steps,
+        "checkpoint_sha256": run.sha256,
+        "config": run.config.model_dump(mode="json"),
+    }

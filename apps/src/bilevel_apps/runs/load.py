@@ -1,0 +1,206 @@
+"""A run that can be used: its best weights, and the configuration that they were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from bilevel_apps.config import Config
+from bilevel_apps.errors import InputError
+from bilevel_apps.runs.build import episode_sampler, make_task, model_tensors, store_of
+from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
+from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
+from bilevel_apps.runs.record import read_record
+from bilevel_apps.system.hardware import choose_device, set_threads
+from bilevel_data import DataError, EpisodeSampler, ImageSplit, Preprocessing, Store, common_ink
+from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.task import MetaTask
+
+__all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
+
+AS_TRAINED = ChosenInner()
+LOOKED_AT = 200  # images of a store that does not say what ink they have
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A finished or interrupted run.
+
+    Attributes:
+        config: what was run.
+        task: the representation and its inner problem, with the T and η that were chosen for it
+            since, or else those of the training.
+        trained_inner: those of the training, η as it was learned.
+        path: the checkpoint, best or last, or `pretrained:TAG`.
+        step: the hyper-iteration after which it was taken.
+        sha256: of the checkpoint's file, as it was when it was read.
+        image_shape: (height, width, channels) of the images.
+        preprocessing: how the images were made, if the checkpoint says so.
+        data: SHA-256 of the pixels of each split of the store that it was trained on.
+        device: where the weights are.
+    """
+
+    config: Config
+    task: MetaTask
+    trained_inner: InnerLoop
+    path: Path
+    step: int
+    sha256: str
+    image_shape: tuple[int, ...]
+    preprocessing: Preprocessing | None
+    data: Mapping[str, str]
+    device: torch.device
+
+    def store(self, path: Path | None) -> Store:
+        """Open another store, or the one that the run was trained on."""
+        return store_of(path or self.config.data)
+
+    def counts_rotations(self, store: Store, split: str) -> bool:
+        """Say whether rotated copies count: as for the run, but not where other images have none.
+
+        Its own images are scored as it was trained, whatever their store says.
+        """
+        info = store.manifest.splits.get(split)
+        own = info is not None and info.sha256 == self.data.get(split)
+        return bool(self.config.episode.rotations) and (own or store.manifest.rotations_are_classes)
+
+    def sampler(
+        self,
+        store: Store,
+        split: str,
+        *,
+        seed: int,
+        rotations: bool,
+        way: int | None = None,
+        shot: int | None = None,
+        query: int | None = None,
+        overlap: bool = False,
+    ) -> EpisodeSampler:
+        """Return episodes of the kind that the run was trained for, unless told otherwise.
+
+        Whatever it was trained on, they overlap only where that is asked for.
+
+        Raises:
+            InputError: the images are of another size, or too few.
+        """
+        found = store.manifest.splits[split].image_shape if split in store.splits else None
+        if found not in (None, self.image_shape):
+            raise InputError(
+                f"{store.path}: images of (height, width, channels) {found}, but the run was "
+                f"trained on {self.image_shape}: give a store made the same way"
+            )
+        episode = self.config.episode
+        spec = {
+            "way": way or episode.way,
+            "shot": shot or episode.shot,
+            "query": query or episode.query,
+        }
+        return episode_sampler(
+            store,
+            split,
+            spec,
+            keys="--way, --shot, --query or --split",
+            seed=seed,
+            rotations=rotations,
+            overlap=overlap,
+        )
+
+
+def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> str | None:
+    """Return a line on how other images were prepared otherwise than the run's, if they were.
+
+    Where a store does not say what ink its drawings have, their borders do.
+    """
+    theirs = store.manifest.preprocessing
+    if run.preprocessing is None or run.data.get(split.name) == split.sha256:
+        return None
+    if theirs.ink is None and run.preprocessing.ink is not None:
+        step = max(1, len(split.images) // LOOKED_AT)
+        theirs = replace(theirs, ink=common_ink(split.images[::step]))
+    found = theirs.differences(run.preprocessing)
+    if not found:
+        return None
+    remedy = "; prepare it again as the run's, such as with --option ink=bright for a folder"
+    return (
+        f"{store.path}: prepared otherwise than the images that the run learned from: "
+        f"{', '.join(found)}: it may score worse for that{remedy}"
+    )
+
+
+def load_run(folder: Path, device: str) -> TrainedRun:
+    """Load a run's best checkpoint, or its last where none has validated yet.
+
+    The configuration is the one in the checkpoint: config.yaml beside it is for people to read.
+
+    Args:
+        folder: the run's, or `pretrained:TAG` for weights that come with the package.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: the folder holds no usable run, or there is no such tag.
+    """
+    tag = pretrained_tag(folder)
+    if tag is not None:
+        checkpoint, own_steps = pretrained_checkpoint(tag)
+        return run_of(checkpoint, folder, device, chosen=ChosenInner(own_steps))
+    run = RunFolder(folder)
+    run.load_config()  # says what is wrong where the folder is no run's
+    path = run.best if run.best.exists() else run.last
+    if not path.exists():
+        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
+    checkpoint = load_checkpoint(path)
+    chosen = chosen_inner(folder, str(checkpoint.file_sha256))
+    return run_of(checkpoint, path, device, chosen=chosen)
+
+
+def run_of(
+    checkpoint: Checkpoint, path: Path, device: str, *, chosen: ChosenInner = AS_TRAINED
+) -> TrainedRun:
+    """Return the run of a checkpoint that was read from `path`, with T and η as chosen, if given.
+
+    Raises:
+        InputError: the checkpoint is not what a training of this version writes.
+    """
+    record = read_record(checkpoint, path)
+    where = choose_device(device)
+    set_threads(record.config.threads)
+    task = make_task(record.config, record.image_shape, where)
+    # No error: the record's reader has compared names and shapes with those of this model.
+    task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    trained = task.inner
+    if chosen.steps is not None:
+        task = replace(task, steps=chosen.steps)
+    if chosen.lr is not None:
+        task.model.set_lr(chosen.lr)
+    return TrainedRun(
+        config=record.config,
+        task=task,
+        trained_inner=trained,
+        path=path,
+        step=record.step,
+        sha256=str(checkpoint.file_sha256),
+        image_shape=record.image_shape,
+        preprocessing=_preprocessing(record.preprocessing, record.image_shape, path),
+        data=record.environment.data,
+        device=where,
+    )
+
+
+def _preprocessing(
+    said: Mapping[str, Any] | str | None, image_shape: tuple[int, int, int], path: Path
+) -> Preprocessing | None:
+    if said is None:
+        return None
+    if isinstance(said, str):
+        return Preprocessing.from_text(said, image_shape)
+    try:
+        return Preprocessing.from_dict(said)
+    except DataError as error:
+        raise InputError(f"{path}: its record: {error}") from None

@@ -1,0 +1,1 @@
+"""Accuracies of a task, and of many inner loops at once, over episodes."""

@@ -1,0 +1,145 @@
+"""Accuracies of an episode's heads that are trained in several ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
+from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
+from bilevel_data import EpisodeSampler
+from bilevel_meta.episodes import to_device
+from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.task import MetaTask
+from bilevel_models import heads
+
+__all__ = ["HeadScores", "head_scores"]
+
+FEATURE_BYTES = 16 << 20  # of the features that heads are trained on at once
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """What heads came to, by T and η.
+
+    Attributes:
+        accuracies: of each episode, (episodes,), where the inner runs stayed finite.
+        diverged: why there are none, for the others.
+    """
+
+    accuracies: dict[InnerLoop, NDArray[np.float64]] = field(default_factory=dict)
+    diverged: dict[InnerLoop, str] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """Features and labels of the episodes first, first + 1, …, as in `Episodes`."""
+
+    first: int
+    support: Tensor
+    query: Tensor
+    support_labels: Tensor
+    query_labels: Tensor
+
+
+def head_scores(
+    task: MetaTask,
+    sampler: EpisodeSampler,
+    *,
+    inner: Sequence[InnerLoop],
+    episodes: int,
+    device: torch.device,
+    table: FeatureTable | None = None,
+    progress: Callable[[int], None] = lambda _done: None,
+    signals: Sequence[int] = (),
+) -> HeadScores:
+    """Return what `task.accuracies` gives for each T and η, over the first episodes of a sampler.
+
+    Args:
+        task: the representation; its own T and η do not matter.
+        sampler: fixes the episodes.
+        inner: the T and η.
+        episodes: how many.
+        device: where to compute.
+        table: the features of the episodes' images; None encodes each batch of episodes, once.
+        progress: called with the number done after each batch.
+        signals: as of `unless_stopped`.
+
+    Raises:
+        Interrupted: there is a signal.
+
+    Cost: the backbone's forward pass, once; the heads' sum of all T steps.
+    """
+    scores = HeadScores(accuracies={loop: np.zeros(episodes) for loop in inner})
+    batches = (
+        _encoded(task, sampler, episodes, device)
+        if table is None
+        else _looked_up(table, sampler, episodes)
+    )
+    for batch in unless_stopped(batches, signals):
+        done = batch.first + len(batch.support)
+        for loop in list(scores.accuracies):
+            try:
+                found = _accuracies(task, batch, sampler.spec.way, loop)
+            except heads.HeadDivergenceError as error:
+                scores.diverged[loop] = str(error)
+                del scores.accuracies[loop]
+            else:
+                scores.accuracies[loop][batch.first : done] = found.cpu().numpy()
+        progress(done)
+    return scores
+
+
+@torch.no_grad()
+def _accuracies(task: MetaTask, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
+    """Return the accuracies (batch,) of heads trained from zero."""
+    scale = task.model.log_scale.exp()
+    targets = heads.one_hot(batch.support_labels, way, batch.support)
+    head = heads.descend(batch.support, targets, steps=inner.steps, step_size=inner.lr, scale=scale)
+    return heads.accuracy(heads.logits(head, batch.query), batch.query_labels)
+
+
+def _encoded(
+    task: MetaTask, sampler: EpisodeSampler, episodes: int, device: torch.device
+) -> Iterator[_Encoded]:
+    """Encode episodes with the statistics of their own."""
+    for first, count in _parts(episodes, episodes_at_once(sampler)):
+        images = to_device(sampler.batch(first, count), sampler.spec.way, device)
+        features = task.encoder.encode(images.support, images.query, training=False)
+        yield _Encoded(
+            first=first,
+            support=features.support,
+            query=features.query,
+            support_labels=images.support_labels,
+            query_labels=images.query_labels,
+        )
+
+
+def _looked_up(table: FeatureTable, sampler: EpisodeSampler, episodes: int) -> Iterator[_Encoded]:
+    spec, device = sampler.spec, table.features.device
+    images = spec.way * (spec.shot + spec.query)
+    size = max(1, FEATURE_BYTES // (images * table.features[0].nbytes))
+    classes = torch.arange(spec.way, device=device)
+    for first, count in _parts(episodes, size):
+        support, query = episode_keys(sampler, first, count)
+        yield _Encoded(
+            first=first,
+            support=table.of(support),
+            query=table.of(query),
+            support_labels=classes.repeat_interleave(spec.shot).expand(count, -1),
+            query_labels=classes.repeat_interleave(spec.query).expand(count, -1),
+        )
+
+
+def _parts(total: int, size: int) -> Iterator[tuple[int, int]]:
+    for number in range(math.ceil(total / size)):
+        yield number * size, min(size, total - number * size)

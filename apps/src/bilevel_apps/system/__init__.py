@@ -1,0 +1,1 @@
+"""Files, terminal, signals, processors and processes."""

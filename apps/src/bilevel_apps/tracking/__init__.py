@@ -1,0 +1,1 @@
+"""What a run sends to MLflow, which never stops it."""

@@ -1,0 +1,103 @@
+"""The record of a run's folder in MLflow: begun, continued, or added to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bilevel_apps.config import TrackingSection
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.system.terminal import warn
+from bilevel_apps.tracking.tracker import (
+    Target,
+    Tracker,
+    default_uri,
+    mlflow_client,
+    one_line,
+    open_tracker,
+)
+from bilevel_apps.training.state import Training
+from bilevel_data import Store
+
+__all__ = ["CURVE", "FOLDER_TAG", "begin_child", "begin_run", "start_tracking", "tracked_again"]
+
+FOLDER_TAG = "run.folder"
+CURVE = "by-T"  # in the names of metrics whose step is T
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its interface folds children into their parent
+
+
+def start_tracking(training: Training, store: Store, *, resume: bool) -> Tracker:
+    """Begin the record of a training, or continue that of its folder, in the first process."""
+    config, folder = training.config, training.folder
+    if not (config.tracking.enabled and training.processes.first):
+        return Tracker(warn=warn)
+    tracker, _target = begin_run(config.tracking, folder, store, resume=resume)
+    tags = {FOLDER_TAG: str(folder.path.resolve())}
+    tags |= {"data.name": store.manifest.name, "data.file": str(config.data)}
+    tags |= {f"data.sha256.{k}": v for k, v in training.environment.data.items()}
+    versions = training.environment.model_dump(include={"python", "torch", "bilevel"})
+    tags |= {f"version.{k}": v for k, v in versions.items()}
+    tracker.describe(config.flat(), tags)
+    tracker.artifact(folder.config)
+    return tracker
+
+
+def begin_run(
+    tracking: TrackingSection, folder: RunFolder, store: Store, *, resume: bool
+) -> tuple[Tracker, Target]:
+    """Begin the record of a run, or continue that of its folder; returns it, and where it is.
+
+    Args:
+        tracking: where to, if not beside the folder, under the name of the data set.
+        folder: gives the run its name, and remembers where it is recorded.
+        store: the data set.
+        resume: continue the record that the folder knows of.
+    """
+    known = folder.load_tracking() if resume else {}
+    target = Target(
+        uri=tracking.uri or known.get("uri") or default_uri(folder.path),
+        experiment=tracking.experiment or store.manifest.name,
+        run_name=folder.path.resolve().name,
+    )
+    return _begin(folder, target, known.get("run_id")), target
+
+
+def begin_child(parent: Tracker, target: Target, folder: RunFolder) -> Tracker:
+    """Make the run that a training in `folder` will continue, as a child of the parent's run.
+
+    A folder whose run began before keeps it.
+    """
+    if parent.client is None:
+        return Tracker(warn=parent.warn)
+    tracker = _begin(folder, target, folder.load_tracking().get("run_id"))
+    tracker.describe({}, {PARENT_TAG: parent.run_id})
+    return tracker
+
+
+@contextmanager
+def tracked_again(folder: Path) -> Iterator[Tracker]:
+    """Add results to the run of a folder, and leave its status and its times as they are.
+
+    A run that was not tracked, or cannot be reached, costs a warning.
+    """
+    known = RunFolder(folder).load_tracking()
+    tracker = Tracker(warn=warn)
+    if not known:
+        warn(f"{folder}: the run was not tracked, so nothing is logged")
+    else:
+        try:
+            client = mlflow_client(known["uri"])
+            tracker = Tracker(warn=warn, client=client, run_id=known["run_id"])
+        except Exception as error:  # a tracker's failure, of any kind, must not end the command
+            warn(one_line(f"no tracking at {known['uri']}", error))
+    yield tracker
+    tracker.flush()
+
+
+def _begin(folder: RunFolder, target: Target, run_id: str | None) -> Tracker:
+    """Open a tracker, and let the folder remember where it records."""
+    tracker = open_tracker(target, run_id=run_id, warn=warn)
+    if tracker.client is not None:
+        folder.save_tracking(target.uri, tracker.run_id)
+    return tracker

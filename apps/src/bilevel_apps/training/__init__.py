@@ -1,0 +1,1 @@
+"""The training of a run: the loop, the state that a checkpoint holds, when it ends."""

@@ -1,0 +1,104 @@
+"""The optimiser of the weights: how it is made, fed and put back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_apps.config import TrainSection
+from bilevel_apps.training.muon import Muon
+from bilevel_meta.task import HyperRepresentation
+
+__all__ = ["clipped_norm", "load_optimizer", "make_optimizer", "optimizer_tensors"]
+
+MOMENTUM = 0.9  # of sgd
+
+# What torch keeps of a parameter once it has moved it.
+ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
+MOMENTUM_STATE = frozenset({"momentum_buffer"})
+
+
+def make_optimizer(train: TrainSection, model: HyperRepresentation) -> torch.optim.Optimizer:
+    """Return the optimiser of the parameters that are learned.
+
+    Weight decay is on the backbone alone; adamw without it is the paper's plain Adam.
+
+    Source: Decoupled Weight Decay Regularization (Loshchilov, Hutter, 2019), Algorithm 2; On the
+    importance of initialization and momentum in deep learning (Sutskever et al., 2013), section 2,
+    for Nesterov's momentum.
+    """
+    scalars = [p for p in (model.log_lr, model.log_scale) if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.backbone.parameters()), "weight_decay": train.weight_decay}
+    ]
+    if scalars:
+        groups.append({"params": scalars, "weight_decay": 0.0})
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.lr, momentum=MOMENTUM, nesterov=True)
+    return (Muon if train.optimizer == "muon" else torch.optim.AdamW)(groups, lr=train.lr)
+
+
+def clipped_norm(model: HyperRepresentation, longest: float | None) -> float:
+    """Return the norm of the gradient of all parameters together, and shorten it to `longest`.
+
+    Source: On the difficulty of training recurrent neural networks (Pascanu, Mikolov, Bengio,
+    2013), Algorithm 1.
+    """
+    moved = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
+    if longest is not None:
+        torch.nn.utils.clip_grads_with_norm_(moved, longest, norm)
+    return float(norm)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's state as `PARAMETER.KEY`, the parameter by its number."""
+    return {
+        f"{index}.{key}": tensor
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, tensor in state.items()
+        if tensor is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Go back to a state that `optimizer_tensors` gave.
+
+    Raises:
+        ValueError: the names or the shapes are not those of this optimiser's state.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    known = [_kept_of(optimizer, parameter) for parameter in parameters]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(\d{1,9})\.(\w+)", name)
+        if (
+            match is None
+            or int(match[1]) >= len(parameters)
+            or match[2] not in known[int(match[1])]
+        ):
+            raise ValueError(f"the optimiser has no state {name}")
+        index, key = int(match[1]), match[2]
+        shape = torch.Size() if key == "step" else parameters[index].shape
+        if tensor.shape != shape:
+            raise ValueError(
+                f"the optimiser's {name}: expected shape {tuple(shape)}, found "
+                f"{tuple(tensor.shape)}"
+            )
+        state.setdefault(index, {})[key] = tensor
+    for index, held in state.items():
+        if missing := known[index] - held.keys():
+            raise ValueError(f"the optimiser lacks {index}.{min(missing)}")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _kept_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> frozenset[str]:
+    """Return what the optimiser keeps of a parameter."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return MOMENTUM_STATE
+    filters = isinstance(optimizer, Muon) and parameter.dim() >= 2
+    return MOMENTUM_STATE | {"step"} if filters else ADAM_STATE

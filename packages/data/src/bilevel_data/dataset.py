@@ -1,0 +1,105 @@
+"""What a source hands to a store, and what a store hands to a sampler."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel_data.preprocessing import Preprocessing
+
+__all__ = ["SPLIT_NAMES", "ImageSplit", "Images", "Lazy", "SourceData", "SourceSplit"]
+
+SPLIT_NAMES = ("train", "val", "test")
+
+Images = NDArray[np.uint8]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Lazy:
+    """Arrays made one after the other, afresh each time that they are iterated over."""
+
+    make: Callable[[], Iterator[Images]]
+
+    def __iter__(self) -> Iterator[Images]:
+        return self.make()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SourceSplit:
+    """The classes of one split, with pictures that may be made as they are asked for.
+
+    Attributes:
+        name: ``"train"``, ``"val"`` or ``"test"``.
+        class_names: One name a class, different from one another.
+        class_sizes: Number of images of each class, each ≥ 1.
+        image_shape: ``(H, W, C)`` of every image.
+        images: One ``(class_sizes[c], H, W, C)`` uint8 array a class, in order of class. Only
+            one of them needs to be in memory at a time.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    class_sizes: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    images: Iterable[Images]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SourceData:
+    """A data set on its way into a store.
+
+    Attributes:
+        name: Short name, such as ``"omniglot"``.
+        licence: Licence of the pictures.
+        source: Where the pictures came from.
+        preprocessing: What was done to them; or, in words, that nothing can do it again.
+        rotations_are_classes: Whether copies rotated by 90°, 180° and 270° may count as classes
+            of their own.
+        splits: At most one of each split name.
+        left_out: How many files or classes were passed over, by the reason.
+        remarks: What the user should know, a line each.
+    """
+
+    name: str
+    licence: str
+    source: str
+    preprocessing: Preprocessing | str
+    rotations_are_classes: bool
+    splits: tuple[SourceSplit, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSplit:
+    """One split in memory, images sorted by class.
+
+    Attributes:
+        name: ``"train"``, ``"val"`` or ``"test"``.
+        images: ``(N, H, W, C)`` uint8, read-only.
+        offsets: ``(C + 1,)`` int64; class c is ``images[offsets[c]:offsets[c + 1]]``.
+        class_names: One name a class.
+        sha256: SHA-256 of the pixels in C order, in hexadecimal.
+    """
+
+    name: str
+    images: Images
+    offsets: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_sizes(self) -> NDArray[np.int64]:
+        """Number of images of each class, ``(C,)`` int64."""
+        return np.diff(self.offsets)

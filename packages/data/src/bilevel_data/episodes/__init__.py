@@ -1,0 +1,1 @@
+"""Episodes: which images each has, their augmentation, and loading them in time."""

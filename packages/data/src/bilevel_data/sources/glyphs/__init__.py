@@ -1,0 +1,1 @@
+"""Characters of many scripts, drawn with the fonts that matplotlib installs."""

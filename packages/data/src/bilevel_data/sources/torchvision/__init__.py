@@ -1,0 +1,1 @@
+"""Any labelled data set of torchvision."""

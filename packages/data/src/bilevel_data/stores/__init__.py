@@ -1,0 +1,1 @@
+"""A store on disk: its writer, its reader and its manifest."""

@@ -1,0 +1,152 @@
+"""Reading a store: the manifest, a split, or a check of every byte."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import cast, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel_data.dataset import Images, ImageSplit
+from bilevel_data.errors import DataError
+from bilevel_data.files.atomic import file_sha256, read_sidecar
+from bilevel_data.files.limits import MAX_SPLIT_BYTES
+from bilevel_data.stores.hdf5.reader import (
+    Dataset,
+    Group,
+    dataset,
+    group,
+    names,
+    open_hdf5,
+    read_array,
+)
+from bilevel_data.stores.manifest import Manifest, SplitInfo, parse_manifest
+
+__all__ = ["Store", "open_store", "read_manifest", "verify_store"]
+
+_MANIFEST_BYTES = 64 << 20
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """A store on the disk, closed: nothing of it is held open, so it may cross a fork.
+
+    Attributes:
+        path: The HDF5 file.
+        manifest: What it says that it holds.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that it has, in the order train, val, test."""
+        return tuple(self.manifest.splits)
+
+    def load(self, split: str, *, verify: bool = True) -> ImageSplit:
+        """Read one split into memory.
+
+        Args:
+            split: One of `splits`.
+            verify: Compare the pixels with their SHA-256 (a second for 1 GB); without it, only
+                with the checksums of their chunks.
+
+        Raises:
+            DataError: There is no such split, it is larger than `MAX_SPLIT_BYTES`, or the file is
+                damaged or not what it says.
+        """
+        info = self.manifest.splits.get(split)
+        if info is None:
+            have = ", ".join(self.splits)
+            raise DataError(f"{self.path}: expected one of its splits ({have}), found {split!r}")
+        with open_hdf5(self.path) as root:
+            images, offsets = _check_split(root, split, info)
+            MAX_SPLIT_BYTES.check(split, prod(images.shape), "prepare a smaller store")
+            return _load(root, images, offsets, split, info, verify=verify)
+
+
+def open_store(path: str | Path) -> Store:
+    """Read the manifest of a store and check that its splits have the shapes it states.
+
+    Raises:
+        DataError: Not a store, damaged, or of another schema.
+    """
+    path = Path(path)
+    with open_hdf5(path) as root:
+        manifest = _read_manifest(root)
+        for split, info in manifest.splits.items():
+            _check_split(root, split, info)
+    return Store(path=path, manifest=manifest)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest of a store; see `open_store`."""
+    return open_store(path).manifest
+
+
+def verify_store(path: str | Path) -> Manifest:
+    """Check all of a store: its sidecar, its structure, and the pixels of every split.
+
+    One split is in memory at a time.
+
+    Raises:
+        DataError: Something is missing, different or damaged.
+    """
+    store = open_store(path)
+    expected, found = read_sidecar(store.path), file_sha256(store.path)
+    if found != expected:
+        msg = f"expected SHA-256 {expected[:12]}…, found {found[:12]}…: damaged or replaced"
+        raise DataError(f"{store.path}: {msg}: prepare the store again")
+    for split in store.splits:
+        store.load(split)
+    return store.manifest
+
+
+def _read_manifest(root: Group) -> Manifest:
+    if "manifest" not in root.members:
+        raise DataError("expected a data set 'manifest': HDF5, but not a store of this package")
+    found = dataset(root, "manifest", np.uint8, 1)
+    if found.shape[0] > _MANIFEST_BYTES:
+        raise DataError(f"manifest: more than {_MANIFEST_BYTES} bytes: not a store")
+    manifest = parse_manifest(read_array(root.file, found).tobytes())
+    names(root, {"manifest", *manifest.splits})
+    return manifest
+
+
+def _check_split(root: Group, split: str, info: SplitInfo) -> tuple[Dataset, Dataset]:
+    below = group(root, split)
+    names(below, {"images", "class_offsets"})
+    images = dataset(below, "images", np.uint8, 4)
+    offsets = dataset(below, "class_offsets", np.int64, 1)
+    _expect(f"{split}/images: shape", (info.images, *info.image_shape), images.shape)
+    _expect(f"{split}/class_offsets: shape", (len(info.class_names) + 1,), offsets.shape)
+    return images, offsets
+
+
+def _load(
+    root: Group, images: Dataset, offsets: Dataset, split: str, info: SplitInfo, *, verify: bool
+) -> ImageSplit:
+    ends = cast("NDArray[np.int64]", read_array(root.file, offsets))
+    _expect(f"{split}/class_offsets: ends", (0, info.images), (int(ends[0]), int(ends[-1])))
+    # Compared pairwise: a difference of two hostile numbers could overflow.
+    _expect(f"{split}/class_offsets: rising", True, bool((ends[1:] > ends[:-1]).all()))
+    pixels = cast("Images", read_array(root.file, images, checked=not verify))
+    if verify:
+        _expect(f"{split}/images: SHA-256", info.sha256, sha256(pixels.data).hexdigest())
+    return ImageSplit(
+        name=split,
+        images=pixels,
+        offsets=ends,
+        class_names=info.class_names,
+        sha256=info.sha256,
+    )
+
+
+def _expect(what: str, expected: object, found: object) -> None:
+    if found != expected:
+        msg = f"{what}: expected {expected}, found {found}: damaged, prepare the store again"
+        raise DataError(msg)

@@ -1,0 +1,1 @@
+"""Few-shot learning as a bilevel problem: episodes, learners and their evaluation."""

@@ -1,0 +1,134 @@
+"""A head for a handful of labelled images, and what it says of others, one or many.
+
+What evaluation does with sampled episodes, for images that a person brings: any number of classes,
+of images a class and of queries. Always inductive: a query's answer is the same alone and among
+others.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from bilevel_meta.task import MetaTask
+from bilevel_models import Encoder, Normalization, heads
+
+__all__ = ["FewShotHead", "FewShotLearner", "learner_of"]
+
+CHUNK = 64  # queries encoded at once, so that memory does not grow with their number
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FewShotLearner:
+    """A representation, and how heads are trained on it.
+
+    Attributes:
+        encoder: inductive, and in the precision of its weights: a query's features are its own.
+        steps: T, inner steps.
+        step_size: η.
+        scale: s, the factor on the features.
+    """
+
+    encoder: Encoder
+    steps: int
+    step_size: float
+    scale: float
+
+    def adapt(self, images: Tensor, labels: Tensor, classes: int) -> FewShotHead:
+        """Return the head after T steps on labelled images, by the mean cross-entropy over them.
+
+        Args:
+            images: (n, channels, height, width) in [0, 1], on the representation's device.
+            labels: 0 … classes-1, int64 (n,); each class has one image or more.
+            classes: how many.
+
+        Raises:
+            bilevel_models.heads.HeadDivergenceError: the training diverges.
+
+        Cost: a forward pass over the images, and T steps on their Gram matrix.
+
+        Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
+        al., 2018), Eq. 10.
+        """
+        h, _ = self.features(images, images[:1])
+        with torch.no_grad():
+            head = heads.descend(
+                h[None],
+                heads.one_hot(labels[None], classes, h),
+                steps=self.steps,
+                step_size=self.step_size,
+                scale=self.scale,
+            )
+        own = self.encoder.normalization is Normalization.SUPPORT
+        return FewShotHead(learner=self, head=head, reference=images if own else images[:1])
+
+    def features(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (n, dim) and (m, dim) of images (n, …) and (m, …).
+
+        In float64 from here on: a fit on images that look alike to the representation magnifies
+        rounding, and this one is small.
+        """
+        dtype = next(self.encoder.backbone.parameters()).dtype
+        s, q = support[None].to(dtype), query[None].to(dtype)
+        found = self.encoder.encode(s, q, training=False)
+        return found.support[0].double(), found.query[0].double()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FewShotHead:
+    """A trained head.
+
+    Attributes:
+        learner: what trained it.
+        head: weights and bias.
+        reference: images whose statistics normalise the queries; where running averages do, one
+            image for company, as episodes have support and query images.
+    """
+
+    learner: FewShotLearner
+    head: heads.Head
+    reference: Tensor
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return softmax(s h W + b), float64 (m, classes), of images (m, …), m ≥ 1.
+
+        Cost: a forward pass over the images, and over the reference once every `CHUNK` of them.
+        """
+        chunks = torch.split(images, CHUNK)
+        return torch.cat([self._scores(chunk) for chunk in chunks]).softmax(dim=-1)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        _, h = self.learner.features(self.reference, images)
+        return heads.logits(self.head, h[None])[0]
+
+
+def learner_of(task: MetaTask) -> FewShotLearner:
+    """Return what trains heads as a task does, made inductive.
+
+    With `episode` normalisation queries take the statistics of the support images, which the heads
+    were trained with, in place of those of all queries together. Convolutions run in float32, and
+    on a GPU in float64: otherwise an image's features may depend on how many are encoded with it.
+    """
+    own, backbone = task.encoder.normalization, deepcopy(task.encoder.backbone)
+    # In plain order, as an exported program has its weights: other kernels round otherwise.
+    backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if task.model.log_lr.is_cuda:  # kernels are chosen by the number of images, and may be TF32
+        backbone.double()
+    encoder = replace(
+        task.encoder,
+        backbone=backbone,
+        normalization=own if own.inductive else Normalization.SUPPORT,
+        bfloat16=False,
+    )
+    return FewShotLearner(
+        encoder=encoder,
+        steps=task.steps,
+        step_size=float(task.model.log_lr.detach().exp()),
+        scale=float(task.model.log_scale.detach().exp()),
+    )
