@@ -183,6 +183,7 @@ def prepare(
         keys="train.way, train.shot or train.query; where null, those of episode",
         seed=config.seed,
         rotations=rotations,
+        overlap=training.overlap,
     )
     val_episodes = episode_sampler(
         store,
