@@ -28,7 +28,7 @@ from bilevel_core.backends.find import backend_of
 from bilevel_core.engines.direct import Direct
 from bilevel_core.engines.forward import Forward
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, start_state
+from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, first_params, start_state
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, ConvergenceError, DivergenceError, Result
 from bilevel_core.tree import is_nothing, leaves, map_leaves, named_leaves
@@ -103,7 +103,7 @@ def _passed(flow: Flow) -> set[Hashable] | None:
 def _check_maps(instance: Instance, *, may_draw: bool) -> None:
     """Run the objectives and some steps, so that a mistake is named before the long run."""
     flow, backend, lam, data = instance.flow, instance.backend, instance.lam, instance.data
-    w = flow.initial(lam, data) if is_nothing(instance.start) else instance.start
+    w = first_params(instance)
     _require_floating(backend, w, "w_0 = init(λ)")
     start = flow.dynamics.init(w, lam)
     _require_numbers(backend, start, "state")
@@ -167,7 +167,7 @@ def refuse_unused(instance: Instance, grad: Tree) -> None:
     if not idle:
         return
     start = start_state(instance)
-    w = flow.dynamics.params(start)
+    w, first = flow.dynamics.params(start), backend.detach(first_params(instance))
 
     def step(lam: Tree, t: int) -> Tree:
         return flow.step(start, lam, flow.seen(t, data), t)
@@ -176,7 +176,7 @@ def refuse_unused(instance: Instance, grad: Tree) -> None:
         (
             lambda lam: flow.start(lam, instance.start, data),
             lambda lam: flow.outer(w, lam, data),
-            lambda lam: flow.inner(w, lam, flow.seen(1, data)),
+            lambda lam: flow.inner(first, lam, flow.seen(1, data)),
         ),
         (partial(step, t=t) for t in range(1, max(1, instance.steps) + 1)),
     )
@@ -222,14 +222,14 @@ def _require_repeatable(instance: Instance, start: Tree) -> None:
     √ε apart is not refused: on a GPU the same sum may be rounded otherwise each time.
     """
     flow, backend, lam = instance.flow, instance.backend, instance.lam
-    w, root = flow.dynamics.params(start), _root(start, backend)
+    w, root = first_params(instance), _root(start, backend)
 
     def slope() -> Tree:
         return backend.detach(flow.slope(lam, flow.seen(1, instance.data))(w))
 
     def moved(by: Tree) -> Tree:
         # A copy: dynamics may write into the gradient that they are given.
-        known = KnownGradient(lambda w: map_leaves(lambda _, leaf: leaf + 0, w, by))
+        known = KnownGradient(lambda w: map_leaves(lambda _, leaf: leaf + 0, w, by), instance.data)
         return backend.detach(flow.dynamics.step(known, start, lam, 1))
 
     found = slope()
