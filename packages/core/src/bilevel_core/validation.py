@@ -24,7 +24,7 @@ from bilevel_core.arrays import (
     signature,
     unit_tangents,
 )
-from bilevel_core.backends.find import backend_of
+from bilevel_core.backends.find import backend_of, other_leaf
 from bilevel_core.engines.direct import Direct
 from bilevel_core.engines.forward import Forward
 from bilevel_core.engines.unrolled import Unrolled
@@ -43,8 +43,9 @@ ONCE = (Unrolled, Direct)
 """Engines that take every step once, so that it may draw at random (dropout)."""
 
 NO_DERIVATIVE = re.compile(
-    r"(?:derivative for (?:aten::)?|forward AD with )(\w+)|(\w+) .*not implemented"
+    r"(?:derivative for (?:aten::)?|forward AD with )(\w+)|(ZeroTensors) are immutable"
 )
+"""What torch says of an operation without a derivative; the last of `mse_loss`, in Forward."""
 
 
 def checked_instance(
@@ -300,7 +301,7 @@ def _require_derivatives(instance: Instance, engine: Engine) -> None:
         found = NO_DERIVATIVE.search(str(error))
         if found is None:
             raise
-        name = (found[1] or found[2]).removesuffix("_backward")
+        name = (found[1] or "an operation of the objective").removesuffix("_backward")
         remedy = "take Reverse" if forward else "Direct and FirstOrder do without"
         raise ValueError(
             f"{name} has no {'forward' if forward else 'second'} derivative in "
@@ -337,11 +338,12 @@ def _require_numbers(backend: Backend, tree: Tree, name: str) -> None:
 
 
 def _require_owned(backend: Backend, leaf: Any, path: str) -> None:
-    if not backend.owns(leaf):
-        raise TypeError(
-            f"{path} is a {type(leaf).__name__}, but λ is made of {framework(backend)} arrays: "
-            "make it a floating-point array of that framework"
-        )
+    if backend.owns(leaf):
+        return
+    remedy = other_leaf(leaf) or "make it a floating-point array of that framework"
+    raise TypeError(
+        f"{path} is a {type(leaf).__name__}, but λ is made of {framework(backend)} arrays: {remedy}"
+    )
 
 
 def _require_floating(backend: Backend, tree: Tree, name: str) -> None:
