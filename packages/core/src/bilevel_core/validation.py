@@ -77,28 +77,25 @@ def check_maps(instance: Instance, engine: Engine | None) -> None:
     may_draw = once and not backend.compiles
     shapes = tuple((path, signature(leaf)) for path, leaf in named_leaves(instance.lam))
     # What was looked at: numbers are not while they are traced.
-    key = (
-        *(backend, shapes, type(engine), may_draw),
-        backend.is_concrete((instance.lam, instance.start, instance.data)),
-        *(instance.steps > 0, instance.data is None, is_nothing(instance.start)),
-    )
-    passed = _passed(instance.flow)
-    if passed is not None and key in passed:
-        return
-    with backend.values_only():
-        _check_maps(instance, may_draw=may_draw)
-        if engine is not None and instance.steps > 0 and not backend.compiles:
-            _require_derivatives(instance, engine)
-    if passed is not None:
-        passed.add(key)
-
-
-def _passed(flow: Flow) -> set[Hashable] | None:
-    """Return what a problem was found good with, or None where there is no remembering it."""
-    try:
-        return flow.problem.passed.setdefault(flow.dynamics, set())
-    except TypeError:  # dynamics of the user's own that cannot be hashed, or not weakly held
-        return None
+    concrete = backend.is_concrete((instance.lam, instance.start, instance.data))
+    given = (instance.steps > 0, instance.data is None, is_nothing(instance.start))
+    looks: dict[Hashable, Callable[[], None]] = {
+        (backend, shapes, may_draw, concrete, given): lambda: _check_maps(
+            instance, may_draw=may_draw
+        )
+    }
+    if instance.steps > 0 and not backend.compiles and not isinstance(engine, Direct | None):
+        forward = isinstance(engine, Forward)
+        looks[backend, shapes, "forward" if forward else "second"] = lambda: _require_derivatives(
+            instance, type(engine).__name__, forward=forward
+        )
+    passed = instance.flow.problem.passed.of(instance.flow.dynamics)
+    for key, look in looks.items():
+        if passed is None or key not in passed:
+            with backend.values_only():
+                look()
+            if passed is not None:
+                passed.add(key)
 
 
 def _check_maps(instance: Instance, *, may_draw: bool) -> None:
@@ -281,7 +278,7 @@ def _require_traceable(instance: Instance, start: Tree) -> None:
         )
 
 
-def _require_derivatives(instance: Instance, engine: Engine) -> None:
+def _require_derivatives(instance: Instance, engine: str, *, forward: bool) -> None:
     """Refuse an operation whose derivative the engine needs and the framework does not have."""
     flow, backend, lam = instance.flow, instance.backend, instance.lam
     start, seen = start_state(instance), flow.seen(1, instance.data)
@@ -289,12 +286,11 @@ def _require_derivatives(instance: Instance, engine: Engine) -> None:
     def step(state: Tree, lam: Tree) -> Tree:
         return flow.step(state, lam, seen, 1)
 
-    forward = isinstance(engine, Forward)
     try:
         if forward:
             inputs = (start, lam)
             backend.jvps(step, inputs, unit_tangents(inputs, 0, 1, backend))
-        elif not isinstance(engine, Direct):
+        else:
             moved, pull_back = backend.vjp(step, start, lam)
             pull_back(backend.detach(moved))
     except (RuntimeError, NotImplementedError) as error:
@@ -305,7 +301,7 @@ def _require_derivatives(instance: Instance, engine: Engine) -> None:
         remedy = "take Reverse" if forward else "Direct and FirstOrder do without"
         raise ValueError(
             f"{name} has no {'forward' if forward else 'second'} derivative in "
-            f"{framework(backend)}, which {type(engine).__name__} needs: write it in simpler "
+            f"{framework(backend)}, which {engine} needs: write it in simpler "
             "operations (((a - b) ** 2).mean() for mse_loss; for attention, "
             f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or {remedy}"
         ) from error

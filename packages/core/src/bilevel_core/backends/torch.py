@@ -205,7 +205,8 @@ def _jvp(
     along = [
         d for x, d in zip(leaves(primals), leaves(tangents), strict=True) if x.is_floating_point()
     ]
-    _, found, value = torch.func.jvp(of_floats, tuple(floats), tuple(along), has_aux=True)
+    triple: Any = torch.func.jvp(of_floats, tuple(floats), tuple(along), has_aux=True)
+    _, found, value = triple
     rest = iter(found)
     flat = [next(rest) if y.is_floating_point() else torch.zeros_like(y) for y in leaves(value)]
     return value, rebuild(value, flat)
