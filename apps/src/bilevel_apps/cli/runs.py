@@ -112,7 +112,8 @@ def _chosen(words: list[str], uri: str | None, experiment: str | None) -> list[T
     from bilevel_apps.compare.select import choose_runs
 
     if words:
-        return choose_runs(words, lambda: read_runs(find_uri(uri), experiment))
+        given = None if uri is None else find_uri(uri)
+        return choose_runs(words, lambda: read_runs(find_uri(uri), experiment), given)
     found = read_runs(find_uri(uri), experiment)
     if not found:
         raise InputError("no runs yet: train one with bilevel-train")

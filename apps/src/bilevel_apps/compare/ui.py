@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from bilevel_apps.compare.database import client_of, database_file
+from bilevel_apps.compare.database import client_of
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.system.signals import taken_by
+from bilevel_apps.tracking.address import database_file
 
 __all__ = ["HOST", "serve"]
 
