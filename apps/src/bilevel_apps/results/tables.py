@@ -29,7 +29,8 @@ fails where the two disagree. Beside each row are the commands that compute it.
 """
 SCORES = """## Accuracy
 
-Mean accuracy in % over episodes with its 95 % interval. Query images are never support images.
+Mean accuracy in % over episodes with its 95 % interval. Query images are never support images,
+unless the row says so.
 Where the row says `rotated and upright`, copies turned by 90°, 180° and 270° are classes too, as in
 the paper's code; `upright` is without them. Inductive: each query image is classified as if it were
 alone; transductive: with the help of the others. `paper` is the paper's figure on its test classes:
@@ -102,8 +103,9 @@ def _score_row(record: ScoreRecord) -> dict[str, object]:
 def _short_row(record: ScoreRecord) -> dict[str, object]:
     kind = "transductive" if record.transductive else "inductive"
     classes = "rotated and upright" if record.rotations else "upright"
+    overlap = ", queries may be support images" * record.overlap
     return {
-        "task": f"{record.data}, {record.way}-way {record.shot}-shot",
+        "task": f"{record.data}, {record.way}-way {record.shot}-shot{overlap}",
         "preset": _preset(record.train),
         "accuracy": _percent(record.accuracy, record.ci95),
         "upright": None if record.upright is None else _percent(**record.upright.model_dump()),

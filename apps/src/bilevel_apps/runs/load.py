@@ -110,8 +110,11 @@ class TrainedRun:
         way: int | None = None,
         shot: int | None = None,
         query: int | None = None,
+        overlap: bool = False,
     ) -> EpisodeSampler:
         """Return episodes of the kind that the run was trained for, unless told otherwise.
+
+        Whatever it was trained on, they overlap only where that is asked for.
 
         Raises:
             InputError: the images are of another size, or too few.
@@ -135,6 +138,7 @@ class TrainedRun:
             keys="--way, --shot, --query or --split",
             seed=seed,
             rotations=rotations,
+            overlap=overlap,
         )
 
 
