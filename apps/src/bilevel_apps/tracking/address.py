@@ -20,6 +20,17 @@ __all__ = [
 
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"  # beside the database
+# What reads the places of runs' files in MLflow's tables, and what changes one.
+_PLACES = (
+    (
+        "SELECT DISTINCT artifact_location FROM experiments",
+        "UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?",
+    ),
+    (
+        "SELECT DISTINCT artifact_uri FROM runs",
+        "UPDATE runs SET artifact_uri = ? WHERE artifact_uri = ?",
+    ),
+)
 
 
 def sqlite_uri(database: Path) -> str:
@@ -68,12 +79,10 @@ def take_artifacts(database: Path) -> None:
     """
     here = (database.resolve().parent / ARTIFACTS).as_uri() + "/"
     with closing(_connected(database, "rw")) as opened, opened:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            query = f"SELECT DISTINCT {column} FROM {table}"
+        for query, change in _PLACES:
             for (place,) in opened.execute(query).fetchall():
                 moved = _moved(place or "", here)
                 if moved:
-                    change = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
                     opened.execute(change, (moved, place))
 
 
