@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 __all__ = [
     "ARTIFACTS",
@@ -16,6 +17,7 @@ __all__ = [
     "has_run",
     "sqlite_uri",
     "take_artifacts",
+    "without_stray_folders",
 ]
 
 SQLITE = "sqlite:///"
@@ -34,8 +36,8 @@ _PLACES = (
 
 
 def sqlite_uri(database: Path) -> str:
-    """Return the address of a database file; `%`, `?` and `#` in its path are quoted."""
-    return f"{SQLITE}{quote(str(database.resolve()))}"
+    """Return the address of a database file; `%` and `?` in its path are quoted."""
+    return SQLITE + str(database.resolve()).replace("%", "%25").replace("?", "%3F")
 
 
 def database_file(uri: str) -> Path | None:
@@ -49,6 +51,22 @@ def database_file(uri: str) -> Path | None:
     text = uri.removeprefix(SQLITE)
     found = Path(unquote(text.partition("?")[0]))
     return Path(text) if _is_file(Path(text)) and not _is_file(found) else found
+
+
+@contextmanager
+def without_stray_folders(uri: str) -> Iterator[None]:
+    """Remove the folder that MLflow makes of a quoted path, while it opens the unquoted one."""
+    stray = Path(uri.removeprefix(SQLITE)).parent
+    database = database_file(uri)
+    missing: list[Path] = []
+    if database is not None and stray != database.parent:
+        missing = [path for path in (stray, *stray.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):  # it was not made, or somebody else uses it
+                path.rmdir()
 
 
 def default_uri(run_folder: Path) -> str:

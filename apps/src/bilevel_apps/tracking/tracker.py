@@ -16,7 +16,13 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, final
 
-from bilevel_apps.tracking.address import ARTIFACTS, database_file, sqlite_uri, take_artifacts
+from bilevel_apps.tracking.address import (
+    ARTIFACTS,
+    database_file,
+    sqlite_uri,
+    take_artifacts,
+    without_stray_folders,
+)
 from bilevel_data.files.atomic import publish, temporary
 
 if TYPE_CHECKING:
@@ -189,7 +195,9 @@ def closing(tracker: Tracker) -> Iterator[None]:
 
 def mlflow_client(uri: str) -> MlflowClient:
     """Return MLflow's client; importing mlflow takes seconds, and it is kept quiet."""
-    return _import_mlflow()(uri)
+    make = _import_mlflow()
+    with without_stray_folders(uri):
+        return make(uri)
 
 
 def _import_mlflow() -> type[MlflowClient]:
