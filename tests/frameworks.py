@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -18,6 +19,10 @@ except ImportError:  # the extra is optional
     jax = None
 else:
     jax.config.update("jax_enable_x64", True)
+    if kept := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # JAX does not write these files at once: two workers would read each other's halves.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+        jax.config.update("jax_compilation_cache_dir", f"{kept}/{worker}")
 
 
 @dataclass(frozen=True)

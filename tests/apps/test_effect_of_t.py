@@ -298,7 +298,7 @@ def test_claims_can_fail(item, place, changed):
 
 
 @pytest.mark.data
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_quick_on_omniglot(tmp_path):
     if not OMNIGLOT.is_dir():
         pytest.skip(f"needs the two zips of Omniglot in {OMNIGLOT}")

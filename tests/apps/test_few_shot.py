@@ -85,7 +85,7 @@ def test_it_is_the_head_that_evaluation_scores(trained, images):
         step_size=run.task.log_lr.detach().exp(),
         scale=scale,
     )
-    expected = heads.logits(head, h_q, scale)[0].softmax(dim=-1).numpy()
+    expected = heads.logits(head, h_q)[0].softmax(dim=-1).numpy()
     np.testing.assert_allclose(model.predict_proba(query), expected, rtol=0, atol=1e-4)
 
 

@@ -536,7 +536,7 @@ def test_linear_outputs_are_the_representation():
             step_size=0.2,
             scale=3.0,
         )
-        scores = heads.logits(head, query, 3.0)
+        scores = heads.logits(head, query)
         assert torch.equal(task.accuracies(episodes), heads.accuracy(scores, episodes.query_labels))
 
 

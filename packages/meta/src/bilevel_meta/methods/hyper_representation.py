@@ -19,15 +19,14 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Self, Unpack, final
+from typing import NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bilevel_core import DivergenceError
 from bilevel_meta.episodes import Batch, Episodes
-from bilevel_meta.learner import Encoding, HeadLearner, head_logits
+from bilevel_meta.learner import Encoding, HeadLearner
 from bilevel_models import Normalization, heads
 
 __all__ = ["HyperRepresentation", "InnerLoop", "outer_loss"]
@@ -107,7 +106,7 @@ class HyperRepresentation(HeadLearner):
         other.normalization = normalization or self.normalization
         return other
 
-    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> ScaledHead:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
         """Return w_T, one head an episode.
 
         Raises:
@@ -117,7 +116,7 @@ class HyperRepresentation(HeadLearner):
         step_size, scale = self.log_lr.exp(), self.log_scale.exp()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.through), _divergence():
             w = heads.descend(features, targets, steps=self.steps, step_size=step_size, scale=scale)
-        return ScaledHead(w=w, scale=scale)
+        return {**w, "scale": scale}  # with its graph, also where w has none
 
     def loss(self, batch: Batch) -> Tensor:
         """Return E(w_T(λ), λ), the mean over a meta-batch, as a scalar with its graph.
@@ -130,7 +129,7 @@ class HyperRepresentation(HeadLearner):
         labels = _together(episodes) if self.united else episodes.support_labels
         head = self.fit_head(support, labels, episodes.way)
         asked = labels if self.united else episodes.query_labels
-        value = self.judge(head_logits(head, query), asked)
+        value = self.judge(heads.logits(head, query), asked)
         if not self.through:  # η has the gradient 0, and no wrapper looks for it in vain
             value = value + 0.0 * self.log_lr
         return value
@@ -169,20 +168,7 @@ class HyperRepresentation(HeadLearner):
         episodes = self.take(batch)
         support, query = self.encoder(episodes.support, episodes.query, training=False)
         head = self.fit_head(support, episodes.support_labels, episodes.way)
-        return heads.accuracy(head.logits(query), episodes.query_labels)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class ScaledHead:
-    """Heads of features times s."""
-
-    w: heads.Head
-    scale: Tensor
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Return s h W + b, (episodes, n, way), of features (episodes, n, dim)."""
-        return heads.logits(self.w, features, self.scale)
+        return heads.accuracy(heads.logits(head, query), episodes.query_labels)
 
 
 def outer_loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

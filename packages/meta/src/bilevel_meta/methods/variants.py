@@ -74,7 +74,7 @@ class ClassicTrain(HyperRepresentation):
             (features,) = self.encoder(episodes.support, training=self.training)
             w = w or heads.zeros(features.detach(), episodes.way)
             w = {name: leaf.detach().requires_grad_() for name, leaf in w.items()}
-            scores = heads.logits(w, features, self.log_scale.exp())
+            scores = heads.logits({**w, "scale": self.log_scale.exp()}, features)
             value = self.judge(scores, episodes.support_labels)
             grads = torch.autograd.grad(value, list(w.values()), retain_graph=True)
             # The loss is a mean over episodes, and each head descends on its own.
