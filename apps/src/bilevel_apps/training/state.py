@@ -36,7 +36,7 @@ __all__ = ["Training", "prepare", "resolve", "resumable"]
 
 # What may differ when a run is resumed, beside its length: hashes tell the images, and another
 # device or number of threads costs a warning.
-FREE = ("data", "device", "threads")
+FREE = ("data", "device", "threads", "tracking.uri")
 
 
 @final
@@ -194,7 +194,7 @@ def prepare(
     )
     task = make_task(config, train_episodes.split.images.shape[1:], device)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(task.model.backbone, config.model.weights)
+        load_backbone(task.backbone, config.model.weights)
     average = training.average
     return Training(
         config=config,
