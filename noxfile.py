@@ -1,5 +1,6 @@
 """Sessions of the project; `nox -l` lists them."""
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -21,6 +22,7 @@ BENCHMARKS = (
     "evaluation",
     "scaling",
     "time_to_accuracy",
+    "gradients",
 )
 FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
 # What the engines are measured against; no other session installs them.
@@ -158,10 +160,12 @@ def mutation(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff."""
-    session.install(*PINNED, "ruff")
+    """Check style, format and security with ruff, and with import-linter who imports whom."""
+    session.install(*PINNED, "ruff", "import-linter")
     session.run("ruff", "check", *CHECKED)
     session.run("ruff", "format", "--check", *CHECKED)
+    sources = os.pathsep.join(f"{package}/src" for package in PACKAGES)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})
 
 
 @nox.session
@@ -268,3 +272,12 @@ def bench(session: nox.Session) -> None:
     install_all(session, *PEERS)
     for name in chosen or BENCHMARKS:
         session.run("python", f"benchmarks/{name}.py", *options, env=ENV)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Prove, time and train on a GPU, in ten minutes: -- --mini-imagenet FILE.h5 --out FOLDER."""
+    if shutil.which("nvidia-smi") is None:  # before gigabytes are installed
+        session.error("no GPU here (nvidia-smi is not found): run this session where there is one")
+    install_all(session)
+    session.run("python", "benchmarks/gpu.py", *session.posargs, env=ENV)
