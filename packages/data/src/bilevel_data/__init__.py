@@ -1,5 +1,6 @@
 """Few-shot image data sets as verified HDF5 stores, and reproducible episodes."""
 
+from bilevel_data.class_splits import PUBLISHED, PublishedSplits
 from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
 from bilevel_data.episodes.loader import EpisodeLoader
 from bilevel_data.episodes.sampler import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
@@ -13,6 +14,7 @@ from bilevel_data.stores.store import Store, open_store, read_manifest, verify_s
 from bilevel_data.stores.writer import write_store
 
 __all__ = [
+    "PUBLISHED",
     "SOURCES",
     "SPLIT_NAMES",
     "DataError",
@@ -27,6 +29,7 @@ __all__ = [
     "Manifest",
     "MixedSampler",
     "Preprocessing",
+    "PublishedSplits",
     "Source",
     "SourceData",
     "SourceSplit",
