@@ -27,8 +27,7 @@ from bilevel_data import (
     common_ink,
     open_store,
 )
-from bilevel_meta.inner_problem import InnerLoop
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
 
@@ -56,7 +55,7 @@ class TrainedRun:
     """
 
     config: Config
-    task: MetaTask
+    task: HyperRepresentation
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -202,12 +201,12 @@ def run_of(
     set_threads(record.config.threads)
     task = make_task(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
-    task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    task.load_state_dict(model_tensors(checkpoint.tensors))
     trained = task.inner
     if chosen.steps is not None:
-        task = replace(task, steps=chosen.steps)
+        task.steps = chosen.steps
     if chosen.lr is not None:
-        task.model.set_lr(chosen.lr)
+        task.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,
         task=task,

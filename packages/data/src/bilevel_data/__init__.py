@@ -2,8 +2,9 @@
 
 from bilevel_data.class_splits import PUBLISHED, PublishedSplits
 from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
+from bilevel_data.episodes.episode import EpisodeBatch, EpisodeIndices, EpisodeSpec
 from bilevel_data.episodes.loader import EpisodeLoader
-from bilevel_data.episodes.sampler import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
+from bilevel_data.episodes.sampler import EpisodeSampler
 from bilevel_data.episodes.varied import MixedSampler, VariedSampler, VariedSpec
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.ink import Ink, common_ink, ink_of
