@@ -20,7 +20,7 @@ from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_data import open_store
 from bilevel_meta.adapt import CHUNK, learner_of
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 from bilevel_models import heads
 
 SHAPE = (16, 16, 1)
@@ -39,7 +39,7 @@ def learner(config):
 
     def make(**changes):
         task = make_task(config(**changes), SHAPE, torch.device("cpu"))
-        for name, buffer in task.model.named_buffers():
+        for name, buffer in task.named_buffers():
             if name.endswith("running_mean"):
                 buffer.fill_(-0.1)
         return learner_of(task)
@@ -75,16 +75,17 @@ def test_it_is_the_head_that_evaluation_scores(trained, images):
     support, query = images[:5, 0], images[:5, 1:4].reshape(-1, *SHAPE)
     model = FewShotClassifier(trained).fit(support, np.arange(5))
     s, q = (torch.from_numpy(x / 255).float().movedim(-1, -3)[None] for x in (support, query))
-    features = run.task.encoder.encode(s, q, training=False)
-    scale = run.task.model.log_scale.detach().exp()
+    with torch.no_grad():
+        h_s, h_q = run.task.encoder(s, q, training=False)
+    scale = run.task.log_scale.detach().exp()
     head = heads.descend(
-        features.support,
+        h_s,
         torch.eye(5)[None],
         steps=run.task.steps,
-        step_size=run.task.model.log_lr.detach().exp(),
+        step_size=run.task.log_lr.detach().exp(),
         scale=scale,
     )
-    expected = heads.logits(head, features.query)[0].softmax(dim=-1).numpy()
+    expected = heads.logits(head, h_q)[0].softmax(dim=-1).numpy()
     np.testing.assert_allclose(model.predict_proba(query), expected, rtol=0, atol=1e-4)
 
 
@@ -175,6 +176,23 @@ def test_steps_and_step_size_of_ones_own(trained, images):
             FewShotClassifier(trained, step_size=bad).fit(x, y)
 
 
+def test_features_over_shifts_are_the_mean_of_nine(trained, images):
+    x, y = images[:, :2].reshape(-1, *SHAPE), np.repeat(range(6), 2)
+    plain, shifted = (FewShotClassifier(trained, shifts=d).fit(x, y) for d in (0, 1))
+    found = shifted.head_.learner.encoder.backbone
+    assert found.pixels == 1
+    assert plain.head_.learner.encoder.backbone.state_dict().keys() == (
+        found.network.state_dict().keys()
+    )
+    queries = images[:, 2]
+    both = [model.predict_proba(queries) for model in (plain, shifted)]
+    assert not np.allclose(*both)
+    # Still inductive: alone as among others.
+    assert np.allclose(shifted.predict_proba(queries[:1]), both[1][:1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"shifts=-1: expected a whole number from 0"):
+        FewShotClassifier(trained, shifts=-1).fit(x, y)
+
+
 def test_tensors_are_images_too(trained, images):
     x, y = images[:3, :4].reshape(-1, *SHAPE), np.repeat(np.arange(3), 4)
     own = FewShotClassifier(trained).fit(x, y).predict_proba(x)
@@ -207,7 +225,7 @@ def test_labels_and_their_order(trained, images):
 def test_parameters_clones_and_copies(trained, images, tmp_path):
     model = FewShotClassifier(trained, device="cpu")
     given = {"run": trained, "device": "cpu"}
-    assert model.get_params() == {**given, "steps": None, "step_size": None}
+    assert model.get_params() == {**given, "steps": None, "step_size": None, "shifts": 0}
     assert clone(model).set_params(run="elsewhere").run == "elsewhere"
     model.fit(images[:, 0], range(6))
     again = pickle.loads(pickle.dumps(model))

@@ -18,7 +18,7 @@ from bilevel_apps.scoring.task import task_accuracies
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_core import DivergenceError
 from bilevel_data import DataError, EpisodeSampler
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 
 __all__ = ["Episodes", "Paired", "paired_scores"]
 

@@ -27,8 +27,8 @@ from bilevel_data import (
     common_ink,
     open_store,
 )
-from bilevel_meta.inner_problem import InnerLoop
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.shifts import over_shifts
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
 
@@ -53,10 +53,11 @@ class TrainedRun:
         preprocessing: how the images were made, if the checkpoint says so.
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
+        shifts: pixels by which images are moved to average their features; 0: they are not.
     """
 
     config: Config
-    task: MetaTask
+    task: HyperRepresentation
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -65,6 +66,11 @@ class TrainedRun:
     preprocessing: Preprocessing | None
     data: Mapping[str, str]
     device: torch.device
+    shifts: int = 0
+
+    def over_shifts(self, pixels: int) -> TrainedRun:
+        """Return the run with features averaged over shifts of an image by so many pixels."""
+        return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on.
@@ -202,12 +208,12 @@ def run_of(
     set_threads(record.config.threads)
     task = make_task(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
-    task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    task.load_state_dict(model_tensors(checkpoint.tensors))
     trained = task.inner
     if chosen.steps is not None:
-        task = replace(task, steps=chosen.steps)
+        task.steps = chosen.steps
     if chosen.lr is not None:
-        task.model.set_lr(chosen.lr)
+        task.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,
         task=task,

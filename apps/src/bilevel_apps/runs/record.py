@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,17 @@ from bilevel_apps.config import (
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import make_task, model_tensors
 from bilevel_apps.runs.checkpoint import REMEDY, Checkpoint
-from bilevel_apps.training.stopping import Ending
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
-__all__ = ["Environment", "RunRecord", "read_record"]
+__all__ = ["Ending", "Environment", "RunRecord", "read_record"]
+
+
+class Ending(StrEnum):
+    """Why a run ended; each is the key of `train` that decided it."""
+
+    STEPS = "steps"
+    MINUTES = "minutes"
+    PATIENCE = "patience"
 
 
 class Environment(BaseModel):
@@ -121,7 +129,7 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
     The model is built without memory, so that a record cannot ask for more than the file holds.
 
     Raises:
-        InputError: so it is.
+        InputError: the weights are not numbers, or of another model.
     """
     try:
         task = _without_memory(record)
@@ -130,7 +138,7 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
     except (ValueError, RuntimeError, OverflowError):  # sizes beyond what can be counted
         raise _other_weights(path) from None
     weights = model_tensors(checkpoint.tensors)
-    if _kinds(weights) != _kinds(task.model.state_dict()):
+    if _kinds(weights) != _kinds(task.state_dict()):
         raise _other_weights(path)
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path}: its weights are not all finite numbers: {REMEDY}")
@@ -140,7 +148,7 @@ def _kinds(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.d
     return {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
 
 
-def _without_memory(record: RunRecord) -> MetaTask:
+def _without_memory(record: RunRecord) -> HyperRepresentation:
     try:
         with torch.device("meta"):
             return make_task(record.config, record.image_shape, torch.device("meta"))

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from bilevel_apps.config import Config
+from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task, method_of, part_of, settled_outputs
+from bilevel_apps.runs.build import episode_sampler, make_task, part_of, settled_outputs
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
-from bilevel_apps.runs.record import Environment, RunRecord, read_record
+from bilevel_apps.runs.record import Ending, Environment, RunRecord, read_record
 from bilevel_apps.runs.weights import load_backbone
 from bilevel_apps.system.hardware import choose_precision, set_threads
 from bilevel_apps.system.processes import ALONE, Processes
@@ -25,13 +26,12 @@ from bilevel_apps.system.terminal import warn
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.meter import Meter
 from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from bilevel_apps.training.stopping import Ending, Stopwatch, finished, may_change, stale
+from bilevel_apps.training.stopping import Stopwatch, finished, stale
 from bilevel_apps.training.weight_average import WeightAverage, weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
-from bilevel_meta.methods import Method
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
@@ -51,8 +51,7 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: MetaTask
-    method: Method
+    task: HyperRepresentation
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
@@ -72,7 +71,7 @@ class Training:
     stop: bool = False
 
     @property
-    def scored(self) -> MetaTask:
+    def scored(self) -> HyperRepresentation:
         """The weights that are validated: their average, if there is one."""
         return self.task if self.average is None else self.average.task
 
@@ -88,7 +87,7 @@ class Training:
         """Return all that a resume needs."""
         limited = self.config.train.minutes is not None
         parts = {
-            "model": self.task.model.state_dict(),
+            "model": self.task.state_dict(),
             "average": {} if self.average is None else self.average.state(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
@@ -119,7 +118,7 @@ class Training:
             InputError: the tensors are not those of this configuration.
         """
         try:
-            self.task.model.load_state_dict(part_of(tensors, "model"))
+            self.task.load_state_dict(part_of(tensors, "model"))
             if self.average is not None:
                 self.average.load(part_of(tensors, "average"))
             load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
@@ -196,15 +195,14 @@ def prepare(
     )
     task = make_task(config, train_episodes.split.images.shape[1:], device)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(task.model.backbone, config.model.weights)
+        load_backbone(task.backbone, config.model.weights)
     average = training.average
     return Training(
         config=config,
         folder=folder,
         task=task,
-        method=method_of(config),
         average=None if average is None else weight_average(task, average),
-        optimizer=make_optimizer(training, task.model),
+        optimizer=make_optimizer(training, task),
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         device=device,

@@ -1,8 +1,10 @@
 """Few-shot image data sets as verified HDF5 stores, and reproducible episodes."""
 
+from bilevel_data.class_splits import PUBLISHED, PublishedSplits
 from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
+from bilevel_data.episodes.episode import EpisodeBatch, EpisodeIndices, EpisodeSpec
 from bilevel_data.episodes.loader import EpisodeLoader
-from bilevel_data.episodes.sampler import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
+from bilevel_data.episodes.sampler import EpisodeSampler
 from bilevel_data.episodes.varied import MixedSampler, VariedSampler, VariedSpec
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.ink import Ink, common_ink, ink_of
@@ -13,6 +15,7 @@ from bilevel_data.stores.store import Store, open_store, read_manifest, verify_s
 from bilevel_data.stores.writer import write_store
 
 __all__ = [
+    "PUBLISHED",
     "SOURCES",
     "SPLIT_NAMES",
     "DataError",
@@ -27,6 +30,7 @@ __all__ = [
     "Manifest",
     "MixedSampler",
     "Preprocessing",
+    "PublishedSplits",
     "Source",
     "SourceData",
     "SourceSplit",
