@@ -44,7 +44,7 @@ def check_backbone(name: str, backbone: object, options: dict[str, Any]) -> None
         options: with `channels` and `image_size`; without them no image is passed.
 
     Raises:
-        ValueError: so it is.
+        ValueError: it has no `dim`, other features than that, or layers that may not be there.
     """
     if not isinstance(backbone, nn.Module):
         kind = type(backbone).__name__
