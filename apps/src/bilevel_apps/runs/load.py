@@ -28,6 +28,7 @@ from bilevel_data import (
     open_store,
 )
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.shifts import over_shifts
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
 
@@ -52,6 +53,7 @@ class TrainedRun:
         preprocessing: how the images were made, if the checkpoint says so.
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
+        shifts: pixels by which images are moved to average their features; 0: they are not.
     """
 
     config: Config
@@ -64,6 +66,11 @@ class TrainedRun:
     preprocessing: Preprocessing | None
     data: Mapping[str, str]
     device: torch.device
+    shifts: int = 0
+
+    def over_shifts(self, pixels: int) -> TrainedRun:
+        """Return the run with features averaged over shifts of an image by so many pixels."""
+        return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on.
