@@ -17,6 +17,7 @@ from bilevel_models import (
     create_model,
     list_pretrained,
     pretrained_card,
+    pretrained_head,
     pretrained_weights,
 )
 from bilevel_models.pretrained import weights as pretrained
@@ -49,6 +50,7 @@ def card_of(tag, content, **changes):
         "steps": 5,
         "step_size": 0.1,
         "scale": 10.0,
+        "head": None,
         "accuracy": (
             {
                 "split": "test",
@@ -121,6 +123,23 @@ def test_a_card_reads_back_as_it_was_written(shelf):
         assert card == pretrained_card(card.tag)
         assert parse_card(card.to_json(), "again") == card
     assert pretrained_weights(second).keys() == weights().keys()
+
+
+def test_a_card_brings_what_fits_heads(shelf):
+    mean = torch.linspace(-1, 1, 4)
+    content = safetensors.torch.save(weights() | {"head.running_mean": mean})
+    numbers = {"shrinkage": 0.5, "temperature": 30.0, "decay": 0.01}
+    shelf("tiny", content, head=numbers)
+    solver = pretrained_head(pretrained_card("tiny"))
+    assert torch.equal(solver.running_mean, mean)
+    for name, value in numbers.items():
+        assert float(getattr(solver, f"log_{name}").exp()) == pytest.approx(value, rel=1e-6)
+    create_model("c4l", pretrained="tiny")  # the backbone has no part of it
+
+
+def test_weights_without_such_numbers_say_so(shelf):
+    shelf("tiny")
+    assert "heads.descend" in refusal(pretrained_head, pretrained_card("tiny"))
 
 
 def test_weights_are_there_in_milliseconds(shelf):
