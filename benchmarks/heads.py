@@ -235,7 +235,9 @@ def _regression(
     for h, q in zip(support.numpy(), query.numpy(), strict=True):
         chosen: dict[str, Any] = {"max_iter": 300, "class_weight": "balanced"}
         model = (
-            LogisticRegressionCV(Cs=PENALTIES, cv=min(3, least), use_legacy_attributes=True, **chosen)
+            LogisticRegressionCV(
+                Cs=PENALTIES, cv=min(3, least), use_legacy_attributes=True, **chosen
+            )
             if least > 1
             else LogisticRegression(C=100.0, **chosen)
         )
@@ -271,7 +273,9 @@ def judge(
         Verdict(
             claim="more pictures never hurt, beyond the interval of the difference",
             met=not [fall for fall in falls if fall[0] < -fall[1]],
-            figure="; ".join(f"{a} to {b}: {mean:+.2f} ± {half:.2f}" for mean, half, a, b in falls[:3]),
+            figure="; ".join(
+                f"{a} to {b}: {mean:+.2f} ± {half:.2f}" for mean, half, a, b in falls[:3]
+            ),
         ),
         Verdict(
             claim="the calibration error is at most 5 %",
@@ -312,7 +316,9 @@ def main() -> None:
     options = parse()
     if device_of(options) is None:
         return
-    print("\n| data | pictures | default | error of calibration | means | regression | descent | behind |")
+    print(
+        "\n| data | pictures | default | error of calibration | means | regression | descent | behind |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     rows: list[Row] = []
     accuracies: dict[str, dict[tuple[int, ...], NDArray[np.float64]]] = {}

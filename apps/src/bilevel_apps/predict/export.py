@@ -19,10 +19,12 @@ from bilevel_apps.runs.load import TrainedRun
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_meta.adapt import FewShotLearner, learner_of
 from bilevel_models import heads
+from bilevel_models.heads.solver import CLASSES
 
 __all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
 
 TOLERANCE = 1e-5
+NEWTON_STEPS = 12
 CARD = "bilevel.json"  # beside the program in the file: what it is, and what it takes
 # Support images a class and queries of what is traced, and of what the file is checked on.
 TRACED, CHECKED = (2, 3), ((1, 1), (1, 6), (4, 9))
@@ -42,8 +44,10 @@ class Exported:
 class FewShotProgram(nn.Module):
     """Encode, fit a head, predict: as `FewShotLearner`, in operations that can be exported.
 
+    Heads at their optimum are those of `heads.HeadSolver`. Those of T steps are, in float64,
+
     K = s² h hᵀ + 1,  A_0 = 0,  A_{t+1} = A_t - (η/n) (softmax(K A_t) - Y),
-    probabilities = softmax((s² q hᵀ + 1) A_T), in float64.
+    probabilities = softmax((s² q hᵀ + 1) A_T).
 
     Args:
         learner: what it computes.
@@ -68,11 +72,58 @@ class FewShotProgram(nn.Module):
         """
         h, q = self.learner.features(support, query)
         targets = (labels[:, None] == torch.arange(self.way, device=labels.device)).to(h)
+        if self.learner.steps is None:
+            return torch.softmax(self._solved(h, targets, q), dim=-1)
         square, size = self.learner.scale**2, self.learner.step_size / h.shape[0]
         gram, a = square * (h @ h.mT) + 1, torch.zeros_like(targets)
         for _ in range(self.learner.steps):
             a = a - size * (torch.softmax(gram @ a, dim=-1) - targets)
         return torch.softmax((square * (q @ h.mT) + 1) @ a, dim=-1)
+
+    def _solved(self, h: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        """Return the logits of `heads.HeadSolver` in single operations, for one episode."""
+        solver = self.learner.solver
+        if solver is None:
+            raise ValueError("the learner takes T steps: give steps")
+        r, beta, rho = (
+            x.detach().double().exp()
+            for x in (solver.log_shrinkage, solver.log_temperature, solver.log_decay)
+        )
+        counts = y.sum(dim=0)
+        share = y @ (1 / (counts + r))
+        centre = (CLASSES * solver.running_mean.double() + share @ h) / (CLASSES + share.sum())
+        x = h - centre
+        means = (x.mT @ y) / (counts + r)
+        bias = -0.5 * beta * means.square().sum(dim=0)
+        prior, weights = beta * (x @ means) + bias, y @ (1 / counts)
+        a = _optimum(x @ x.mT, prior, y, weights[:, None], rho)
+        return (q - centre) @ (beta * means + x.mT @ a) + bias
+
+
+def _optimum(gram: Tensor, prior: Tensor, y: Tensor, c: Tensor, rho: Tensor) -> Tensor:
+    """Return A with ρ A + C (softmax(prior + K A) - Y) = 0, by Newton steps of a fixed number.
+
+    A step solves (ρ I + C (D - Σ_k diag(p_k) …) K) d = -F exactly: an inverse a class, and one
+    system for Σ_k p_k ∘ K d_k that couples them. Of four step sizes it takes the best.
+
+    Source: Gaussian Processes for Machine Learning (Rasmussen, Williams, 2006), Algorithm 3.3.
+    """
+    identity, a = torch.eye(gram.shape[0], dtype=gram.dtype), torch.zeros_like(prior)
+    sizes = torch.tensor([1.0, 0.5, 0.25, 0.1], dtype=gram.dtype)[:, None, None]
+    for _ in range(NEWTON_STEPS):
+        p = torch.softmax(prior + gram @ a, dim=-1)
+        each, residual = p.mT[:, :, None], (rho * a + c * (p - y)).mT[:, :, None]
+        inverse = torch.linalg.inv(rho * identity + (c * each) * gram)  # (way, n, n)
+        free = -inverse @ residual
+        coupled = identity - (each * (gram @ (inverse * (c * each).mT))).sum(dim=0)
+        shared = torch.linalg.solve(coupled, (each * (gram @ free)).sum(dim=0))
+        step = (free + inverse @ (c * each * shared))[:, :, 0].mT
+        tried = a + sizes * step
+        z = gram @ tried
+        fit = (c * y * torch.log_softmax(prior + z, dim=-1)).sum(dim=(1, 2))
+        losses = 0.5 * rho * (tried * z).sum(dim=(1, 2)) - fit
+        a = tried[losses.argmin()]
+    return a
 
 
 def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
@@ -173,6 +224,7 @@ def _card(run: TrainedRun, way: int) -> dict[str, Any]:
         "output": f"probabilities, float64 (m, {way})",
         "way": way,
         "steps": run.task.steps,
+        "head": str(run.task.inner),
         "checkpoint_sha256": run.sha256,
         "config": run.config.model_dump(mode="json"),
     }

@@ -85,6 +85,21 @@ class HeadSolver(nn.Module):
         return self.fit(features, one_hot(labels, way, features))
 
     @torch.no_grad()
+    def surprise(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Return how far episodes are from the features of training, (batch,).
+
+        It is N ‖x̄ - c⁰‖² / s², of the mean x̄ of the N classes' means and their variance s²: about 1
+        where the classes are drawn as those of training were.
+        """
+        counts = targets.sum(dim=1)[..., None]
+        means = (targets.mT @ features) / counts
+        mean = means.mean(dim=1, keepdim=True)
+        way = means.shape[1]
+        spread = (means - mean).square().sum(dim=(1, 2)) / max(way - 1, 1)
+        away = (mean[:, 0] - self.running_mean.to(features)).square().sum(dim=-1)
+        return way * away / spread
+
+    @torch.no_grad()
     def track(self, features: Tensor) -> None:
         """Let the running mean follow features (batch, n, dim) of training, episode after episode.
 

@@ -34,7 +34,7 @@ class Card:
             of each.
         normalization: a `Normalization`, by its value.
         unit_length: whether features are divided by their length.
-        steps: T, inner steps, where heads are trained by descent.
+        steps: T, inner steps, where heads are trained by descent; None: not by these weights.
         step_size: η.
         scale: s, the factor on the features.
         head: the numbers of a `heads.HeadSolver`, whose running mean is beside the weights:
@@ -58,7 +58,7 @@ class Card:
     data: Mapping[str, Any]
     normalization: str
     unit_length: bool
-    steps: int
+    steps: int | None
     step_size: float
     scale: float
     head: Mapping[str, float] | None
@@ -188,7 +188,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "data": (_data, f"{', '.join(sorted(DATA_KEYS))}, with hashes of the splits"),
     "normalization": (_text, "a name"),
     "unit_length": (lambda value: isinstance(value, bool), "true or false"),
-    "steps": (lambda value: _count(value, 0), "a whole number"),
+    "steps": (lambda value: value is None or _count(value, 0), "null or a whole number"),
     "step_size": (_positive, "a positive number"),
     "scale": (_positive, "a positive number"),
     "head": (_head, f"null, or positive {', '.join(sorted(HEAD_KEYS))}"),

@@ -14,6 +14,7 @@ from bilevel_models.heads import HeadSolver
 from bilevel_models.pretrained.card import Card, parse_card
 
 __all__ = [
+    "HEAD",
     "LARGEST",
     "list_pretrained",
     "parse_weights",

@@ -1,0 +1,60 @@
+"""What the same features give without a head of ours: the baselines of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bilevel_apps.scoring.heads import Encoded
+from bilevel_models import heads
+
+__all__ = ["nearest_means", "regressions"]
+
+PENALTIES = np.logspace(-2, 6, 9)  # inverse, as scikit-learn takes them
+FOLDS = 3
+
+
+def nearest_means(batches: Iterable[Encoded], way: int) -> NDArray[np.float64]:
+    """Return the accuracy of each episode by the nearest class mean.
+
+    Source: Prototypical Networks for Few-shot Learning (Snell, Swersky, Zemel, 2017), section 2.3.
+    """
+    found = []
+    for batch in batches:
+        targets = heads.one_hot(batch.support_labels, way, batch.support)
+        scores = heads.logits(heads.class_means(batch.support, targets), batch.query)
+        found.append(heads.accuracy(scores, batch.query_labels).cpu().numpy())
+    return np.concatenate(found)
+
+
+def regressions(batches: Iterable[Encoded]) -> NDArray[np.float64]:
+    """Return the accuracy of each episode by scikit-learn's logistic regression.
+
+    Its penalty is chosen by cross-validation, where each class has two images or more.
+    """
+    found = []
+    for batch in batches:
+        rows = (batch.support, batch.support_labels, batch.query, batch.query_labels)
+        found += [_regression(*episode) for episode in zip(*rows, strict=True)]
+    return np.array(found)
+
+
+def _regression(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> float:
+    from sklearn.linear_model import (  # type: ignore[import-untyped]
+        LogisticRegression,
+        LogisticRegressionCV,
+    )
+
+    folds = min(FOLDS, int(labels.bincount().min()))
+    model = (
+        LogisticRegression(C=100.0, max_iter=1000)
+        if folds < 2
+        else LogisticRegressionCV(
+            Cs=PENALTIES, cv=folds, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False
+        )
+    )
+    model.fit(support.cpu().numpy(), labels.cpu().numpy())
+    return float((model.predict(query.cpu().numpy()) == truth.cpu().numpy()).mean())
