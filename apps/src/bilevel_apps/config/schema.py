@@ -100,6 +100,11 @@ class ModelSection(Section):
         description="of a linear layer at the end; null: none (multiclass: the training classes)",
     )
 
+    weights: str | None = Field(
+        default=None,
+        description="to begin with: a run, pretrained:TAG or FILE.safetensors; null: fresh",
+    )
+
 
 class InnerSection(Section):
     """The inner problem: each episode's head, at its optimum or after T steps (Eq. 10)."""
