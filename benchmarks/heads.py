@@ -20,16 +20,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 from measuring import Verdict, device_of, finish, make_parser
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from torch import Tensor
 
 from bilevel_apps.runs.load import load_run
+from bilevel_apps.scoring.baselines import regress
 from bilevel_apps.scoring.calibration import calibration_error
 from bilevel_data import open_store
 from bilevel_models import as_images, heads
@@ -38,8 +38,8 @@ EQUAL = (1, 2, 5, 10, 20)
 MIXED = ((2, 1, 1, 1, 1), (3, 1, 2, 1, 4), (10, 1, 1, 1, 1), (50, 2, 2, 2, 2))
 STEPS, SIZES = (1, 2, 5, 20, 100), (0.03, 0.1, 0.3, 1.0)
 TOLERANCE = 0.3  # points
+BASELINES = ("means", "regression", "descent")
 CHUNK = 10  # tasks solved at once
-PENALTIES = np.logspace(-2, 6, 9)
 
 
 @final
@@ -182,14 +182,17 @@ def compare(
         nearest = heads.logits(heads.class_means(support, targets), query)
         means.append(heads.accuracy(nearest, answers))
         if first < options.regressions:
-            regression.append(_regression(support, labels, query, truth))
+            known = labels.expand(len(support), -1)
+            regression += [
+                regress(*task) for task in zip(support, known, query, answers, strict=True)
+            ]
         for steps, size in itertools.product(STEPS, SIZES):
             accuracy = _descended(support, targets, query, answers, steps, size, scale)
             grid.setdefault((steps, size), []).append(accuracy)
     mine = 100 * torch.cat(right).numpy()
     others = {
         "means": 100 * torch.cat(means).numpy(),
-        "regression": 100 * np.concatenate(regression),
+        "regression": 100 * np.array(regression),
         "descent": max((100 * torch.cat(x).numpy() for x in grid.values()), key=np.mean),
     }
     behind = max(float(np.mean(x - mine[: len(x)])) for x in others.values())
@@ -224,26 +227,6 @@ def _descended(
     except heads.HeadDivergenceError:
         return torch.zeros(len(support), dtype=torch.float64)
     return heads.accuracy(heads.logits(head, query), answers)
-
-
-def _regression(
-    support: Tensor, labels: Tensor, query: Tensor, truth: Tensor
-) -> NDArray[np.float64]:
-    """Return the accuracy of each task; the penalty by cross-validation where each class has two."""
-    least = int(labels.bincount().min())
-    found = []
-    for h, q in zip(support.numpy(), query.numpy(), strict=True):
-        chosen: dict[str, Any] = {"max_iter": 300, "class_weight": "balanced"}
-        model = (
-            LogisticRegressionCV(
-                Cs=PENALTIES, cv=min(3, least), use_legacy_attributes=True, **chosen
-            )
-            if least > 1
-            else LogisticRegression(C=100.0, **chosen)
-        )
-        model.fit(h, labels.numpy())
-        found.append((model.predict(q) == truth.numpy()).mean())
-    return np.array(found)
 
 
 def print_row(row: Row) -> None:
@@ -304,7 +287,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stores", type=Path, default=Path(), help="folder of NAME.h5")
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--tasks", type=int, default=300, help="of each kind")
-    parser.add_argument("--regressions", type=int, default=60, help="of them by scikit-learn")
+    parser.add_argument("--regressions", type=int, default=40, help="of them by scikit-learn")
     options = parser.parse_args()
     if options.quick:
         options.tasks = options.regressions = CHUNK
@@ -316,10 +299,9 @@ def main() -> None:
     options = parse()
     if device_of(options) is None:
         return
-    print(
-        "\n| data | pictures | default | error of calibration | means | regression | descent | behind |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("data", "pictures", "default", "calibration", *BASELINES, "behind")
+    print(f"\n| {' | '.join(columns)} |")
+    print("| --- " * len(columns) + "|")
     rows: list[Row] = []
     accuracies: dict[str, dict[tuple[int, ...], NDArray[np.float64]]] = {}
     for name in options.parts:

@@ -31,7 +31,7 @@ from bilevel_models import Normalization
 __all__ = ["Request", "evaluate_run"]
 
 CALIBRATION_EPISODES = 64
-REGRESSIONS = 100  # episodes that scikit-learn sees: it takes one at a time
+REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
 
 
 @final

@@ -108,7 +108,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "takes no steps: give steps too, or leave it out"
             )
         self.head_ = learner.adapt(images, targets, len(self.classes_))
-        if (line := far_from(self.head_.surprise, str(trained.path))) is not None:
+        if (line := far_from(self.head_.surprise, str(trained.path), trained.step)) is not None:
             warnings.warn(line, UserWarning, stacklevel=2)
         return self
 

@@ -159,7 +159,7 @@ def _probabilities(
         head = learner_of(run.task).adapt(as_images(images, run.device), labels, len(support))
     except heads.HeadDivergenceError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
-    if (line := far_from(head.surprise, str(run.path))) is not None:
+    if (line := far_from(head.surprise, str(run.path), run.step)) is not None:
         warn(line)
     found: NDArray[np.float64] = head.probabilities(as_images(queries, run.device)).cpu().numpy()
     return found

@@ -111,8 +111,8 @@ def make_task(
         backbone = with_linear_outputs(backbone, config.model.outputs)
     if config.method == "classic-train" and not config.inner.steps:
         raise InputError(
-            f"inner.steps={config.inner.steps}: method=classic-train moves representation and heads "
-            "together so many times a meta-batch: set inner.steps to 1 or more"
+            f"inner.steps={config.inner.steps}: method=classic-train moves representation and "
+            "heads together so many times a meta-batch: set inner.steps to 1 or more"
         )
     learner = VARIANTS[config.method](
         backbone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,9 @@ from torch import Tensor
 from bilevel_apps.scoring.heads import Encoded
 from bilevel_models import heads
 
-__all__ = ["nearest_means", "regressions"]
+__all__ = ["nearest_means", "regress", "regressions"]
 
-PENALTIES = np.logspace(-2, 6, 9)  # inverse, as scikit-learn takes them
+PENALTIES = np.logspace(-1, 5, 7)  # inverse, as scikit-learn takes them
 FOLDS = 3
 
 
@@ -38,23 +39,23 @@ def regressions(batches: Iterable[Encoded]) -> NDArray[np.float64]:
     found = []
     for batch in batches:
         rows = (batch.support, batch.support_labels, batch.query, batch.query_labels)
-        found += [_regression(*episode) for episode in zip(*rows, strict=True)]
+        found += [regress(*episode) for episode in zip(*rows, strict=True)]
     return np.array(found)
 
 
-def _regression(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> float:
+def regress(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> float:
+    """Return the accuracy of one episode, of features (n, dim) and (m, dim) and their labels."""
     from sklearn.linear_model import (  # type: ignore[import-untyped]
         LogisticRegression,
         LogisticRegressionCV,
     )
 
     folds = min(FOLDS, int(labels.bincount().min()))
-    model = (
-        LogisticRegression(C=100.0, max_iter=1000)
-        if folds < 2
-        else LogisticRegressionCV(
-            Cs=PENALTIES, cv=folds, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False
-        )
-    )
+    chosen: dict[str, Any] = {"class_weight": "balanced", "max_iter": 200}
+    if folds < 2:
+        model = LogisticRegression(C=100.0, **chosen)
+    else:
+        chosen |= {"Cs": PENALTIES, "cv": folds, "scoring": "neg_log_loss", "l1_ratios": (0,)}
+        model = LogisticRegressionCV(use_legacy_attributes=False, **chosen)
     model.fit(support.cpu().numpy(), labels.cpu().numpy())
     return float((model.predict(query.cpu().numpy()) == truth.cpu().numpy()).mean())

@@ -194,7 +194,7 @@ def prepare(
     )
     task = make_task(config, train_episodes.split.images.shape[1:], device)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(task.model.backbone, config.model.weights)
+        load_backbone(task.backbone, config.model.weights)
     average = training.average
     return Training(
         config=config,

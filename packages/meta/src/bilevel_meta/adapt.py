@@ -19,7 +19,8 @@ from bilevel_models import Encoder, Normalization, heads
 
 __all__ = ["FewShotHead", "FewShotLearner", "far_from", "learner_of"]
 
-FAR = 3.5  # the `surprise` of pictures that deserve a warning; of 1 in 100 among those of training it is 3
+FAR = 3.5  # deserves a warning; of 100 tasks of images like those of training, one has 3
+SETTLED = 100  # hyper-iterations
 CHUNK = 64  # queries encoded at once, so that memory does not grow with their number
 
 
@@ -129,14 +130,20 @@ class FewShotHead:
         return heads.logits(self.head, h[None])[0]
 
 
-def far_from(surprise: float | None, weights: str) -> str | None:
-    """Return a line of warning where images are unlike those that weights learned from."""
-    if surprise is None or surprise < FAR:
+def far_from(surprise: float | None, weights: str, step: int) -> str | None:
+    """Return a line of warning where images are unlike those that weights learned from.
+
+    Args:
+        surprise: how unlike they are.
+        weights: their name.
+        step: hyper-iterations of their training; after a few, nothing is typical yet.
+    """
+    if surprise is None or surprise < FAR or step < SETTLED:
         return None
     return (
         f"{weights}: these pictures are unlike those that the weights learned from (their mean is "
-        f"{surprise**0.5:.1f} times as far from theirs as chance explains): check a few answers, or "
-        "train on pictures of the kind"
+        f"{surprise**0.5:.1f} times as far from theirs as chance explains): check a few answers, "
+        "or train on pictures of the kind"
     )
 
 

@@ -11,8 +11,8 @@ A meta-batch of episodes is a bilevel problem (Eqs. 3, 4, 9 and 10 of the paper)
 Heads are those of the optimum of L, of a strongly convex problem that is right for any number of
 classes and images (`heads.HeadSolver`), or those after T steps from zero, as in the paper
 (`heads.descend`). They never touch the backbone. So the backbone's features are ordinary nodes of
-the graph, the inner problem is one more (`bilevel_models.heads`), and `loss(batch).backward()` is Algorithm 1,
-with each image through the backbone once forward and once back, whatever T is.
+the graph, the inner problem is one more (`bilevel_models.heads`), and `loss(batch).backward()` is
+Algorithm 1, with each image through the backbone once forward and once back, whatever T is.
 """
 
 from __future__ import annotations

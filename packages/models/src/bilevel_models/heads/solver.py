@@ -51,7 +51,7 @@ class HeadSolver(nn.Module):
         self, dim: int, *, shrinkage: float = 1.0, temperature: float = 20.0, decay: float = 0.03
     ) -> None:
         super().__init__()
-        self.momentum = 0.01
+        self.momentum = 0.1
         self.register_buffer("running_mean", torch.zeros(dim))
         self.log_shrinkage = nn.Parameter(torch.tensor(math.log(shrinkage)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
@@ -101,11 +101,7 @@ class HeadSolver(nn.Module):
 
     @torch.no_grad()
     def track(self, features: Tensor) -> None:
-        """Let the running mean follow features (batch, n, dim) of training, episode after episode.
-
-        Features of the first episodes replace the zeros that it starts with only slowly; what the
-        heads lack meanwhile, the mean of their own classes gives.
-        """
+        """Let the running mean follow features (batch, n, dim), episode after episode."""
         for mean in features.detach().mean(dim=1).to(self.running_mean):
             self.running_mean.lerp_(mean, self.momentum)
 
