@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.predict.onnx_file import onnx_bytes, onnx_program
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_apps.runs.load import TrainedRun
 from bilevel_apps.runs.pretrained import PREFIX
@@ -26,7 +27,8 @@ from bilevel_models.heads.solver import CLASSES
 __all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
 
 TOLERANCE = 1e-5
-NEWTON_STEPS = 12
+NEWTON_STEPS, CG_STEPS = 8, 16  # of heads at their optimum: a program has no loops
+SUFFIXES = (".pt2", ".onnx")
 CARD = "bilevel.json"  # beside the program in the file: what it is, and what it takes
 # Support images a class and queries of what is traced, and of what the file is checked on.
 TRACED, CHECKED = (2, 3), ((1, 1), (1, 6), (4, 9))
@@ -103,33 +105,51 @@ class FewShotProgram(nn.Module):
 
 
 def _optimum(gram: Tensor, prior: Tensor, y: Tensor, c: Tensor, rho: Tensor) -> Tensor:
-    """Return A with ρ A + C (softmax(prior + K A) - Y) = 0, by Newton steps of a fixed number.
+    """Return A with ρ A + C (softmax(prior + K A) - Y) = 0, as `heads.solve` does.
 
-    A step solves (ρ I + C (D - Σ_k diag(p_k) …) K) d = -F exactly: an inverse a class, and one
-    system for Σ_k p_k ∘ K d_k that couples them. Of four step sizes it takes the best.
-
-    Source: Gaussian Processes for Machine Learning (Rasmussen, Williams, 2006), Algorithm 3.3.
+    In products and sums alone, a fixed number of them, which every format of programs knows: Newton
+    steps by conjugate gradients without a preconditioner. Of four step sizes each takes the best.
     """
-    identity, a = torch.eye(gram.shape[0], dtype=gram.dtype), torch.zeros_like(prior)
-    sizes = torch.tensor([1.0, 0.5, 0.25, 0.1], dtype=gram.dtype)[:, None, None]
+    a = u = torch.zeros_like(prior)
     for _ in range(NEWTON_STEPS):
-        p = torch.softmax(prior + gram @ a, dim=-1)
-        each, residual = p.mT[:, :, None], (rho * a + c * (p - y)).mT[:, :, None]
-        inverse = torch.linalg.inv(rho * identity + (c * each) * gram)  # (way, n, n)
-        free = -inverse @ residual
-        coupled = identity - (each * (gram @ (inverse * (c * each).mT))).sum(dim=0)
-        shared = torch.linalg.solve(coupled, (each * (gram @ free)).sum(dim=0))
-        step = (free + inverse @ (c * each * shared))[:, :, 0].mT
-        tried = a + sizes * step
-        z = gram @ tried
-        fit = (c * y * torch.log_softmax(prior + z, dim=-1)).sum(dim=(1, 2))
-        losses = 0.5 * rho * (tried * z).sum(dim=(1, 2)) - fit
-        a = tried[losses.argmin()]
-    return a
+        p = torch.softmax(prior + u, dim=-1)
+        step, moved = _newton_step(gram, p, c, rho, c * (y - p) - rho * a)
+        tried = [(a + size * step, u + size * moved) for size in (1.0, 0.5, 0.25, 0.1)]
+        losses = torch.stack([_loss(*each, prior, y, c, rho) for each in tried])
+        best = (losses == losses.min()).to(a) / (losses == losses.min()).sum()
+        a = sum(weight * each for weight, (each, _) in zip(best.unbind(), tried, strict=True))
+        u = gram @ a
+    return c * (y - torch.softmax(prior + u, dim=-1)) / rho
+
+
+def _loss(a: Tensor, u: Tensor, prior: Tensor, y: Tensor, c: Tensor, rho: Tensor) -> Tensor:
+    return (0.5 * rho * a * u - c * y * torch.log_softmax(prior + u, dim=-1)).sum()
+
+
+def _newton_step(
+    gram: Tensor, p: Tensor, c: Tensor, rho: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return d with (ρ I + C (diag(p) - p pᵀ) K) d = right, and K d."""
+    x = seen = torch.zeros_like(right)
+    r, d, kd = right, right, gram @ right
+    length = (r * kd).sum()
+    tiny = torch.finfo(right.dtype).tiny
+    for _ in range(CG_STEPS):
+        scaled = p * kd
+        product = rho * d + c * (scaled - p * scaled.sum(dim=-1, keepdim=True))
+        size = length / ((product * kd).sum() + tiny)
+        x, seen, r = x + size * d, seen + size * kd, r - size * product
+        kr = gram @ r
+        after = (r * kr).sum()
+        ahead = after / (length + tiny)
+        d, kd, length = r + ahead * d, kr + ahead * kd, after
+    return x, seen
 
 
 def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
-    """Write a run as a .pt2 file of torch.export, once what the file holds gives the run's answers.
+    """Write a run as one program, once what the file holds gives the run's answers.
+
+    A name that ends in .pt2 gives a file of torch.export, one that ends in .onnx gives ONNX.
 
     Any number of support images and of queries may be given to the program.
 
@@ -139,7 +159,7 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
         way: number of classes, which is fixed; None takes the run's.
 
     Raises:
-        InputError: the run cannot be used, or the file exists or is not named .pt2.
+        InputError: the run cannot be used, or the file exists or has another ending.
         RunError: the program differs from the run by more than 1e-5 in a probability, or the file
             cannot be written; nothing is left behind.
     """
@@ -148,23 +168,33 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     way = way or run.config.episode.way
     learner = learner_of(run.task)
     program = _traced(FewShotProgram(learner, way), run.image_shape)
-    content = BytesIO()
-    torch.export.save(program, content, extra_files={CARD: json.dumps(_card(run, way))})
-    # Its own bytes, a moment old.
-    again = torch.export.load(BytesIO(content.getvalue())).module()  # noqa: TID251
+    card = json.dumps(_card(run, way))
+    if out.suffix == ".onnx":
+        content = onnx_bytes(program, card, CARD)
+        again: Any = onnx_program(content)
+    else:
+        content = _torch_bytes(program, card)
+        # Its own bytes, a moment old.
+        again = torch.export.load(BytesIO(content)).module()  # noqa: TID251
     difference = _difference(learner, again, way, run.image_shape)
     if not difference <= TOLERANCE:
         raise RunError(
             f"{out}: not written: the exported program's probabilities differ from the run's by "
             f"{difference:.2g}, more than {TOLERANCE:g}: try another version of torch"
         )
-    write_whole(out, lambda scratch: scratch.write_bytes(content.getvalue()))
+    write_whole(out, lambda scratch: scratch.write_bytes(content))
     return Exported(path=out, way=way, difference=difference)
 
 
+def _torch_bytes(program: ExportedProgram, card: str) -> bytes:
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={CARD: card})
+    return content.getvalue()
+
+
 def _check_out(out: Path) -> None:
-    if out.suffix != ".pt2":
-        raise InputError(f"{out}: expected a name that ends in .pt2")
+    if out.suffix not in SUFFIXES:
+        raise InputError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     try:
         taken = out.exists()
     except OSError as error:  # such as a name that is too long
