@@ -27,7 +27,7 @@ from bilevel_models.heads.solver import CLASSES
 __all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
 
 TOLERANCE = 1e-5
-NEWTON_STEPS, CG_STEPS = 8, 16  # of heads at their optimum: a program has no loops
+NEWTON_STEPS, CG_STEPS = 6, 12  # of heads at their optimum: a program has no loops
 SUFFIXES = (".pt2", ".onnx")
 CARD = "bilevel.json"  # beside the program in the file: what it is, and what it takes
 # Support images a class and queries of what is traced, and of what the file is checked on.
@@ -258,8 +258,6 @@ def _card(run: TrainedRun, way: int) -> dict[str, Any]:
         "preprocessing": None if run.preprocessing is None else run.preprocessing.as_dict(),
         "way": way,
         "head": {"steps": run.task.inner.steps, "step_size": run.task.inner.lr},
-        "steps": run.task.steps,
-        "head": str(run.task.inner),
         "normalization": run.config.model.norm,
         "checkpoint_sha256": run.sha256,
         "config": _portable(run.config),
