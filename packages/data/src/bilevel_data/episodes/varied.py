@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from bilevel_data.dataset import ImageSplit
 from bilevel_data.episodes.counter_random import uniform, words
+from bilevel_data.episodes.episode import EpisodeBatch, EpisodeSpec
 from bilevel_data.episodes.loader import BatchSampler
-from bilevel_data.episodes.sampler import EpisodeBatch, EpisodeSampler, EpisodeSpec
+from bilevel_data.episodes.sampler import EpisodeSampler
 from bilevel_data.errors import DataError
 
 __all__ = ["MixedSampler", "VariedSampler", "VariedSpec"]
