@@ -116,8 +116,8 @@ def _optimum(gram: Tensor, prior: Tensor, y: Tensor, c: Tensor, rho: Tensor) -> 
         step, moved = _newton_step(gram, p, c, rho, c * (y - p) - rho * a)
         tried = [(a + size * step, u + size * moved) for size in (1.0, 0.5, 0.25, 0.1)]
         losses = torch.stack([_loss(*each, prior, y, c, rho) for each in tried])
-        best = (losses == losses.min()).to(a) / (losses == losses.min()).sum()
-        a = sum(weight * each for weight, (each, _) in zip(best.unbind(), tried, strict=True))
+        best = (losses == losses.min()).to(a)
+        a = torch.einsum("s,snw->nw", best / best.sum(), torch.stack([each for each, _ in tried]))
         u = gram @ a
     return c * (y - torch.softmax(prior + u, dim=-1)) / rho
 
