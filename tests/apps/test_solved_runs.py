@@ -79,6 +79,7 @@ def test_a_classifier_takes_any_numbers_of_pictures(solved):
         FewShotClassifier(solved, step_size=0.1).fit(x, y)
 
 
+@pytest.mark.slow
 def test_an_exported_program_gives_the_same_answers(solved, tmp_path):
     assert export_run(solved, tmp_path / "run.pt2").difference <= TOLERANCE
 

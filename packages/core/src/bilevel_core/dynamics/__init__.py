@@ -1,4 +1,4 @@
-"""Inner optimisers, one a file."""
+"""Inner optimisers, one per file."""
 
 from bilevel_core.dynamics.adam import Adam
 from bilevel_core.dynamics.custom import Custom
