@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bilevel_apps.drawing.style import BLUE, INK, VERMILLION, new_figure, png_of, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.scoring.heads import HeadScores
 from bilevel_apps.scoring.score import score
@@ -19,7 +21,7 @@ from bilevel_meta.methods.hyper_representation import InnerLoop
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["best_of", "curve_of", "draw_curve", "picture_path"]
+__all__ = ["best_of", "by_steps", "curve_of", "draw_curve", "picture_path"]
 
 Row = dict[str, Any]
 
@@ -36,7 +38,7 @@ def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
     """
     rows: list[Row] = []
     loops = {*found.accuracies, *found.diverged}
-    for loop in sorted(loops, key=lambda loop: (loop.lr, loop.steps)):
+    for loop in sorted(loops, key=lambda loop: (loop.lr, *by_steps(loop))):
         at = loop._asdict()
         if loop in found.diverged:
             rows.append({**at, "accuracy": None, "ci95": None, "difference": None})
@@ -54,12 +56,17 @@ def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
     return rows
 
 
+def by_steps(loop: InnerLoop) -> tuple[float, float]:
+    """Return what sorts loops by T, the optimum last, and by η."""
+    return math.inf if loop.steps is None else loop.steps, loop.lr
+
+
 def best_of(curve: Sequence[Row], own: InnerLoop) -> Row:
     """Return the row of highest accuracy; of equal ones the run's own, or one of fewest steps."""
 
-    def order(row: Row) -> tuple[float, bool, int, bool]:
+    def order(row: Row) -> tuple[float, bool, float, bool]:
         same = row["steps"] == own.steps, row["lr"] == own.lr
-        return row["accuracy"], all(same), -row["steps"], same[1]
+        return row["accuracy"], all(same), -by_steps(InnerLoop(row["steps"], 0.0))[0], same[1]
 
     return max((row for row in curve if row["accuracy"] is not None), key=order)
 
@@ -87,8 +94,6 @@ def draw_curve(path: Path, report: Mapping[str, Any]) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    from bilevel_apps.drawing.style import new_figure, png_of
-
     figure = new_figure(5.2, 3.8, layout="constrained")
     axes = figure.subplots()
     _draw_accuracies(axes, report["curve"], InnerLoop(report["steps"], report["lr"]))
@@ -105,8 +110,9 @@ def _draw_accuracies(axes: Axes, curve: Sequence[Row], own: InnerLoop) -> None:
     """Draw a line for each η over T, or one over η where there is one T."""
     from matplotlib import colormaps
 
-    from bilevel_apps.drawing.style import BLUE, VERMILLION
-
+    for row in [row for row in curve if row["steps"] is None]:  # no place on an axis of T
+        axes.axhline(100 * row["accuracy"], color=INK, linewidth=1, label="heads at their optimum")
+    curve = [row for row in curve if row["steps"] is not None]
     across = "steps" if _several(curve, "steps") else "lr"
     along = "lr" if across == "steps" else "steps"
     lines = _lines(curve, along)
@@ -124,7 +130,8 @@ def _draw_accuracies(axes: Axes, curve: Sequence[Row], own: InnerLoop) -> None:
     at = ([best[across]], [100 * best["accuracy"]])
     name = "best, " + _name(InnerLoop(best["steps"], best["lr"]), curve)
     axes.plot(*at, color=VERMILLION, marker="D", markersize=8, linestyle="none", label=name)
-    _mark_own(axes, curve, own, across, alone=alone)
+    if own.steps is not None:
+        _mark_own(axes, curve, own, across, alone=alone)
     for row in curve:
         if row["accuracy"] is None:
             name = _name(InnerLoop(row["steps"], row["lr"]), curve)
@@ -144,7 +151,6 @@ def _lines(curve: Sequence[Row], along: str) -> dict[float, list[Row]]:
 def _mark_own(
     axes: Axes, curve: Sequence[Row], own: InnerLoop, across: str, *, alone: bool
 ) -> None:
-    from bilevel_apps.drawing.style import INK
 
     name = f"the run's own, {_name(own, curve)}"
     (row,) = (row for row in curve if (row["steps"], row["lr"]) == own)
@@ -163,8 +169,7 @@ def _set_axes(axes: Axes, ticks: Sequence[float], across: str) -> None:
     axes.set_xlabel("T, inner steps" if across == "steps" else "η, inner step size")
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False, fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy_axes(axes)
 
 
 def _several(curve: Sequence[Row], key: str) -> bool:

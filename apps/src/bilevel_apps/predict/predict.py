@@ -23,14 +23,13 @@ from bilevel_apps.predict.preparation import (
     settled_ink,
     support_files,
 )
-from bilevel_apps.runs.few_shot import load_trained
-from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.runs.load import TrainedRun, load_trained
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing
 from bilevel_data.duplicates import image_keys, same_images, same_names
 from bilevel_data.files.picture_folders import some
-from bilevel_meta.adapt import learner_of
+from bilevel_meta.adapt import far_from, learner_of
 from bilevel_models import as_images, heads
 
 __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
@@ -47,6 +46,7 @@ class PredictRequest:
     picture: Path | None = None
     top: int = 3
     ink: str = "auto"
+    shifts: int = 0
     device: str = "auto"
 
 
@@ -100,7 +100,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     """
     (support, beside), (query, stray) = support_files(request.support), query_files(request.query)
     _check_picture(request.picture, support, query)
-    run = load_trained(trained, request.device)
+    run = load_trained(trained, request.device).over_shifts(request.shifts)
     known = preparation_of(run, request.data)
     labelled = fitted([file for files in support.values() for file in files], known)
     preparation, ink, said = settled_ink(request.ink, known, labelled)
@@ -135,7 +135,9 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
         "checkpoint": str(run.path),
         "checkpoint_sha256": run.sha256,
         "steps": run.task.steps,
+        "head": str(run.task.inner),
         "norm": run.config.model.norm,
+        "shifts": run.shifts,
         "inverted": prediction.preparation.inverted,
         "support": {name: [str(f) for f in files] for name, files in prediction.support.items()},
         "queries": [
@@ -158,6 +160,8 @@ def _probabilities(
         head = learner_of(run.task).adapt(as_images(images, run.device), labels, len(support))
     except heads.HeadDivergenceError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
+    if (line := far_from(head.surprise, str(run.path), run.step)) is not None:
+        warn(line)
     found: NDArray[np.float64] = head.probabilities(as_images(queries, run.device)).cpu().numpy()
     return found
 

@@ -109,10 +109,10 @@ def make_task(
         raise InputError(f"model.name={name}: {error}{hint}") from None
     if config.model.outputs is not None:
         backbone = with_linear_outputs(backbone, config.model.outputs)
-    if config.method == "classic-train" and config.inner.steps == 0:
+    if config.method == "classic-train" and not config.inner.steps:
         raise InputError(
-            "inner.steps=0: method=classic-train moves representation and heads together so many "
-            "times a meta-batch: set inner.steps to 1 or more"
+            f"inner.steps={config.inner.steps}: method=classic-train moves representation and "
+            "heads together so many times a meta-batch: set inner.steps to 1 or more"
         )
     learner = VARIANTS[config.method](
         backbone,

@@ -28,8 +28,9 @@ from bilevel_data import (
     open_store,
 )
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.shifts import over_shifts
 
-__all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
+__all__ = ["TrainedRun", "differently_prepared", "load_run", "load_trained", "run_of"]
 
 AS_TRAINED = ChosenInner()
 LOOKED_AT = 200  # images of a store that does not say what ink they have
@@ -52,6 +53,7 @@ class TrainedRun:
         preprocessing: how the images were made, if the checkpoint says so.
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
+        shifts: pixels by which images are moved to average their features; 0: they are not.
     """
 
     config: Config
@@ -64,6 +66,11 @@ class TrainedRun:
     preprocessing: Preprocessing | None
     data: Mapping[str, str]
     device: torch.device
+    shifts: int = 0
+
+    def over_shifts(self, pixels: int) -> TrainedRun:
+        """Return the run with features averaged over shifts of an image by so many pixels."""
+        return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on.
@@ -185,6 +192,25 @@ def load_run(folder: Path, device: str) -> TrainedRun:
         raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
     checkpoint = load_checkpoint(path)
     chosen = chosen_inner(folder, str(checkpoint.file_sha256))
+    return run_of(checkpoint, path, device, chosen=chosen)
+
+
+def load_trained(path: Path, device: str) -> TrainedRun:
+    """Load what `load_run` does, or a checkpoint, which needs nothing beside it.
+
+    T and η are those that a `chosen.json` beside it has for its very bytes, or else the training's.
+
+    Raises:
+        InputError: there is no usable run.
+    """
+    try:
+        alone = path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not alone:
+        return load_run(path, device)
+    checkpoint = load_checkpoint(path)
+    chosen = chosen_inner(path.parent, str(checkpoint.file_sha256), best=False)
     return run_of(checkpoint, path, device, chosen=chosen)
 
 
