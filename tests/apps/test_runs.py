@@ -246,6 +246,7 @@ def test_the_inner_loops_that_were_used_are_rows(trained, second):
     table, _ = compare_runs(untracked(trained, second), CompareRequest(episodes=EPISODES))
     steps = {row["run"].shown: row["T"].shown for row in table.rows}
     assert steps == {"trained": "5", "second": "2"}
+    assert {row["head"].shown for row in table.rows} == {"descent"}
     lr = load_run(second, "cpu").task.inner.lr
     assert table.rows[-1]["η"].values == {"η": pytest.approx(lr)}
 
