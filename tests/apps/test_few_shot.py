@@ -17,7 +17,7 @@ from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.runs.build import make_task
 from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
-from bilevel_apps.runs.few_shot import load_trained
+from bilevel_apps.runs.load import load_trained
 from bilevel_data import open_store
 from bilevel_meta.adapt import CHUNK, learner_of
 from bilevel_meta.methods.hyper_representation import InnerLoop

@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets  # type: ignor
 from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
 from torch import Tensor
 
-from bilevel_apps.runs.few_shot import load_trained
+from bilevel_apps.runs.load import load_trained
 from bilevel_apps.system.hardware import own_threads
 from bilevel_meta.adapt import learner_of
 

@@ -23,8 +23,7 @@ from bilevel_apps.predict.preparation import (
     settled_ink,
     support_files,
 )
-from bilevel_apps.runs.few_shot import load_trained
-from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.runs.load import TrainedRun, load_trained
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing

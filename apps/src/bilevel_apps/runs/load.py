@@ -30,7 +30,7 @@ from bilevel_data import (
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_meta.shifts import over_shifts
 
-__all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
+__all__ = ["TrainedRun", "differently_prepared", "load_run", "load_trained", "run_of"]
 
 AS_TRAINED = ChosenInner()
 LOOKED_AT = 200  # images of a store that does not say what ink they have
@@ -192,6 +192,25 @@ def load_run(folder: Path, device: str) -> TrainedRun:
         raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
     checkpoint = load_checkpoint(path)
     chosen = chosen_inner(folder, str(checkpoint.file_sha256))
+    return run_of(checkpoint, path, device, chosen=chosen)
+
+
+def load_trained(path: Path, device: str) -> TrainedRun:
+    """Load what `load_run` does, or a checkpoint, which needs nothing beside it.
+
+    T and η are those that a `chosen.json` beside it has for its very bytes, or else the training's.
+
+    Raises:
+        InputError: there is no usable run.
+    """
+    try:
+        alone = path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not alone:
+        return load_run(path, device)
+    checkpoint = load_checkpoint(path)
+    chosen = chosen_inner(path.parent, str(checkpoint.file_sha256), best=False)
     return run_of(checkpoint, path, device, chosen=chosen)
 
 

@@ -7,8 +7,7 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure
+from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure, tidy_axes
 from bilevel_apps.evaluate.curve import best_of
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
@@ -190,7 +189,7 @@ def _draw(parts: Sequence[Part]) -> Figure:
     _draw_others(right, parts)
     for axes in (left, right):
         axes.set_ylabel("validation accuracy, %")
-    tidy(left, right)
+    tidy_axes(left, right)
     return figure
 
 

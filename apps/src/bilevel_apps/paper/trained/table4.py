@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel_apps.config import Config, load_preset, parse_config, with_settings
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure
+from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
@@ -255,7 +254,7 @@ def _draw(parts: Named) -> Figure:
     else:
         right = figure.subplots()
     _draw_accuracies(right, parts)
-    tidy(*figure.axes)
+    tidy_axes(*figure.axes)
     return figure
 
 
