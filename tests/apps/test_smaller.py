@@ -78,12 +78,12 @@ def test_resumed_in_either_half_to_the_bit(tmp_path, config, monkeypatch, step):
 def test_sizes_that_do_not_fit(tmp_path, config):
     chosen = config(train__small=16)
     opened = open_store(chosen.data)
-    with pytest.raises(InputError, match="train.small=16: images have 16×16: give less"):
+    with pytest.raises(InputError, match=r"train\.small=16: images have 16×16: give less"):
         prepare(chosen, RunFolder(tmp_path), opened, torch.device("cpu"), ALONE)
     check_size(chosen, (28, 28, 1), 20)
-    with pytest.raises(InputError, match="makes 4 features of such images and 16 of 28×28"):
+    with pytest.raises(InputError, match=r"makes 4 features of such images and 16 of 28×28"):
         check_size(chosen, (28, 28, 1), 16)
-    with pytest.raises(InputError, match="train.small=8: image_size=8 is too small"):
+    with pytest.raises(InputError, match=r"train\.small=8: image_size=8 is too small"):
         check_size(config(model__name="c4l"), (84, 84, 3), 8)
 
 
