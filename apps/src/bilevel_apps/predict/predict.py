@@ -29,7 +29,7 @@ from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing
 from bilevel_data.duplicates import image_keys, same_images, same_names
 from bilevel_data.files.picture_folders import some
-from bilevel_meta.adapt import learner_of
+from bilevel_meta.adapt import far_from, learner_of
 from bilevel_models import as_images, heads
 
 __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
@@ -135,6 +135,7 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
         "checkpoint": str(run.path),
         "checkpoint_sha256": run.sha256,
         "steps": run.task.steps,
+        "head": str(run.task.inner),
         "norm": run.config.model.norm,
         "shifts": run.shifts,
         "inverted": prediction.preparation.inverted,
@@ -159,6 +160,8 @@ def _probabilities(
         head = learner_of(run.task).adapt(as_images(images, run.device), labels, len(support))
     except heads.HeadDivergenceError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
+    if (line := far_from(head.surprise, str(run.path), run.step)) is not None:
+        warn(line)
     found: NDArray[np.float64] = head.probabilities(as_images(queries, run.device)).cpu().numpy()
     return found
 

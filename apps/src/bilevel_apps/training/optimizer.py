@@ -31,7 +31,8 @@ def make_optimizer(train: TrainSection, model: HyperRepresentation) -> torch.opt
     importance of initialization and momentum in deep learning (Sutskever et al., 2013), section 2,
     for Nesterov's momentum.
     """
-    scalars = [p for p in (model.log_lr, model.log_scale) if p.requires_grad]
+    own = () if model.solver is None else tuple(model.solver.parameters())
+    scalars = [p for p in (model.log_lr, model.log_scale, *own) if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": list(model.backbone.parameters()), "weight_decay": train.weight_decay}
     ]
