@@ -22,6 +22,12 @@ def network(filters=4, pool=False):
     return ConvNet(channels=1, image_size=SIDE, filters=filters, pool=pool, depth=2)
 
 
+def loss_of(made, batch):
+    """The loss, with the same draws each time where it draws."""
+    torch.manual_seed(7)
+    return made.loss(batch)
+
+
 def learner(case, seed=0, **settings):
     """A small learner of a case, with random weights of a seed."""
     name, more = CASES[case]
@@ -30,7 +36,20 @@ def learner(case, seed=0, **settings):
         "anil": {"way": WAY, "steps": 3},
         "baseline": {"classes": CLASSES, "steps": 10, "step_size": 0.1},
         "baseline++": {"classes": CLASSES, "steps": 10},
+        "boil": {"way": WAY, "steps": 2},
+        "cavia": {"way": WAY, "context": 5},
+        "fomaml": {"way": WAY, "steps": 2},
+        "imaml": {"way": WAY, "steps": 2},
+        "learned-optimizer": {"way": WAY, "steps": 2, "hidden": 4},
+        "maml": {"way": WAY, "steps": 2},
+        "maml++": {"way": WAY, "steps": 2, "anneal": 50},
+        "meta-lstm": {"way": WAY, "steps": 2, "hidden": 4},
+        "meta-networks": {"way": WAY, "embedding": 12, "hidden": 3},
+        "meta-sgd": {"way": WAY},
+        "reptile": {"way": WAY, "steps": 2, "test_steps": None, "step_size": 0.02},
         "relation": {"channels": 4, "width": 4},
+        "neural-statistician": {"channels": 1, "image_size": SIDE, "context": 4, "width": 8},
+        "snail": {"way": WAY, "shot": 2, "filters": 8},
         "simpleshot": {"classes": CLASSES},
     }
     torch.manual_seed(seed)

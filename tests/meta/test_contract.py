@@ -24,7 +24,7 @@ class Flat(nn.Module):
 
 
 class Ridge(HeadLearner):
-    def fit(self, features, labels, way):
+    def fit_head(self, features, labels, way):
         return heads.ridge(features, heads.one_hot(labels, way, features), decay=0.1)
 
 

@@ -37,7 +37,7 @@ def test_prototypical_logits_are_squared_distances_to_the_class_means():
 def test_prototypical_logits_do_not_see_a_rotation():
     made, h = learner("prototypical"), features(dim=16)
     rotation = torch.linalg.qr(features(n=16, dim=16, count=1)[0])[0]
-    a, b = (heads.logits(made.fit(x, LABELS, WAY), x) for x in (h, h @ rotation))
+    a, b = (heads.logits(made.fit_head(x, LABELS, WAY), x) for x in (h, h @ rotation))
     torch.testing.assert_close(a.softmax(-1), b.softmax(-1))
 
 
@@ -99,12 +99,12 @@ def test_ridge_with_a_large_decay_points_to_class_sums_and_with_none_fits_the_su
     with torch.no_grad():
         made.log_decay.fill_(math.log(1e12))
         made.log_factor.fill_(math.log(3e12))
-    head = made.fit(h, LABELS[:, :3], WAY)
+    head = made.fit_head(h, LABELS[:, :3], WAY)
     torch.testing.assert_close(head["weight"], h.mT @ y)
     with torch.no_grad():
         made.log_decay.fill_(math.log(1e-12))
         made.log_factor.fill_(0.0)
-    fitted = heads.logits(made.fit(h, LABELS[:, :3], WAY), h)
+    fitted = heads.logits(made.fit_head(h, LABELS[:, :3], WAY), h)
     torch.testing.assert_close(fitted, y, atol=1e-6, rtol=0)
 
 
@@ -120,8 +120,8 @@ def test_relation_scores_follow_their_classes_and_sum_the_images_of_one():
 
 def test_cosine_heads_are_bounded_and_do_not_see_the_length_of_features():
     made, h = learner("baseline++"), features(dim=16)
-    a = made.fit(h, LABELS, WAY).logits(h)
-    torch.testing.assert_close(a, made.fit(5 * h, LABELS, WAY).logits(7 * h))
+    a = made.fit_head(h, LABELS, WAY).logits(h)
+    torch.testing.assert_close(a, made.fit_head(5 * h, LABELS, WAY).logits(7 * h))
     assert a.abs().max() <= made.scale
     assert made.outputs(h).abs().max() <= made.scale
     assert made.outputs(h).shape == (2, 6, CLASSES)
@@ -135,7 +135,7 @@ def test_cosine_heads_descend_on_their_own_loss():
     scores = made.scale * functional.normalize(h, dim=-1) @ functional.normalize(start, dim=1)
     heads.cross_entropy(scores, LABELS).sum().backward()
     after = functional.normalize(start.detach() - made.step_size * start.grad, dim=1)
-    torch.testing.assert_close(made.fit(h, LABELS, WAY).weights, made.scale * after)
+    torch.testing.assert_close(made.fit_head(h, LABELS, WAY).weights, made.scale * after)
 
 
 def test_simpleshot_sees_neither_length_nor_the_classes_of_the_test():
@@ -143,9 +143,9 @@ def test_simpleshot_sees_neither_length_nor_the_classes_of_the_test():
     for seed in range(2):
         made.loss(episodes(seed=seed))
     mean = made.mean.clone()
-    a = made.fit(h, LABELS, WAY).logits(h)
+    a = made.fit_head(h, LABELS, WAY).logits(h)
     stretched = mean + 3 * (h - mean)
-    torch.testing.assert_close(a, made.fit(stretched, LABELS, WAY).logits(stretched))
+    torch.testing.assert_close(a, made.fit_head(stretched, LABELS, WAY).logits(stretched))
     assert torch.equal(mean, made.mean)
     made.eval().loss(episodes(seed=2))
     assert torch.equal(mean, made.mean)

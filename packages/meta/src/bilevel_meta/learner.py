@@ -4,9 +4,9 @@
     Classifier   what one episode's images became: `logits` of other images
     HeadLearner  a learner whose inner problem lives on features, each image encoded once
 
-A method of one's own implements `adapt`, or, on `HeadLearner`, `fit`. It inherits the loss, which
-is ordinary autograd: `learner.loss(episodes).backward()`. One with a training signal of its own
-implements `loss`, or `losses` where a meta-batch is worth several outer steps.
+A method of one's own implements `adapt`, or, on `HeadLearner`, `fit_head`. It inherits the loss,
+which is ordinary autograd: `learner.loss(episodes).backward()`. One with a training signal of its
+own implements `loss`, or `losses` where a meta-batch is worth several outer steps.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class HeadLearner(Learner):
         )
 
     @abstractmethod
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> heads.Head | FeatureHead:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head | FeatureHead:
         """Return one head an episode, linear (`heads.Head`) or of another kind.
 
         Args:
@@ -174,7 +174,7 @@ class HeadLearner(Learner):
         """Return the heads of the support images, behind the backbone."""
         encoder = self.encoder
         (features,) = encoder(support, training=False)
-        head = self.fit(features, labels, way)
+        head = self.fit_head(features, labels, way)
         by_support = self.normalization is Normalization.SUPPORT
         return _Encoded(encoder=encoder, head=head, reference=support if by_support else None)
 
@@ -182,7 +182,7 @@ class HeadLearner(Learner):
         """Return the logits of the query images, each image encoded once."""
         encode, training = self.encoder, self.training
         support, query = encode(episodes.support, episodes.query, training=training)
-        return head_logits(self.fit(support, episodes.support_labels, episodes.way), query)
+        return head_logits(self.fit_head(support, episodes.support_labels, episodes.way), query)
 
 
 @final

@@ -54,7 +54,7 @@ class Anil(HeadLearner):
             torch.tensor(math.log(step_size)), requires_grad=learn_step_size
         )
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
         """Return the heads after T steps.
 
         Raises:

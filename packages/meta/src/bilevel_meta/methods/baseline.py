@@ -54,7 +54,7 @@ class Baseline(Pretrained):
         scores: Tensor = self.output(features)
         return scores
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
         """Return the heads after T steps."""
         return heads.descend(
             features,
@@ -101,7 +101,7 @@ class BaselinePlus(Pretrained):
         """Return the cosines with each class's weights, times s."""
         return self.scale * functional.normalize(features, dim=-1) @ _unit(self.output.weight.mT)
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> _Cosine:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> _Cosine:
         """Return the weights after T steps, ∂L/∂w written out so that λ can have a gradient."""
         h, y = functional.normalize(features, dim=-1), heads.one_hot(labels, way, features)
         w = class_means(h, labels, way).mT

@@ -55,7 +55,7 @@ class Matching(HeadLearner):
             self.context = nn.LSTM(self.dim, self.dim, batch_first=True, bidirectional=True)
             self.reader = nn.LSTMCell(2 * self.dim, self.dim)
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> _Attention:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> _Attention:
         """Return the support set, embedded in its context."""
         g = features
         if self.reads:

@@ -27,6 +27,6 @@ class Prototypical(HeadLearner):
 
     diet = Diet(way=60, shot=1, query=5, episodes=1)
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
         """Return the head of the class means."""
         return nearest_mean(features, labels, way)

@@ -70,7 +70,7 @@ class Relation(HeadLearner):
         last = nn.Linear(width * side**2, 8), nn.ReLU(), nn.Linear(8, 1)
         self.relation = nn.Sequential(*layers, nn.Flatten(), *last)
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> _Related:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> _Related:
         """Return the sum of each class's maps."""
         counts = heads.one_hot(labels, way, features).sum(dim=1).unsqueeze(-1)
         return _Related(self, class_means(features, labels, way) * counts)

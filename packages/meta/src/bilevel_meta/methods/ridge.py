@@ -49,7 +49,7 @@ class Ridge(HeadLearner):
         self.log_decay = nn.Parameter(torch.tensor(math.log(decay)), requires_grad=learn_decay)
         self.log_factor = nn.Parameter(torch.tensor(math.log(factor)))
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
         """Return the solution, times a."""
         targets = heads.one_hot(labels, way, features)
         head = heads.ridge(features, targets, decay=self.log_decay.exp())

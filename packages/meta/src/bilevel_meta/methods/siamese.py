@@ -42,7 +42,7 @@ class Siamese(HeadLearner):
         """Return the log-odds (…, m, n) of features (…, m, dim) and (…, n, dim)."""
         return (first.unsqueeze(-2) - second.unsqueeze(-3)).abs() @ self.weights + self.bias
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> _Pairs:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> _Pairs:
         """Return the support set with its labels."""
         return _Pairs(self, features, heads.one_hot(labels, way, features))
 

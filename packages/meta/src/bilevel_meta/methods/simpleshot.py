@@ -59,7 +59,7 @@ class SimpleShot(Pretrained):
             weight = torch.clamp(1 / self.seen, min=self.momentum)
             self.mean.lerp_(features.mean(dim=(0, 1)).to(self.mean), weight)
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> _Centred:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> _Centred:
         """Return the class means of z."""
         mean = self.mean.to(features)
         z = functional.normalize(features - mean, dim=-1)

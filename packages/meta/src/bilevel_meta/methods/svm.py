@@ -47,7 +47,7 @@ class SupportVectors(HeadLearner):
         self.bound = bound
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
-    def fit(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
+    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
         """Return the primal head of the solution; it has no bias."""
         targets = heads.one_hot(labels, way, features)
         alpha = crammer_singer(features @ features.mT, targets, bound=self.bound)
