@@ -35,7 +35,7 @@ JAX_KEEPS_ALL = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-NIGHTLY = ("-s", "-m", "nightly", "tests/reliability")
+NIGHTLY = ("-s", "-m", "nightly")
 # Hypothesis marks its tests itself; 5,000 examples each instead of 200.
 EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
@@ -84,37 +84,42 @@ def demo(session: nox.Session) -> None:
     session.log(f"the run in MLflow: {runs} ui --uri demo/mlflow.db")
 
 
-def run_tests(session: nox.Session, *chosen: str) -> None:
-    """Install everything and run the tests with these marks, or as the arguments after -- say."""
-    install_all(session, "pytest-xdist", test=True)
+def run_tests(session: nox.Session, marks: str, python: str = "python") -> None:
+    """Run the tests with these marks, or as the arguments after -- say."""
     # Programs that are the same in two runs are compiled by JAX once.
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()) / "jax")}
-    arguments = session.posargs or (*WORKERS, "-m", *chosen)
-    session.run("pytest", *arguments, env=ENV | ONE_THREAD | JAX_KEEPS_ALL | compiled)
+    arguments = session.posargs or (*WORKERS, "-m", marks)
+    environment = ENV | ONE_THREAD | JAX_KEEPS_ALL | compiled
+    session.run(python, "-m", "pytest", *arguments, env=environment, external=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the quick tests, in a few minutes (arguments after -- go to pytest instead)."""
+    install_all(session, "pytest-xdist", test=True)
     run_tests(session, QUICK)
 
 
-@nox.session(name="tests-rest")
+@nox.session(name="tests-rest", venv_backend="none")
 def tests_rest(session: nox.Session) -> None:
-    """Run what `tests` leaves out and CI still proves: all but benchmarks and nightly tests."""
-    run_tests(session, f"({REST}) and not (bench or nightly)")
+    """Run what `tests` leaves out, in its environment: all but benchmarks and nightly tests."""
+    found = list((ROOT / ".nox" / "tests").glob("[bS]*/python*"))
+    if not found:
+        session.error("this runs in the environment of the session tests: run nox -s tests first")
+    run_tests(session, f"({REST}) and not (bench or nightly)", str(found[0]))
 
 
 @nox.session(name="tests-full")
 def tests_full(session: nox.Session) -> None:
     """Run every test but the nightly ones."""
+    install_all(session, "pytest-xdist", test=True)
     run_tests(session, "not nightly")
 
 
 @nox.session
 def shuffled(session: nox.Session) -> None:
     """Run every test but the nightly ones in a random order, whose seed is said first."""
-    session.install(*PINNED, "pytest-randomly")
+    install_all(session, "pytest-xdist", "pytest-randomly", test=True)
     run_tests(session, "not nightly")
 
 
@@ -167,23 +172,23 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def alone(session: nox.Session) -> None:
-    """Install core, models, data and meta from wheels, no more than each needs; run its tests."""
+    """Install each library from its wheel with no more than it needs; run its quick tests."""
     session.install(*PINNED, "build")
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    libraries = PACKAGES[:-1]
-    for package in libraries:
+    for package in (CORE, MODELS, DATA, META):
         session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), package)
-    for name in (Path(package).name for package in libraries):
-        (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
-        environment = wheels.parent / f"only-{name}"
+    # Meta needs the others, and is added to models, because torch takes long to install.
+    for names in (["core"], ["data"], ["models", "meta"]):
+        environment = wheels.parent / f"only-{names[0]}"
         session.run("python", "-m", "venv", "--clear", str(environment))
         python = str(next(environment.glob("[bS]*/python*")))
-        siblings = ("--find-links", str(wheels))  # which meta needs
-        needed = (*PINNED, *siblings, f"{wheel}[test]", "pytest-xdist")
-        session.run(python, "-m", "pip", "install", "-q", *needed, external=True)
-        chosen = ("-m", QUICK, *WORKERS, f"tests/{name}")
-        session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
+        for name in names:
+            (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
+            needed = (f"{wheel}[test]", "pytest-xdist", "--find-links", str(wheels))
+            session.run(python, "-m", "pip", "install", "-q", *PINNED, *needed, external=True)
+            chosen = ("-m", QUICK, *WORKERS, f"tests/{name}")
+            session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 
 @nox.session
@@ -204,7 +209,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Break, fault, kill, load and fuzz at length; docs/reliability.md has the latest figures."""
+    """Break, kill, load and fuzz at length, as docs/reliability.md says; the paper's claims."""
     install_all(session, test=True)
     for arguments in [session.posargs] if session.posargs else [NIGHTLY, EXAMPLES]:
         session.run("pytest", *arguments, env=ENV | ONE_THREAD)
@@ -224,7 +229,8 @@ def bounds(session: nox.Session) -> None:
     session.install(
         "--upgrade", *frameworks, f"./{CORE}[test]", f"./{MODELS}[test]", "pytest-xdist"
     )
-    chosen = ("-m", "not slow and not nightly", *WORKERS, "tests/core", "tests/models")
+    marks = "not (process or docs or slow or bench or nightly)"
+    chosen = ("-m", marks, *WORKERS, "tests/core", "tests/models")
     session.run("pytest", *chosen, env=ENV | ONE_THREAD)
 
 

@@ -191,7 +191,7 @@ def _heads(task: MetaTask, batch: Episodes, support: Tensor, query: Tensor) -> T
     targets = heads.one_hot(batch.support_labels, batch.way, support)
     lr = task.model.log_lr.exp()
     head = heads.descend(support, targets, steps=task.steps, step_size=lr, scale=scale)
-    return heads.accuracy(heads.logits(head, query, scale), batch.query_labels)
+    return heads.accuracy(heads.logits(head, query), batch.query_labels)
 
 
 def check(sides: Mapping[str, Callable[[], Any]]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,10 @@ except ImportError:  # the extra is optional
     jax = None
 else:
     jax.config.update("jax_enable_x64", True)
+    if kept := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # JAX does not write these files at once: two workers would read each other's halves.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+        jax.config.update("jax_compilation_cache_dir", f"{kept}/{worker}")
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,9 @@ class Framework:
 
     name: str
     xp: Any
+
+    def __str__(self) -> str:
+        return self.name
 
     def arrays(self, tree: Any) -> Any:
         """Return a tree of tensors or numbers as a tree of this framework's float64 arrays."""
@@ -49,4 +58,16 @@ def needs_jax(test):
     return pytest.mark.jax(_JAX_IS_THERE(test))
 
 
-each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda f: f.name)
+def crossed(*axes, on_jax):
+    """All combinations on torch, and on JAX those of fewer axes, as each compiles a program.
+
+    The framework is the last value of each.
+    """
+    torch_cases = [(*values, TORCH) for values in product(*axes)]
+    marks = [pytest.mark.jax, _JAX_IS_THERE]
+    return torch_cases + [
+        pytest.param(*values, JAX, marks=marks) for chosen in on_jax for values in product(*chosen)
+    ]
+
+
+each_framework = pytest.mark.parametrize("framework", FRAMEWORKS, ids=str)

@@ -28,6 +28,9 @@ class Known:
     value: Callable[[Tensor, float, int], Tensor]
     limit: Callable[[Tensor], Tensor]
 
+    def __str__(self) -> str:
+        return f"{self.name}-{self.lam.numel()}"
+
     @cached_property
     def problem(self) -> Problem:
         """The problem on tensors."""

@@ -1,9 +1,9 @@
-"""The heads' own adjoint against core's reverse engine: E, w_T and every hypergradient."""
+"""The heads' own adjoints against core's engines: E, the heads and every hypergradient."""
 
 import pytest
 import torch
 
-from bilevel_core import GradientDescent, HeavyBall, Problem, Reverse, hypergradient
+from bilevel_core import GradientDescent, HeavyBall, Implicit, Problem, Reverse, hypergradient
 from bilevel_models import heads
 
 BATCH, N, M, DIM, WAY = 2, 6, 4, 3, 3
@@ -45,7 +45,7 @@ def chosen(option, steps):
 
 def by_core(lam, y, query_labels, loss, steps):
     def inner(w, lam):
-        scores = heads.logits(w, lam["support"], lam["scale"])
+        scores = heads.logits({**w, "scale": lam["scale"]}, lam["support"])
         if loss is heads.SQUARED:
             each = heads.squared_error(scores, y)
         else:
@@ -55,7 +55,7 @@ def by_core(lam, y, query_labels, loss, steps):
         )
 
     def outer(w, lam):
-        scores = heads.logits(w, lam["query"], lam["scale"])
+        scores = heads.logits({**w, "scale": lam["scale"]}, lam["query"])
         return heads.cross_entropy(scores, query_labels).mean()
 
     def init(lam):
@@ -89,7 +89,7 @@ def by_heads(lam, y, query_labels, loss, steps, form):
         loss=loss,
         form=form,
     )
-    scores = heads.logits(head, lam["query"], lam["scale"])
+    scores = heads.logits(head, lam["query"])
     value = heads.cross_entropy(scores, query_labels).mean()
     grads = torch.autograd.grad(
         value, tuple(lam.values()), allow_unused=True, materialize_grads=True
@@ -133,8 +133,50 @@ def test_the_closed_form_is_the_reverse_engine_too(steps):
         scale=lam["scale"],
         decay=lam["decay"],
     )
-    scores = heads.logits(head, lam["query"], lam["scale"])
+    scores = heads.logits(head, lam["query"])
     value = heads.cross_entropy(scores, query_labels).mean()
     assert agree(value, computed.value)
     for name, grad in zip(lam, torch.autograd.grad(value, tuple(lam.values())), strict=True):
         assert agree(grad, computed.grad[name]), name
+
+
+def test_heads_at_their_optimum_have_the_hypergradient_of_the_implicit_engine():
+    """Unequal classes, a prior that depends on λ, and λ = features, ρ, r and β."""
+    found, _, query_labels, _ = episodes()
+    labels = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 2, 2]])
+    y = heads.one_hot(labels, WAY, found["support"])
+    numbers = {"decay": 0.4, "shrinkage": 1.2, "temperature": 2.5}
+    lam = {name: found[name] for name in ("support", "query")}
+    lam |= {name: torch.tensor(x, dtype=torch.float64) for name, x in numbers.items()}
+
+    def prior(lam):
+        chosen = {name: lam[name] for name in ("shrinkage", "temperature")}
+        return heads.class_means(lam["support"], y, **chosen)
+
+    def inner(w, lam):
+        start = prior(lam)
+        z = lam["support"] @ w["weight"] + start["bias"]
+        each = -(y * z.log_softmax(-1)).sum(-1)
+        c = (y / y.sum(1, keepdim=True)).sum(-1)
+        away = (w["weight"] - start["weight"]).square().sum()
+        return (c * each).sum() + 0.5 * lam["decay"] * away
+
+    def outer(w, lam):
+        scores = lam["query"] @ w["weight"] + prior(lam)["bias"]
+        return heads.cross_entropy(scores, query_labels).mean()
+
+    problem = Problem(
+        inner=inner, outer=outer, init=lambda lam: {"weight": 0 * prior(lam)["weight"]}
+    )
+    dynamics = GradientDescent(step_size=0.2)
+    computed = hypergradient(problem, dynamics, lam, steps=400, engine=Implicit())
+
+    own = {name: leaf.clone().requires_grad_() for name, leaf in lam.items()}
+    head = heads.solve(own["support"], y, decay=own["decay"], prior=prior(own))
+    value = heads.cross_entropy(heads.logits(head, own["query"]), query_labels).mean()
+    weight = dynamics.params(computed.state)["weight"]
+    assert torch.allclose(head["weight"], weight, rtol=1e-9, atol=1e-10)
+    assert agree(value, computed.value)
+    for name, grad in zip(own, torch.autograd.grad(value, tuple(own.values())), strict=True):
+        expected = computed.grad[name]
+        assert torch.linalg.vector_norm(grad - expected) <= 1e-8 * expected.norm(), name

@@ -1,31 +1,105 @@
-"""What the root README says can be run: its example, and the names in its tables."""
+"""What the root README says can be run: its examples, its commands, and the names in it."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bilevel_apps.config import list_presets
-from bilevel_data import SOURCES
+from bilevel_apps.results import BEGIN, END
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOST_LINES, MOST_WORDS = 150, 1300
+
+# What makes each command short enough for a test; the words before are the README's.
+SHORT = {
+    "bilevel-train": (
+        *("--set", "train.steps=2", "--set", "train.way=5", "--set", "train.query=2"),
+        *("--set", "train.validate_episodes=2", "--set", "threads=1"),
+    ),
+    "bilevel-eval": ("--episodes", "5"),
+    "bilevel-embed": ("--images", "100"),
+}
+
+pytestmark = pytest.mark.docs
 
 
-@pytest.mark.docs
-def test_the_example_prints_a_hypergradient(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Every command of the README, in order: those of blocks, and those in a line of text."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    lines += [found for found in re.findall(r"`([^`]+)`", prose) if " -" in found]
+    return [shlex.split(line) for line in lines]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= MOST_LINES
+    assert len(README.split()) <= MOST_WORDS
+
+
+def test_every_figure_stands_between_the_marks_of_the_records():
+    text = README.partition(BEGIN)[0] + README.partition(END)[2]
+    assert re.findall(r"[\d.]+ ?(?:%|± ?[\d.]+|ms|seconds|minutes|times)", text) == []
+
+
+def test_the_first_example_prints_a_hypergradient(capsys):
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
     assert re.fullmatch(r"tensor\(\[.*\], dtype=torch.float64\)\n", capsys.readouterr().out)
 
 
-def test_presets_sources_and_files_that_it_names_exist():
+@pytest.mark.slow
+@pytest.mark.process
+def test_every_command_runs(tmp_path):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    own = [words for words in commands() if words[0].startswith("bilevel-")]
+    assert {words[0] for words in own} >= {"bilevel-data", "bilevel-train", "bilevel-eval"}
+    for words in own:
+        short = SHORT.get(words[0], ()) if "--resume" not in words else ()
+        ended = subprocess.run(
+            [*words, *short], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, f"{words}\n{ended.stdout}\n{ended.stderr}"
+    assert (tmp_path / "runs/glyphs/pictures/pairs.png").exists()
+
+
+@pytest.mark.nightly
+def test_the_demo_runs():
+    subprocess.run([sys.executable, "-m", "nox", "-s", "demo"], cwd=ROOT, check=True)
+
+
+def test_the_rest_of_its_commands_are_sessions_and_the_installation():
+    noxfile = (ROOT / "noxfile.py").read_text("utf-8")
+    rest = [words for words in commands() if not words[0].startswith("bilevel-")]
+    for words in rest:
+        if "nox" in words and "-s" in words:
+            assert f"def {words[words.index('-s') + 1]}(" in noxfile
+        elif words[:2] == ["pip", "install"]:
+            places = [word.partition("[")[0] for word in words if word.startswith("./")]
+            packages = {p.parent.relative_to(ROOT).as_posix() for p in package_files()}
+            assert {place.removeprefix("./") for place in places} == packages
+        else:
+            assert words[:3] == ["python3", "-m", "venv"]
+
+
+def package_files():
+    return [*ROOT.glob("packages/*/pyproject.toml"), ROOT / "apps" / "pyproject.toml"]
+
+
+def test_presets_and_files_that_it_names_exist():
     named = set(re.findall(r"--preset ([\w/-]+)", README))
-    assert named - {"NAME"} <= set(list_presets())
-    assert named - {"NAME"}
-    for source in SOURCES:
-        assert f"`{source}`" in README
-    paths = set(re.findall(r"`((?:packages|apps|tests|benchmarks|docs)/[\w./]+)`", README))
-    paths |= set(re.findall(r"\]\(([\w./]+)\)", README))
+    assert named
+    assert named <= set(list_presets())
+    paths = set(re.findall(r"\]\(([\w./-]+)\)", README))
     assert len(paths) > 8
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []

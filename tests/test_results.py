@@ -65,11 +65,15 @@ SCORE = {
 def folder(tmp_path):
     """A copy of a project: two records, a README with the marks, and the page."""
     (tmp_path / "docs" / "records").mkdir(parents=True)
-    for name, document in (("score", SCORE), ("item", ITEM)):
+    for name, document in (("omniglot-5way-1shot", SCORE), ("item", ITEM)):
         path = tmp_path / "docs" / "records" / f"{name}.json"
         path.write_text(json.dumps(document), "utf-8")
     (tmp_path / "README.md").write_text(f"# x\n\n{BEGIN}\n{END}\n\ny\n", "utf-8")
     return tmp_path
+
+
+def record_of(folder):
+    return folder / "docs" / "records" / "omniglot-5way-1shot.json"
 
 
 @pytest.fixture
@@ -103,7 +107,7 @@ def test_what_is_written(folder, results):
         f"`{'a' * 64}`",
         "```\n" + SCORE["train"] + "\nbilevel-eval runs/a --data omniglot.h5\n```",
         "on 2 cores of one kind, Linux, 2 threads in 9.0 minutes",
-        "(records/score.json)",
+        "(records/omniglot-5way-1shot.json)",
         "### table9, quick: Nines",
         "in 2 minutes here",
         "- seeds: 2\n\n- Everything.",
@@ -115,7 +119,8 @@ def test_what_is_written(folder, results):
         assert expected in page
     readme = (folder / "README.md").read_text("utf-8")
     assert readme.startswith(f"# x\n\n{BEGIN}\n| task |")
-    assert f"| 0 | `{SCORE['train']}`<br>`bilevel-eval runs/a --data omniglot.h5` |" in readme
+    row = "| omniglot, 5-way 1-shot | `omniglot-5way-1shot` | 98.77 ± 0.21 | 98.6 | 9 |"
+    assert row in readme
     assert readme.endswith(f"|\n{END}\n\ny\n")
     assert results("check") == (0, "")
 
@@ -127,7 +132,7 @@ def test_what_is_written(folder, results):
 def test_a_record_that_changes_is_noticed(folder, results, key, value):
     results("write")
     changed = SCORE | {key: value}
-    (folder / "docs" / "records" / "score.json").write_text(json.dumps(changed), "utf-8")
+    record_of(folder).write_text(json.dumps(changed), "utf-8")
     status, err = results("check")
     assert status == 1
     (line,) = err.splitlines()
@@ -148,7 +153,7 @@ def test_a_table_that_changes_is_noticed(folder, results, name):
 def test_a_training_that_is_no_preset_and_has_no_time(folder, results):
     train = SCORE["train"] + " --set train.lr=1e-2"
     changed = SCORE | {"train": train, "seconds": None, "upright": None, "hyper_iterations": None}
-    (folder / "docs" / "records" / "score.json").write_text(json.dumps(changed), "utf-8")
+    record_of(folder).write_text(json.dumps(changed), "utf-8")
     results("write")
     page = (folder / "docs" / "results.md").read_text("utf-8")
     assert "| omniglot-5way-1shot, changed | 98.77 ± 0.21 |  | 98.6 |" in page

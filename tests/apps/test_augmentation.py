@@ -4,17 +4,28 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from bilevel_apps.runs.build import episode_sampler
-from bilevel_apps.system.processes import Processes
+from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import Training
+from bilevel_apps.training.state import Training, prepare
 from bilevel_data import EpisodeSampler, open_store
-from bilevel_data.episodes.augmentation import LUMA, Augmented, coloured, flipped, moved
+from bilevel_data.episodes.augmentation import (
+    LUMA,
+    Augmented,
+    affine_maps,
+    coloured,
+    flipped,
+    moved,
+    resampled,
+)
 
-ALL = frozenset({"crop", "shift", "flip", "colour"})
+FROZEN = [[1, 46, 144, 128, 75], [177, 79, 114, 156, 140], [100, 144, 79, 209, 188]]
+ALL = frozenset({"affine", "crop", "shift", "flip", "colour"})
 
 
 def pictures(n, size, channels, seed=0):
@@ -54,6 +65,52 @@ def test_moved_by_hand(channels, edge):
 def test_not_moved_in_the_middle():
     images = pictures(2, 8, 3)
     assert np.array_equal(moved(images, np.full((2, 2), 0.5), 3, edge=False), images)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(6, 1), (7, 3)])
+def test_resampled_by_hand(size, channels):
+    """Bilinear in float64, pixel by pixel, with the pixels at the edge repeated outside."""
+    images = pictures(12, size, channels)
+    maps = affine_maps(np.random.default_rng(1).uniform(-1, 1, (12, 4)))
+    found, middle = resampled(images, maps), (size - 1) / 2
+    for image, map_, result in zip(images, maps, found, strict=True):
+        for row in range(size):
+            for column in range(size):
+                place = map_ @ [row - middle, column - middle] + middle
+                place = place.clip(0, size - 1)
+                y, x = place.astype(int)
+                down, right = place - (y, x)
+                lower, beside = min(y + 1, size - 1), min(x + 1, size - 1)
+                above = (1 - right) * image[y, x] + right * image[y, beside]
+                below = (1 - right) * image[lower, x] + right * image[lower, beside]
+                expected = (1 - down) * above + down * below
+                # Weights of eight bits: a 256th of the difference of two pixels, and rounding.
+                assert np.abs(result[row, column] - expected).max() <= 0.5 + 2 * 255 / 256
+
+
+def test_maps_are_a_turn_a_shear_and_two_factors():
+    unit, none = np.eye(4), np.zeros(4)
+    assert np.array_equal(affine_maps(none[None])[0], np.eye(2))
+    turn = affine_maps(unit[:1])[0]
+    ten = np.deg2rad(10)
+    assert turn == pytest.approx(
+        np.array([[np.cos(ten), np.sin(ten)], [-np.sin(ten), np.cos(ten)]]), abs=1e-12
+    )
+    assert np.array_equal(affine_maps(unit[1:2])[0], [[1, 0], [0.3, 1]])
+    assert affine_maps(unit[2:])[:, [0, 1], [0, 1]] == pytest.approx(
+        np.array([[1 / 1.2, 1], [1, 1 / 1.2]])
+    )
+    each = np.random.default_rng(0).uniform(-1, 1, (5, 4))
+    parts = [affine_maps(each * np.isin(range(4), kept)) for kept in ([0], [1], [2, 3])]
+    assert affine_maps(each) == pytest.approx(parts[0] @ parts[1] @ parts[2], abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 8, 9])
+def test_resampled_by_nothing_and_by_a_quarter_turn_is_exact(size):
+    images = pictures(3, size, 3)
+    assert np.array_equal(resampled(images, np.stack([np.eye(2)] * 3)), images)
+    quarter = np.stack([np.array([[0.0, 1.0], [-1.0, 0.0]])] * 3)
+    assert np.array_equal(resampled(images, quarter), np.rot90(images, axes=(1, 2)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -132,6 +189,14 @@ def test_what_is_changed(sampler):
     assert equal(sampler.batch(0, 4), plain)  # the split itself is untouched
 
 
+def test_affine_changes_are_frozen():
+    """Whole numbers alone, so that every machine comes to these pixels."""
+    strengths = np.linspace(-1, 1, 12).reshape(3, 4)
+    images = (np.arange(3 * 25) ** 2 % 251).astype(np.uint8).reshape(3, 5, 5, 1)
+    found = resampled(images, affine_maps(strengths)).reshape(3, 25)
+    assert found[:, [1, 8, 12, 19, 24]].tolist() == FROZEN
+
+
 def test_images_change_each_by_itself(sampler):
     found = Augmented(whole=sampler, changes=frozenset({"flip"}), seed=0).batch(0, 200)
     plain = sampler.batch(0, 200)
@@ -147,6 +212,15 @@ def test_one_change_does_not_alter_another(sampler):
     flip = Augmented(whole=sampler, changes=frozenset({"flip"}), seed=0)
     colour = Augmented(whole=flip, changes=frozenset({"colour"}), seed=0)
     assert equal(both, colour.batch(0, 3))
+
+
+def test_training_alone_has_overlapping_episodes(tmp_path, config):
+    opened = open_store(config().data)
+    folder = RunFolder(tmp_path / "run")
+    chosen = config(train__overlap=True)
+    made = prepare(chosen, folder, opened, torch.device("cpu"), ALONE)
+    assert made.train_episodes.overlap
+    assert not made.val_episodes.overlap
 
 
 def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):

@@ -293,6 +293,8 @@ BAD_EVALUATIONS = [
     (["--steps", -1], "--steps -1: expected whole numbers ≥ 0"),
     (["--norm", "layer"], "--norm layer: no such normalisation: choose one of episode, batch"),
     (["--norm", "batch", "--track"], "--track with --norm batch"),
+    (["--overlap", "--track"], "--track with --overlap"),
+    (["--overlap", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --overlap"),
     (["--steps", 7, "--track"], "--track with --steps 7: what is kept of a run is with its own T"),
     (["--lr", "0.1", "--steps", "1,2", "--track"], "--track with --lr 0.1: what is kept of a run"),
     (["--norm", "batch", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --norm"),
@@ -368,6 +370,15 @@ def test_evaluation_takes_its_options(command, trained, store):
     assert [found[key] for key in keys] == ["val", 4, 2, 4, 0, 9]
     assert found["accuracy"] == 0.25  # a head that stays zero always answers the first class
     assert found["ci95"] == 0.0
+
+
+def test_queries_may_be_support_images_where_that_is_asked_for(command, trained):
+    words = ["--episodes", 40, "--shot", 5, "--query", 15]
+    honest, seen = (evaluate(command, trained, *words, *more) for more in ([], ["--overlap"]))
+    assert (honest["overlap"], seen["overlap"]) == (False, True)
+    assert not seen["trained_overlap"]
+    assert seen["accuracy"] != honest["accuracy"]
+    assert "may be support images" in command("eval", trained, *words, "--overlap").out
 
 
 def test_another_seed_has_other_episodes(command, trained):

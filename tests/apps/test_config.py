@@ -291,7 +291,7 @@ def test_changes_of_images_are_a_list_or_one():
     assert assigned("train.augment=flip").flat()["train.augment"] == ["flip"]
     assert assigned("train.augment=null").train.augment is None
     message = refused(assigned, "train.augment=[flip, turn]")
-    assert message.startswith("--set: train.augment.1: input should be 'crop', 'shift', ")
+    assert message.startswith("--set: train.augment.1: input should be 'affine', 'crop', ")
     assert message.endswith("found 'turn'")
 
 

@@ -84,7 +84,7 @@ def test_it_is_the_head_that_evaluation_scores(trained, images):
         step_size=run.task.model.log_lr.detach().exp(),
         scale=scale,
     )
-    expected = heads.logits(head, features.query, scale)[0].softmax(dim=-1).numpy()
+    expected = heads.logits(head, features.query)[0].softmax(dim=-1).numpy()
     np.testing.assert_allclose(model.predict_proba(query), expected, rtol=0, atol=1e-4)
 
 

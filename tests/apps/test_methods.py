@@ -550,7 +550,7 @@ def test_linear_outputs_are_the_representation():
             step_size=0.2,
             scale=3.0,
         )
-        scores = heads.logits(head, found.query, 3.0)
+        scores = heads.logits(head, found.query)
         assert torch.equal(task.accuracies(episodes), heads.accuracy(scores, episodes.query_labels))
 
 

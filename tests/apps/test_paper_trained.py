@@ -500,7 +500,7 @@ def pictures(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["table3", "table4", "figure5", "figure6"])
 def test_the_claims_hold_at_quick(name, tmp_path, monkeypatch, pictures):
     monkeypatch.undo()  # as many episodes as the items have

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from bilevel_apps.errors import InputError
 from bilevel_apps.predict import picture as predict_picture
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.predict import PredictRequest, predict_pictures
-from bilevel_apps.predict.preparation import prepared_as
+from bilevel_apps.predict.preparation import fitted, inked
 from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_data import SourceData, SourceSplit, load_source, open_store, write_store
 
@@ -129,11 +130,13 @@ def test_pictures_are_prepared_as_those_of_a_folder_are(tmp_path, channels):
     path = tmp_path / "class-1" / "turned.jpg"
     Image.fromarray(rng.integers(0, 256, (8, 20, 3), dtype=np.uint8)).save(path, exif=turned)
     source = load_source("folder", tmp_path, size=16, channels=channels)
-    preparation = prepared_as(source.preprocessing, size=16, channels=channels)
+    preparation = source.preprocessing
     for split in source.splits:
         for name, images in zip(split.class_names, split.images, strict=True):
             files = sorted((tmp_path / name).iterdir())
-            np.testing.assert_array_equal(preparation.images(files), images)
+            np.testing.assert_array_equal(
+                inked(fitted(files, preparation), preparation, None), images
+            )
 
 
 def test_photographs_are_prepared_as_those_of_mini_imagenet_are(tmp_path):
@@ -146,12 +149,12 @@ def test_photographs_are_prepared_as_those_of_mini_imagenet_are(tmp_path):
         rows.append(f"{k}.jpg,n{k % 2}")
     (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
     source = load_source("mini-imagenet", tmp_path)
-    preparation = prepared_as(source.preprocessing, size=84, channels=3)
+    preparation = source.preprocessing
     assert not preparation.inverted
     (split,) = source.splits
     for c, images in enumerate(split.images):
         files = [tmp_path / "images" / f"{k}.jpg" for k in (c, c + 2)]
-        np.testing.assert_array_equal(preparation.images(files), images)
+        np.testing.assert_array_equal(inked(fitted(files, preparation), preparation, None), images)
 
 
 @pytest.mark.data
@@ -161,18 +164,18 @@ def test_drawings_are_prepared_as_those_of_omniglot_are(tmp_path):
     from bilevel_data.sources.omniglot import OFFICIAL, read_half
 
     source = load_source("omniglot", OMNIGLOT)
-    preparation = prepared_as(source.preprocessing, size=28, channels=1)
+    preparation = source.preprocessing
     drawings = read_half(OMNIGLOT, OFFICIAL[0]) | read_half(OMNIGLOT, OFFICIAL[1])
     (test,) = (split for split in source.splits if split.name == "test")
     for name, images in list(zip(test.class_names, test.images, strict=False))[::60]:
         files = [tmp_path / f"{k}.png" for k in range(20)]
         for file, content in zip(files, drawings[name], strict=True):
             file.write_bytes(content)
-        np.testing.assert_array_equal(preparation.images(files), images)
+        np.testing.assert_array_equal(inked(fitted(files, preparation), preparation, None), images)
 
 
 def test_sources_of_bright_ink_say_so():
-    assert prepared_as(load_source("glyphs").preprocessing, size=28, channels=1).inverted
+    assert load_source("glyphs").preprocessing.ink == "bright"
 
 
 def test_as_json(predict, trained, own):
@@ -260,10 +263,6 @@ def one_class(own):
         shutil.rmtree(own / "support" / name)
 
 
-def pipe(own):
-    os.mkfifo(own / "query" / "p.png")
-
-
 BAD = {
     "an empty class": (
         lambda own: (own / "support" / "elm").mkdir(),
@@ -276,7 +275,7 @@ BAD = {
     ),
     "no support": (
         lambda own: shutil.rmtree(own / "support"),
-        "support: cannot read this folder (No such file",
+        "support: cannot read it (No such file",
     ),
     "no query": (
         lambda own: shutil.rmtree(own / "query"),
@@ -289,19 +288,6 @@ BAD = {
     "a query that is text": (
         lambda own: (own / "query" / "a.png").write_text("no picture"),
         "query/a.png: expected a picture (PNG",
-    ),
-    "a query of another kind": (
-        lambda own: (own / "query" / "notes.txt").write_text("no picture"),
-        "query/notes.txt: expected pictures only (.png",
-    ),
-    "folders in the query": (
-        lambda own: (own / "query" / "more.png").mkdir(),
-        "query/more.png: expected pictures only",
-    ),
-    "a pipe": (pipe, "query/p.png: expected pictures only"),
-    "a broken link": (
-        lambda own: (own / "query" / "l.png").symlink_to("nowhere"),
-        "query/l.png: expected pictures only",
     ),
     "300 megapixels": (
         lambda own: (own / "query" / "large.png").write_bytes(huge_png(20_000, 15_000)),
@@ -332,6 +318,124 @@ def test_bad_input_costs_one_line_and_writes_nothing(predict, trained, own, case
     assert line.startswith(f"error: {own}")
     assert says in line
     assert set(own.rglob("*")) == before
+
+
+def test_what_is_no_picture_is_passed_over_and_said(predict, trained, own):
+    words = [trained, "--support", own / "support", "--query", own / "query", "--json"]
+    _, expected, _ = predict(*words)
+    (own / "query" / "notes.txt").write_text("no picture")
+    (own / "query" / "more.png").mkdir()
+    (own / "query" / "l.png").symlink_to("nowhere")
+    os.mkfifo(own / "query" / "p.png")
+    (own / "support" / "ash" / "notes.pdf").touch()
+    for folder in (own / "query", own / "support", own / "support" / "ash"):
+        for name in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini"):  # nothing is said of them
+            (folder / name).write_bytes(b"x")
+        (folder / "__MACOSX").mkdir()
+    status, out, err = predict(*words)
+    assert (status, out) == (0, expected)
+    (line,) = err.splitlines()
+    assert line.startswith("warning: passed over 5")
+    for name in ("notes.txt", "more.png", "l.png", "p.png", "notes.pdf"):
+        assert name in line
+
+
+def test_a_folder_in_a_folder(predict, trained, own):
+    words = ["--query", own / "query", "--json"]
+    _, expected, _ = predict(trained, "--support", own / "support", *words)
+    (own / "top").mkdir()
+    shutil.copytree(own / "support", own / "top" / "support")
+    _, found, _ = predict(trained, "--support", own / "top", *words)
+    probabilities = [
+        [q["probabilities"] for q in json.loads(out)["queries"]] for out in (found, expected)
+    ]
+    assert probabilities[0] == probabilities[1]
+
+
+def test_what_is_there_twice_is_said(predict, trained, own):
+    shutil.copytree(own / "support" / "ash", own / "support" / "Ash")
+    status, _, err = predict(trained, "--support", own / "support", "--query", own / "query")
+    assert status == 0
+    names, pictures = err.splitlines()
+    assert "'Ash' and 'ash'" in names
+    assert pictures.startswith("warning: 1 pictures are in two classes")
+
+
+def strokes(ink, seed):
+    rng = np.random.default_rng(seed)
+    picture = Image.new("L", (16, 16), 255)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(3):
+        draw.line(rng.integers(3, 13, 4).tolist(), fill=0, width=2)
+    return picture if ink == "dark" else Image.eval(picture, lambda v: 255 - v)
+
+
+def draw_own(folder, ink):
+    for c in range(3):
+        (folder / "support" / f"c{c}").mkdir(parents=True)
+        for k in range(2):
+            strokes(ink, 10 * c + k).save(folder / "support" / f"c{c}" / f"{k}.png")
+    (folder / "query").mkdir()
+    for k in range(4):
+        strokes(ink, 100 + k).save(folder / "query" / f"{k}.png")
+    return folder
+
+
+DRAWN = {"size": [16, 16], "channels": 1, "inverted": True, "crop": True, "ink": "bright"}
+
+
+def test_the_ink_of_drawings(recorded, tmp_path):
+    """Dark and bright drawings get the same images, and every choice does what it says."""
+    run = recorded(DRAWN | {"note": ""})
+    dark, bright = (draw_own(tmp_path / ink, ink) for ink in ("dark", "bright"))
+    expected = predict_pictures(run, request(dark))
+    for folder, ink in ((bright, "auto"), (dark, "dark"), (bright, "bright"), (bright, "keep")):
+        found = predict_pictures(run, request(folder, ink=ink))
+        np.testing.assert_array_equal(found.query_images, expected.query_images)
+        np.testing.assert_array_equal(found.support_images, expected.support_images)
+    inverted = predict_pictures(run, request(bright, ink="invert"))
+    np.testing.assert_array_equal(inverted.query_images, 255 - expected.query_images)
+    with pytest.raises(InputError, match="--ink white"):
+        predict_pictures(run, request(dark, ink="white"))
+
+
+def test_the_ink_is_said(predict, recorded, tmp_path):
+    run = recorded(DRAWN | {"note": ""})
+    folder = draw_own(tmp_path / "bright", "bright")
+    words = [run, "--support", folder / "support", "--query", folder / "query"]
+    status, _, err = predict(*words)
+    assert (status, len(err.splitlines())) == (0, 1)
+    assert err.startswith("bright ink, by the borders")
+    assert predict(*words, "--ink", "keep")[2] == ""
+
+
+def test_photographs_have_no_ink_to_choose(trained, own):
+    with pytest.raises(InputError, match="no ink that is known"):
+        predict_pictures(trained, request(own, ink="dark"))
+
+
+def test_many_queries_are_drawn_on_pages(monkeypatch, trained, own):
+    from bilevel_apps.predict import predict as module
+
+    drawn = []
+    draw = module.draw_prediction
+    monkeypatch.setattr(module, "MOST_QUERIES", 4)
+    monkeypatch.setattr(
+        module, "draw_prediction", lambda **given: (drawn.append(given["query"]), draw(**given))[1]
+    )
+    found = predict_pictures(trained, request(own, picture=own / "result.png"))
+    assert found.pages == tuple(
+        own / name for name in ("result.png", "result-2.png", "result-3.png")
+    )
+    assert all(page.read_bytes().startswith(b"\x89PNG") for page in found.pages)
+    shown = [(name, *ranked[0]) for page in drawn for name, (_, ranked) in page.items()]
+    assert [len(page) for page in drawn] == [4, 4, 1]
+    assert sorted(name for name, *_ in shown) == [f"{k}.png" for k in range(9)]
+    order = [(found.labels.index(label), -p) for _, label, p in shown]
+    assert order == sorted(order)
+    shutil.copy(own / "query" / "0.png", own / "query" / "result-2.png")
+    with pytest.raises(InputError, match="one of the pictures"):
+        predict_pictures(trained, request(own, picture=own / "query" / "result.png"))
 
 
 @pytest.mark.parametrize(

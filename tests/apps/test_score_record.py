@@ -9,7 +9,7 @@ import pytest
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import Request, evaluate_run
 from bilevel_apps.paper.trained.table3 import TASKS
-from bilevel_apps.results import read_records
+from bilevel_apps.results import read_records, results_page
 from bilevel_apps.results import score as module
 from bilevel_apps.results.__main__ import main
 from bilevel_apps.results.score import _paper, score_record
@@ -31,6 +31,16 @@ def test_the_record_is_what_evaluation_says(trained, store):
     assert "--set train.steps=6" in record.train
     assert "1 thread" in record.machine
     assert "threads" not in record.machine
+
+
+def test_a_record_says_where_queries_may_be_support_images(trained, store):
+    record = score_record(trained, Request(data=store, episodes=5, overlap=True))
+    assert record.overlap
+    assert " --overlap" in record.evaluate
+    assert "may be support images" in results_page({"tiny.json": record})
+    plain = score_record(trained, Request(data=store, episodes=5))
+    assert not plain.overlap
+    assert "--overlap" not in plain.evaluate
 
 
 def test_the_command_writes_a_record_that_is_read_back(trained, tmp_path, monkeypatch, capsys):

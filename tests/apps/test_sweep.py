@@ -252,14 +252,14 @@ def test_a_failure_is_recorded_and_the_others_run(config, tmp_path, capsys):
 
 
 def test_an_unexpected_failure_is_one_of_a_child(config, tmp_path, monkeypatch):
-    whole = sweeps.run.train
+    whole = sweeps.train_all.train
 
     def run(config, out, *, resume):
         if config.seed == 0:
             raise MemoryError("no room\nleft")
         return whole(config, out, resume=resume)
 
-    monkeypatch.setattr(sweeps.run, "train", run)
+    monkeypatch.setattr(sweeps.train_all, "train", run)
     children = sweep(config(), tmp_path / "s", Plan(axes=("seed=0,1",)), resume=False)
     assert [child.error for child in children] == ["MemoryError: no room left", None]
 

@@ -213,7 +213,7 @@ def test_a_file_and_its_neighbours(bilevel_tune, here):
 
 
 def test_the_example_of_the_readme(bilevel_tune, here):
-    readme = Path(__file__).parents[2] / "apps" / "README.md"
+    readme = Path(__file__).parents[2] / "docs" / "how-to" / "tune-your-own-problem.md"
     (text,) = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
     (here / "ridge.py").write_text(text, "utf-8")
     words = ["--engine", "implicit", "--outer-steps", 20, "--json"]

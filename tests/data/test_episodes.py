@@ -183,6 +183,36 @@ def test_support_and_query_never_meet_in_pixels(image_split):
         assert not set(support.tolist()) & set(query.tolist())
 
 
+def test_queries_overlap_with_the_support_as_often_as_chance_has_it(image_split):
+    split, shot, query = image_split((20,) * 12), 5, 15
+    spec = EpisodeSpec(way=5, shot=shot, query=query)
+    sampler = EpisodeSampler(split, spec, seed=0, overlap=True)
+    shared = 0
+    for i in range(400):
+        drawn = sampler.indices(i)
+        for support, queries in zip(drawn.support.tolist(), drawn.query.tolist(), strict=True):
+            assert len(set(support)) == shot
+            assert len(set(queries)) == query
+            assert {n // 20 for n in (*support, *queries)} == {support[0] // 20}
+            shared += len(set(support) & set(queries))
+    draws = 400 * 5 * query
+    assert shared / draws == pytest.approx(shot / 20, abs=0.01)  # the 25 % of the released loader
+
+
+def test_overlap_needs_fewer_images_and_leaves_other_episodes_alone(image_split):
+    split = image_split((5, 5, 5))
+    spec = EpisodeSpec(way=2, shot=5, query=4)
+    with pytest.raises(DataError, match="shot=5 plus query=4"):
+        EpisodeSampler(split, spec, seed=0)
+    sampler = EpisodeSampler(split, spec, seed=0, overlap=True)
+    assert set(sampler.indices(3).query.ravel()) <= set(sampler.indices(3).support.ravel())
+    with pytest.raises(DataError, match="shot=1 and query=6"):
+        EpisodeSampler(split, EpisodeSpec(way=2, shot=1, query=6), seed=0, overlap=True)
+    whole = sampler.batch(0, 4)
+    for i in range(4):
+        np.testing.assert_array_equal(whole.query[i], sampler.batch(i, 1).query[0])
+
+
 def test_a_batch_is_fast(image_split):
     """About 3 ms on the machine this was written on; the bound leaves room for slow ones."""
     split = image_split((20,) * 1000, (28, 28, 1))

@@ -160,16 +160,20 @@ CHANGES = [
     (without("test.csv"), "train.csv, val.csv, found 2 .*n040.png': add test.csv, or remove"),
     (plus("images/x.jpg", b""), "found 1 that are in none, such as '.*/x.jpg': remove them"),
     (plus("more/x.png", b""), "found 1 that are in none"),
-    (without(".csv"), "expected at least one of train.csv, val.csv, test.csv in it, found none"),
+    (
+        without(".csv"),
+        "at least one of train.csv, val.csv, test.csv in it, .* found none: add the lists",
+    ),
     (plus("again/val.csv", b""), "expected one val.csv, found .*: keep one"),
     (plus("more/images/n010.png", b""), "expected a picture once, found '.*' and '.*': remove"),
     (plus("n01/n010.png", b""), "found 1 that are in none, such as 'mini-imagenet/n01/n010.png'"),
-    (plus("val.csv", table(["n010.png,n01"])), "label 'n01' is in train.csv and in val.csv"),
+    (plus("val.csv", table(["n010.png,n01"])), "label 'n01' is in train and in val"),
     (plus("val.csv", table(["n010.png,n03"])), "'.*n010.png' is listed under two labels"),
     (plus("val.csv", table(["n030.png,n03"] * 2)), "line 3: 'n030.png' is listed twice"),
     (plus("val.csv", table([])), "found an empty list"),
     (plus("val.csv", b""), r"expected the columns filename,label, found \[\]"),
-    (plus("val.csv", b"label,filename\n"), "expected the columns filename,label"),
+    (plus("val.csv", b"label,name\n"), "expected the columns filename,label"),
+    (plus("val.csv", b"label,filename\n"), "found an empty list"),
     (plus("val.csv", b"\xff\xfe"), "expected csv in UTF-8"),
     (plus("val.csv", table(['"open'])), "expected csv in UTF-8"),
     (plus("val.csv", table(["x" * 200_000 + ".png,n03"])), "expected csv in UTF-8"),
@@ -200,6 +204,46 @@ def test_a_csv_from_a_spreadsheet(tmp_path, put):
     assert [split.class_sizes for split in data.splits] == [(3, 2), (2,)]
 
 
+WRITTEN = {
+    "a space after the comma": "filename, label\n{0}, {1}\n{2}, {3}\n",
+    "semicolons and a byte-order mark": "\ufefffilename;label\r\n{0};{1}\r\n{2};{3}\r\n",
+    "tabs": "filename\tlabel\n{0}\t{1}\n{2}\t{3}\n",
+    "another order": "label,filename\n{1},{0}\n{3},{2}\n",
+    "an index column without a name": ",filename,label\n0,{0},{1}\n1,{2},{3}\n",
+    "other names in capitals": "ID,Label,Image\n7,{1},{0}\n8,{3},{2}\n",
+    "old line ends": "filename,label\r{0},{1}\r{2},{3}\r",
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_lists_as_people_have_them(tmp_path, case):
+    text = WRITTEN[case].format("n030.png", "n03", "n031.png", "n03")
+    files = contents(("val",)) | {"mini-imagenet/val.csv": text.encode()}
+    (split,) = load_source("mini-imagenet", put_zip(tmp_path, files)).splits
+    assert (split.class_names, split.class_sizes) == (("n03",), (2,))
+
+
+@both
+def test_directories_in_the_place_of_lists(tmp_path, put):
+    files = {
+        f"data/{split}/{label}/{k}.jpg": picture(pixels(label, k), "JPEG")
+        for split, label in (("Train", "n01"), ("VAL", "n03"), ("Test", "n04"))
+        for k in range(2)
+    } | {"data/__MACOSX/Train/n01/._0.jpg": b"x", "data/cache.pkl": b"x"}
+    data = load_source("mini-imagenet", put(tmp_path, files))
+    assert [(s.name, s.class_names, s.class_sizes) for s in data.splits] == [
+        ("train", ("n01",), (2,)),
+        ("val", ("n03",), (2,)),
+        ("test", ("n04",), (2,)),
+    ]
+    assert write_store(tmp_path / "m.h5", data).splits["val"].images == 2
+
+
+def test_pickles_are_never_read(tmp_path):
+    (tmp_path / "mini-imagenet-cache-train.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    refused(tmp_path, "'mini-imagenet-cache-train.pkl' is a pickle")
+
+
 @both
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -207,7 +251,6 @@ def test_a_csv_from_a_spreadsheet(tmp_path, put):
         (b"no picture", r"expected a picture \(JPEG, PNG\), cannot read it"),
         (picture(pixels("n1", 0), "GIF"), "expected a picture"),
         (picture(pixels("n1", 0))[:-3000], "expected a picture"),
-        (picture(np.zeros((84, 84), dtype=np.uint16)), "more than 8 bits a channel"),
         (picture(np.zeros((84, 84, 4), dtype=np.uint8), "JPEG", "CMYK"), "colours in CMYK: save"),
         (picture(np.zeros((9000, 9000), dtype=bool)), "81000000 pixels, more than 64000000"),
     ],

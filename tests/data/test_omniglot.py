@@ -82,6 +82,37 @@ def test_incomplete(tmp_path, put, change, message):
         read_half(tmp_path, HALF)
 
 
+@pytest.mark.parametrize("put", [put_zip, put_directory])
+def test_packed_by_a_mac(tmp_path, put):
+    forks = {
+        f"__MACOSX/{name.rpartition('/')[0]}/._{name.rpartition('/')[2]}": b"\0\5\x16\7"
+        for name in files()
+    }
+    beside = {f"{name.rpartition('/')[0]}/._{name.rpartition('/')[2]}": b"x" for name in files()}
+    litter = {f"{HALF.name}/Alpha_0/{name}": b"x" for name in (".DS_Store", "Thumbs.db")}
+    put(tmp_path, files() | forks | beside | litter)
+    found = read_half(tmp_path, HALF)
+    assert {name: len(drawings) for name, drawings in found.items()} == dict.fromkeys(found, 3)
+
+
+PLACES = ("", "images_background", "omniglot-py", "omniglot/python")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("put", [put_zip, put_directory])
+def test_unpacked_into_a_folder_of_its_own(tmp_path, put, place):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    put(tmp_path / place, files())
+    assert len(read_half(tmp_path, HALF)) == 4
+    assert len(read_half(tmp_path / place, HALF)) == 4
+
+
+def test_more_than_published_is_not_incomplete(tmp_path):
+    put_directory(tmp_path, {**files(), f"{HALF.name}/Alpha_0/character01/x.png": drawing()})
+    with pytest.raises(DataError, match="found 4: remove what was added to it"):
+        read_half(tmp_path, HALF)
+
+
 def test_flat_names(tmp_path):
     put_zip(tmp_path, {"x.png": b""})
     with pytest.raises(DataError, match="expected Alphabet/character/drawing"):
@@ -126,7 +157,7 @@ def test_zip_bombs(tmp_path):
     with pytest.raises(DataError, match="unpacks to more than 65536 bytes"):
         read_half(tmp_path, HALF)
     put_zip(tmp_path, {f"{k}.txt": b"" for k in range(1000)})
-    with pytest.raises(DataError, match="1000 members, more than 24"):
+    with pytest.raises(DataError, match="1000 members, more than 48"):
         read_half(tmp_path, HALF)
 
 
@@ -164,7 +195,7 @@ def test_imitation_from_end_to_end(tmp_path, monkeypatch):
     assert [len(info.class_names) for info in manifest.splits.values()] == [1, 5, 1]
     assert manifest.licence == "MIT"
     assert manifest.rotations_are_classes
-    assert "split official" in manifest.preprocessing
+    assert "split official" in manifest.preprocessing.note
     image = open_store(tmp_path / "o.h5").load("train").images[0, :, :, 0]
     assert image.shape == (28, 28)
     assert image[10, 9] == 255  # ink, a black bar in the drawing

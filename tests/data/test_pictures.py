@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -70,6 +72,18 @@ def test_upright():
     np.testing.assert_array_equal(np.asarray(upright), np.rot90(np.asarray(found), -1))
 
 
+def saved_rgb48():
+    """A PNG of 16 bits for each of three colours, which Pillow does not write."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(2 * (1 + 12))))
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+
 FRAMES = [Image.new("RGB", (4, 4), (60 * k, 0, 0)) for k in range(3)]
 REFUSED = {
     "animated GIF": (saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "animation"),
@@ -79,9 +93,44 @@ REFUSED = {
         "animation",
     ),
     "CMYK": (saved(Image.new("CMYK", (4, 4)), "JPEG"), "colours in CMYK: save it in RGB"),
-    "16 bits": (saved(Image.new("I;16", (4, 4))), "more than 8 bits a channel"),
+    "16 bits of colour": (saved_rgb48(), "more than 8 bits a channel"),
+    "pages": (saved(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), "animation"),
+    "no number": (saved(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF"), "finite"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot read it.*replace or remove"),
 }
+
+
+DEEP = np.array([[100, 150], [200, 300]])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(Image.fromarray(DEEP.astype(np.uint16))),
+        saved(Image.fromarray(DEEP.astype(np.uint16)), "TIFF"),
+        saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
+        saved(Image.fromarray(DEEP.astype(np.float32) / 7), "TIFF"),
+        saved(Image.fromarray(DEEP.astype(np.uint16)), "TIFF", compression="tiff_deflate"),
+    ],
+    ids=["PNG", "TIFF", "32 bits", "floats", "packed"],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_greys_of_more_bits_are_scaled_by_their_range(content, channels):
+    found = np.asarray(read_picture(content, "p", channels=channels))
+    expected = np.rint((DEEP - 100) * 255 / 200).astype(np.uint8)
+    np.testing.assert_array_equal(found.reshape(2, 2, -1)[..., -1], expected)
+
+
+def test_a_deep_grey_of_one_value_is_black():
+    content = saved(Image.new("I;16", (4, 4), 700))
+    assert not np.asarray(read_picture(content, "p", channels=1)).any()
+
+
+def test_a_tiff_in_colour():
+    found = picture("RGB")
+    for form in ({}, {"compression": "tiff_lzw"}):
+        read = read_picture(saved(found, "TIFF", **form), "p", channels=3)
+        np.testing.assert_array_equal(np.asarray(read), np.asarray(found))
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -68,7 +68,7 @@ def test_fashion_mnist(root, datasets, tmp_path):
     write_store(tmp_path / "f.h5", data)
     manifest = verify_store(tmp_path / "f.h5")
     assert manifest.name == "torchvision:FashionMNIST"
-    assert "64/16/20 by seed 0" in manifest.preprocessing
+    assert "64/16/20 by seed 0" in manifest.preprocessing.note
     store = open_store(tmp_path / "f.h5")
     names = datasets.FashionMNIST.classes
     expected = by_fraction(names, seed=0)
@@ -90,7 +90,7 @@ def test_options(root):
     )
     assert [len(found) for found in splits.values()] == [5, 2, 3]
     assert data.splits[0].image_shape == (14, 14, 3)
-    assert "50/20/30 by seed 3" in data.preprocessing
+    assert "50/20/30 by seed 3" in data.preprocessing.note
     names = tuple(name for found in splits.values() for name in found)
     dealt = by_fraction(names, (0.5, 0.2, 0.3), seed=3)
     assert {name: tuple(found) for name, found in splits.items()} == dealt
@@ -104,7 +104,7 @@ def test_splits_of_a_file(root, tmp_path):
         "train": ("Bag", "Coat"),
         "test": ("Sneaker",),
     }
-    assert data.preprocessing.endswith("classes as in a file")
+    assert data.preprocessing.note == "classes as in a file"
     for options in ({"seed": 1}, {"fractions": [0.5, 0.2, 0.3]}):
         refused("FashionMNIST", "leave out fractions and seed", root, splits=file, **options)
 
@@ -323,7 +323,7 @@ def test_data_sets_without_a_label_a_picture(standing, item, message):
     [
         ((np.zeros((4, 4, 3)), 1), "expected a picture, found ndarray"),
         ((GREY, 2), "expected label 1, found 2"),
-        ((Image.new("I;16", (4, 4)), 1), "more than 8 bits a channel"),
+        ((Image.new("CMYK", (4, 4)), 1), "colours in CMYK"),
         (None, "expected a picture and one whole number"),
     ],
 )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bilevel_models import heads
-from bilevel_models.heads import sweep
+from bilevel_models.heads import unrolled
 from bilevel_models.heads.closed_form import power_differences, power_sums
-from bilevel_models.heads.spans import form_for
+from bilevel_models.heads.dual import form_for
 
 FORMS = list(heads.Form)
 LOSSES = {"entropy": heads.CROSS_ENTROPY, "squared": heads.SQUARED}
@@ -81,7 +81,8 @@ def test_one_hot_has_a_column_for_a_class_without_images():
 
 def test_logits_scale_the_features():
     h, head = normal(2, 3, 4), {"weight": normal(2, 4, 5, seed=1), "bias": normal(2, 1, 5, seed=2)}
-    assert torch.allclose(heads.logits(head, h, 1.7), heads.logits(head, 1.7 * h), rtol=1e-13)
+    scaled = heads.logits({**head, "scale": torch.tensor(1.7)}, h)
+    assert torch.allclose(scaled, heads.logits(head, 1.7 * h), rtol=1e-7)
 
 
 def test_squared_error_is_half_the_mean_square_distance():
@@ -191,13 +192,13 @@ def saved_numbers(dim, steps):
 @pytest.fixture
 def records(monkeypatch):
     """The records of the runs that are made."""
-    made, run = [], sweep.descend_run
+    made, run = [], unrolled.descend_run
 
     def watching(*arguments, **options):
         made.append(run(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(sweep, "descend_run", watching)
+    monkeypatch.setattr(unrolled, "descend_run", watching)
     return made
 
 
@@ -462,7 +463,7 @@ def test_ridge_is_where_the_gradient_is_zero(n, form):
     h, y = normal(2, n, 3), soft_targets(2, n, 4).detach()
     head = heads.ridge(h, y, decay=0.2, scale=1.5, form=form)
     w = flat(head).requires_grad_()
-    scores = heads.logits({"weight": w[:, :-1], "bias": w[:, -1:]}, h, 1.5)
+    scores = heads.logits({"weight": w[:, :-1], "bias": w[:, -1:], "scale": head["scale"]}, h)
     loss = heads.squared_error(scores, y).sum() + 0.5 * 0.2 * w.square().sum()
     (gradient,) = torch.autograd.grad(loss, w)
     assert gradient.abs().max() < 1e-14

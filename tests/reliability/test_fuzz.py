@@ -63,9 +63,10 @@ def test_edited_input(name, data):
 def fuzz(name, seconds, folder):
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("needs atheris, the coverage-guided fuzzer")
+    paths = [str(FUZZER.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         own_memory([sys.executable, FUZZER, name, seconds, folder]),
-        env={**os.environ, "PYTHONPATH": str(FUZZER.parent.parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         check=False,

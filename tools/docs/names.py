@@ -47,11 +47,13 @@ def _exists(loader: griffe.GriffeLoader, name: str) -> bool:
 
 def _pages(module: griffe.Module) -> dict[str, str]:
     rooms: dict[str, list[str]] = defaultdict(list)
-    for name in module.exports or []:
-        member = module[str(name)]
+    for name in map(str, module.exports or []):
+        member = module[name]
         target = member.final_target if member.is_alias else member
         if not target.is_module:
-            rooms[_room(module, target)].append(str(name))
+            rooms[_room(module, target)].append(name)
+        elif name in target.members:  # a function whose file has its name, which hides it here
+            rooms[_room(module, target[name])].append(f"{name}.{name}")
     return {_title(module, room): _page(module, room, names) for room, names in rooms.items()}
 
 

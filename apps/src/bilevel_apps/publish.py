@@ -123,7 +123,7 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             model=model.name,
             options=backbone_options(run.config, run.image_shape),
             image_shape=(height, width, channels),
-            preprocessing=store.manifest.preprocessing,
+            preprocessing=store.manifest.preprocessing.as_dict(),
             data={
                 "name": store.manifest.name,
                 "source": store.manifest.source,

@@ -47,6 +47,20 @@ def prepare(
             "--option", metavar="KEY=VALUE", help="An option of the source, such as split=vinyals."
         ),
     ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out files that cannot be read; the manifest counts them (folder).",
+        ),
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse a picture or a class that is there twice, which is else said in a line.",
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store that is there.")
     ] = False,
@@ -57,26 +71,39 @@ def prepare(
     glyphs needs no files: characters of many scripts, drawn from the fonts of matplotlib.
 
     omniglot reads images_background.zip and images_evaluation.zip, or their extracted folders.
+    Option: split=santoro, vinyals or official.
 
     mini-imagenet reads a zip or a folder with the pictures and any of train.csv, val.csv and
-    test.csv.
+    test.csv, or with directories of those names.
 
-    folder reads your own pictures, a directory a class.
+    folder reads your own pictures, a directory a class, or train, val and test with a directory a
+    class each. Options: size and channels of the images (those of the pictures, at most 84×84);
+    seed, which deals the classes out; ink=keep, bright or dark, of drawings; min_pictures, to leave
+    out smaller classes; skip_unreadable.
 
-    torchvision:NAME reads any labelled data set of torchvision. Its classes are dealt out by
-    --option fractions=[0.64,0.16,0.2] and seed=0, or by --option splits=FILE.json, lists of class
-    names by split. --source is torchvision's root.
+    torchvision:NAME reads any labelled data set of torchvision; --source is torchvision's root.
+    Options: size; channels; part, one value of torchvision's split; fractions=[0.64,0.16,0.2] and
+    seed, which deal the classes out; splits=FILE.json, lists of class names by split.
     """
     del debug
     from bilevel_apps.system.terminal import progress_bar, warn
     from bilevel_data import load_source, write_store
 
     given = _options(options or [])
+    if skip_unreadable:
+        given["skip_unreadable"] = True
     loaded = load_source(name, source, download=download, **given)
+    for remark in loaded.remarks:
+        warn(f"{name}: {remark}")
     total = sum(sum(split.class_sizes) for split in loaded.splits)
     with progress_bar(f"writing {out.name}", total) as show:
         manifest = write_store(
-            out, loaded, overwrite=overwrite, progress=lambda done, _total: show(done)
+            out,
+            loaded,
+            overwrite=overwrite,
+            progress=lambda done, _total: show(done),
+            strict=strict,
+            tell=warn,
         )
     small = _small_splits(manifest)
     if small:
@@ -169,6 +196,8 @@ def _print_summary(path: Path, manifest: Manifest) -> None:
         print(f"  absent: {', '.join(absent)}")
     print(f"  from: {manifest.source}")
     print(f"  preprocessing: {manifest.preprocessing}")
+    for reason, count in manifest.left_out.items():
+        print(f"  left out: {count:,} ({reason})")
 
 
 def main() -> None:

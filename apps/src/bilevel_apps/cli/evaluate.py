@@ -62,6 +62,13 @@ def evaluate(
     way: Way = None,
     shot: Shot = None,
     query: Query = None,
+    overlap: Annotated[
+        bool,
+        typer.Option(
+            "--overlap",
+            help="Queries may be support images, as in the paper's loader: too high.",
+        ),
+    ] = False,
     norm: Annotated[
         str | None,
         typer.Option(help="episode (transductive), batch, ghost or support; else the run's own."),
@@ -105,6 +112,7 @@ def evaluate(
         way=way,
         shot=shot,
         query=query,
+        overlap=overlap,
         norm=norm,
         steps=() if steps is None else _numbers(steps),
         lr=() if lr is None else _sizes(lr),
@@ -152,6 +160,8 @@ def _print(report: dict[str, Any]) -> None:
     note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
     norm, trained_norm = report["norm"], report["trained_norm"]
     other = "" if norm == trained_norm else f" (trained with {trained_norm})"
+    other += ", queries may be support images" * report["overlap"]
+    other += ", trained where they may" * report["trained_overlap"]
     print(
         f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
         f"{report['split']}, T = {steps}{note}, {norm} normalisation{other}; "

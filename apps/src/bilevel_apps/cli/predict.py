@@ -50,6 +50,14 @@ def predict(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the result here.")
     ] = None,
+    ink: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|bright|dark|keep|invert",
+            help="Where the run learned from drawings: the ink of these, told from their borders "
+            "by default; keep and invert do not look.",
+        ),
+    ] = "auto",
     top: Annotated[int, typer.Option(min=1, max=10, help="Labels shown of each query.")] = 3,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with all probabilities.")
@@ -62,15 +70,15 @@ def predict(
     from bilevel_apps.predict.predict import PredictRequest, as_document, predict_pictures
 
     request = PredictRequest(
-        support=support, query=query, data=data, picture=picture, top=top, device=device
+        support=support, query=query, data=data, picture=picture, top=top, ink=ink, device=device
     )
     prediction = predict_pictures(trained, request)
     if as_json:
         print(json.dumps(as_document(prediction)))
         return
     _print(prediction, top)
-    if picture is not None:
-        print(f"wrote {picture}")
+    if prediction.pages:
+        print(f"wrote {', '.join(map(str, prediction.pages))}")
 
 
 def _print(prediction: Prediction, top: int) -> None:

@@ -92,11 +92,12 @@ def _load(run: TrackedRun, device: str) -> TrainedRun:
 
 
 def _sampler(run: TrainedRun, episodes: Episodes) -> EpisodeSampler:
+    store = run.store(episodes.data)
     return run.sampler(
-        run.store(episodes.data),
+        store,
         episodes.split,
         seed=episodes.seed,
-        rotations=bool(run.config.episode.rotations),
+        rotations=run.counts_rotations(store, episodes.split),
         way=episodes.way,
         shot=episodes.shot,
         query=episodes.query,

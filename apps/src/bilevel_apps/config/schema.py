@@ -59,7 +59,7 @@ def _several(value: object) -> object:
 
 # One change of the pictures or a list of them.
 Changes = Annotated[
-    tuple[Literal["crop", "shift", "flip", "colour"], ...], BeforeValidator(_several)
+    tuple[Literal["affine", "crop", "shift", "flip", "colour"], ...], BeforeValidator(_several)
 ]
 
 
@@ -128,6 +128,10 @@ class TrainSection(Section):
     way: Count | None = Field(default=None, description="in training; null: episode.way")
     shot: Count | None = Field(default=None, description="in training; null: episode.shot")
     query: Count | None = Field(default=None, description="in training; null: episode.query")
+    overlap: Switch = Field(
+        default=False,
+        description="in training queries may be support images, as in the paper's loader",
+    )
     lr: Positive = Field(default=3e-3, description="outer learning rate (the peak, for onecycle)")
     schedule: Literal["constant", "paper", "cosine", "onecycle"] = Field(
         default="onecycle", description="constant, paper (lr / (1 + 1e-5 k)), cosine or onecycle"
@@ -149,7 +153,7 @@ class TrainSection(Section):
         default=0.0, description="of the outer loss: part of a label that all classes share"
     )
     augment: Changes | None = Field(
-        default=None, description="training images: any of [crop, shift, flip, colour]; null: none"
+        default=None, description="training images: any of [affine, crop, shift, flip, colour]"
     )
     validate_every: Count = Field(default=250, description="hyper-iterations between validations")
     validate_episodes: Annotated[Count, Field(ge=2)] = Field(

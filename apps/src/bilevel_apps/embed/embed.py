@@ -105,8 +105,12 @@ def embed_run(folder: Path, out: Path, request: EmbedRequest) -> Embedding:
 def _pairs(run: TrainedRun, store: Store, request: EmbedRequest) -> tuple[bytes, Arrays]:
     """Find and draw the pairs of an episode of each split."""
     splits = (request.split_a, request.split_b)
-    # Upright: that is how a person compares characters.
-    samplers = [run.sampler(store, s, seed=request.seed, rotations=False) for s in splits]
+    # Upright: that is how a person compares characters. Of one split, two different episodes.
+    seeds = (request.seed, request.seed + (request.split_a == request.split_b))
+    samplers = [
+        run.sampler(store, split, seed=seed, rotations=False)
+        for split, seed in zip(splits, seeds, strict=True)
+    ]
     a, b = (embed_episode(run, sampler) for sampler in samplers)
     dim = a.features.shape[1]
     components = np.random.default_rng(request.seed).permutation(dim)[:COMPONENTS]

@@ -40,7 +40,8 @@ class Pair:
 def extreme_pairs(a: Embedded, b: Embedded, count: int) -> tuple[list[Pair], list[Pair]]:
     """Return the `count` nearest and farthest pairs (x of a, x′ of b).
 
-    No image comes twice, and no pair of classes, so that the pairs show different things.
+    No image comes twice, and no pair of classes, so that the pairs show different things. A
+    picture is not paired with itself, or with one of the same pixels.
 
     The distance is ‖h(x) - h(x′)‖, by exact search in float64. Cost: n_a · n_b distances.
 
@@ -72,7 +73,7 @@ def _without_repetition(
     for flat in order:
         i, j = divmod(int(flat), distances.shape[1])
         marks = {("a", i), ("b", j), ("classes", int(a.labels[i]), int(b.labels[j]))}
-        if marks & used:
+        if marks & used or np.array_equal(a.pixels[i], b.pixels[j]):
             continue
         used |= marks
         pairs.append(

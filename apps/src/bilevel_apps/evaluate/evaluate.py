@@ -14,7 +14,7 @@ from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.evaluate.curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.runs.build import make_task
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
-from bilevel_apps.runs.load import TrainedRun, load_run
+from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.feature_table import feature_table
 from bilevel_apps.scoring.heads import HeadScores, head_scores
@@ -38,6 +38,7 @@ class Request:
     """What to score; None stands for what the run was trained for.
 
     Attributes:
+        overlap: query images may be support images too, as in the paper's released loader.
         norm: whose statistics normalise; `episode` gives the transductive figure.
         steps: T; none takes the run's own; several give the accuracy at each.
         lr: η; none takes the run's own; several give the accuracy at each.
@@ -51,6 +52,7 @@ class Request:
     way: int | None = None
     shot: int | None = None
     query: int | None = None
+    overlap: bool = False
     norm: str | None = None
     steps: tuple[int, ...] = ()
     lr: tuple[float, ...] = ()
@@ -80,11 +82,14 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         store,
         request.split,
         seed=request.seed,
-        rotations=bool(run.config.episode.rotations),
+        rotations=run.counts_rotations(store, request.split),
         way=request.way,
         shot=request.shot,
         query=request.query,
+        overlap=request.overlap,
     )
+    if line := differently_prepared(run, store, sampler.split):
+        warn(line)
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)
     if request.choose:
@@ -131,6 +136,11 @@ def _check(folder: Path, request: Request) -> None:
                 f"{name} with --norm {request.norm}: what is kept of a run is with its own "
                 "normalisation: leave one of them out"
             )
+        if given and request.overlap:
+            raise InputError(
+                f"{name} with --overlap: accuracies on images that were seen are too high to be "
+                "kept of a run: leave one of them out"
+            )
     for option, numbers in (("--steps", request.steps), ("--lr", request.lr)):
         if request.track and len(numbers) == 1:
             raise InputError(
@@ -167,6 +177,8 @@ def _scored(
         "way": spec.way,
         "shot": spec.shot,
         "query": spec.query,
+        "overlap": sampler.overlap,
+        "trained_overlap": run.config.train.overlap,
         **own._asdict(),
         "norm": str(run.task.encoder.normalization),
         "trained_norm": run.config.model.norm,

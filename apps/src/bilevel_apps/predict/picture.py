@@ -33,6 +33,7 @@ def draw_prediction(
     support: Mapping[str, Pixels],
     query: Mapping[str, tuple[Pixels, Ranked]],
     inverted: bool,
+    total: int | None = None,
 ) -> bytes:
     """Return a PNG: a row of images a class on the left, the queries with their bars on the right.
 
@@ -40,8 +41,10 @@ def draw_prediction(
         support: images (k, height, width, channels) of each class.
         query: of each file an image and its most probable labels, the first first.
         inverted: the images hold dark ink as bright, and are shown as they were.
+        total: queries on all pages, if these are one of several.
     """
-    classes, queries = list(support.items())[:MOST_CLASSES], list(query.items())[:MOST_QUERIES]
+    queries = list(query.items())[:MOST_QUERIES]
+    classes = _classes(support, queries)
     columns = min(COLUMNS, len(queries))
     shots = min(MOST_SHOTS, max(len(images) for _, images in classes))
     left = NAME + shots * (THUMB + GAP) + 0.35
@@ -53,7 +56,9 @@ def draw_prediction(
     figure = new_figure(width, height)
     sheet = _sheet(figure, width, height)
     _heading(sheet, MARGIN, "Learned from", _shown(len(classes), len(support), "class", "es"))
-    _heading(sheet, MARGIN + left, "Predicted", _shown(len(queries), len(query), "picture", "s"))
+    _heading(
+        sheet, MARGIN + left, "Predicted", _shown(len(queries), total or len(query), "picture", "s")
+    )
     for row, (name, images) in enumerate(classes):
         _draw_class(sheet, HEAD + row * ROW, name, images, inverted)
     for number, (name, (image, ranked)) in enumerate(queries):
@@ -64,6 +69,17 @@ def draw_prediction(
         # A name in a script that the font lacks is drawn with boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         return png_of(figure)
+
+
+def _classes(
+    support: Mapping[str, Pixels], queries: Sequence[tuple[str, tuple[Pixels, Ranked]]]
+) -> list[tuple[str, Pixels]]:
+    """Return the classes that there is room for, those of the queries' labels first."""
+    if len(support) <= MOST_CLASSES:
+        return list(support.items())
+    found = {ranked[0][0] for _, (_, ranked) in queries}
+    by_need = sorted(support, key=lambda name: name not in found)[:MOST_CLASSES]
+    return [(name, images) for name, images in support.items() if name in set(by_need)]
 
 
 def _sheet(figure: Figure, width: float, height: float) -> Axes:

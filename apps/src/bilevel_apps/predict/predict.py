@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -12,18 +13,23 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.predict.picture import draw_prediction
+from bilevel_apps.predict.picture import MOST_QUERIES, draw_prediction
 from bilevel_apps.predict.preparation import (
     Pixels,
-    Preparation,
+    fitted,
+    inked,
     preparation_of,
     query_files,
+    settled_ink,
     support_files,
 )
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_apps.runs.load import TrainedRun
 from bilevel_apps.system.files import check_writable, write_whole
-from bilevel_apps.system.terminal import warn
+from bilevel_apps.system.terminal import say, warn
+from bilevel_data import Preprocessing
+from bilevel_data.duplicates import image_keys, same_images, same_names
+from bilevel_data.files.picture_folders import some
 from bilevel_meta.adapt import learner_of
 from bilevel_models import as_images, heads
 
@@ -33,13 +39,14 @@ __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """What to learn from, what to label, and where to draw it."""
+    """What to learn from, what to label, in which ink they are, and where to draw it."""
 
     support: Path
     query: Path
     data: Path | None = None
     picture: Path | None = None
     top: int = 3
+    ink: str = "auto"
     device: str = "auto"
 
 
@@ -56,15 +63,17 @@ class Prediction:
         support_images: (n, size, size, channels), class after class.
         query_images: (m, size, size, channels).
         probabilities: (m, classes), in the order of `support`.
+        pages: the files that they were drawn in.
     """
 
     run: TrainedRun
-    preparation: Preparation
+    preparation: Preprocessing
     support: Mapping[str, tuple[Path, ...]]
     query: tuple[Path, ...]
     support_images: Pixels
     query_images: Pixels
     probabilities: NDArray[np.float64]
+    pages: tuple[Path, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -89,12 +98,17 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
         RunError: the head's training diverges, or the drawing cannot be written.
         bilevel_data.DataError: a picture or the store cannot be used.
     """
-    support, query = support_files(request.support), query_files(request.query)
+    (support, beside), (query, stray) = support_files(request.support), query_files(request.query)
     _check_picture(request.picture, support, query)
     run = load_trained(trained, request.device)
-    preparation = preparation_of(run, request.data)
-    support_images = preparation.images([file for files in support.values() for file in files])
-    query_images = preparation.images(query)
+    known = preparation_of(run, request.data)
+    labelled = fitted([file for files in support.values() for file in files], known)
+    preparation, ink, said = settled_ink(request.ink, known, labelled)
+    support_images = inked(labelled, preparation, ink)
+    query_images = inked(fitted(query, known), preparation, ink)
+    if said:
+        say(said)
+    _warn_of_files((*beside, *stray), support, support_images)
     if not run.task.encoder.normalization.inductive:
         warn(
             "the run normalises queries by the statistics of all of them: here those of the "
@@ -109,9 +123,9 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
         query_images=query_images,
         probabilities=_probabilities(run, support, support_images, query_images),
     )
-    if request.picture is not None:
-        _draw(request.picture, prediction, request.top)
-    return prediction
+    if request.picture is None:
+        return prediction
+    return replace(prediction, pages=_draw(request.picture, prediction, request.top))
 
 
 def as_document(prediction: Prediction) -> dict[str, Any]:
@@ -148,6 +162,25 @@ def _probabilities(
     return found
 
 
+def _warn_of_files(
+    strays: Sequence[Path], support: Mapping[str, tuple[Path, ...]], images: Pixels
+) -> None:
+    """Say what was passed over, and which picture or class is there twice."""
+    if strays:
+        warn(f"passed over {len(strays)} that are no pictures: {some(strays)}")
+    for one, other in same_names(tuple(support)):
+        warn(f"classes {one!r} and {other!r} differ in capitals or in Unicode's form alone")
+    names = [name for name, files in support.items() for _ in files]
+    files = [file for found in support.values() for file in found]
+    twice = [(a, b) for a, b in same_images(image_keys(images)) if names[a] != names[b]]
+    if twice:
+        a, b = twice[0]
+        warn(
+            f"{len(twice)} pictures are in two classes, such as {files[a]} and {files[b]}: they "
+            "are learned as both"
+        )
+
+
 def _check_picture(
     path: Path | None, support: Mapping[str, tuple[Path, ...]], query: tuple[Path, ...]
 ) -> None:
@@ -157,9 +190,8 @@ def _check_picture(
     if path.suffix.lower() != ".png":
         raise InputError(f"--picture {path}: expected a name that ends in .png")
     try:
-        taken = path.is_dir() or path.resolve() in {
-            file.resolve() for files in (*support.values(), query) for file in files
-        }
+        ours = {file.resolve() for files in (*support.values(), query) for file in files}
+        taken = any(p.is_dir() or p.resolve() in ours for p in page_files(path, len(query)))
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--picture {path}: cannot write here ({error.strerror})") from None
     if taken:
@@ -167,16 +199,36 @@ def _check_picture(
     check_writable(path.parent)
 
 
-def _draw(path: Path, prediction: Prediction, top: int) -> None:
+def _draw(path: Path, prediction: Prediction, top: int) -> tuple[Path, ...]:
+    """Draw the queries by what they were taken for, the most certain first, on as many pages."""
     ends = np.cumsum([len(files) for files in prediction.support.values()])
     by_class = np.split(prediction.support_images, ends[:-1])
-    queries = zip(prediction.query, prediction.query_images, strict=True)
-    drawn = draw_prediction(
-        support=dict(zip(prediction.labels, by_class, strict=True)),
-        query={
-            file.name: (image, prediction.ranked(row)[:top])
-            for row, (file, image) in enumerate(queries)
-        },
-        inverted=prediction.preparation.inverted,
-    )
-    write_whole(path, lambda scratch: scratch.write_bytes(drawn))
+    best = prediction.probabilities.argmax(axis=1)
+    order = np.lexsort((-prediction.probabilities.max(axis=1), best))
+    pages = page_files(path, len(order))
+    for page, file in enumerate(pages):
+        rows = order[page * MOST_QUERIES : (page + 1) * MOST_QUERIES]
+        drawn = draw_prediction(
+            support=dict(zip(prediction.labels, by_class, strict=True)),
+            query={
+                prediction.query[row].name: (
+                    prediction.query_images[row],
+                    prediction.ranked(row)[:top],
+                )
+                for row in rows
+            },
+            inverted=prediction.preparation.inverted,
+            total=len(order),
+        )
+        write_whole(file, partial(_write_bytes, drawn))
+    return pages
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def page_files(path: Path, queries: int) -> tuple[Path, ...]:
+    """Return the files that so many queries are drawn in: FILE.png, FILE-2.png, and so on."""
+    pages = -(-queries // MOST_QUERIES)
+    return (path, *(path.with_stem(f"{path.stem}-{page}") for page in range(2, pages + 1)))

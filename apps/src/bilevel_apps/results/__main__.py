@@ -51,6 +51,9 @@ def add(
     episodes: EpisodeCount = 600,
     way: Way = None,
     shot: Shot = None,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Queries may be support images.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="Another T than the run's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Another η than the run's.")] = None,
     norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
@@ -72,6 +75,7 @@ def add(
         episodes=episodes,
         way=way,
         shot=shot,
+        overlap=overlap,
         steps=() if steps is None else (steps,),
         lr=() if lr is None else (lr,),
         norm=norm,

@@ -42,6 +42,7 @@ class ScoreRecord(_Document):
         network: its name in the configuration.
         way, shot, query: of the episodes.
         split: that they are of; test, unless the test classes were not at hand.
+        overlap: whether query images may be support images too.
         rotations: whether turned copies are classes; `upright` has the accuracy without.
         accuracy, ci95: mean over episodes, and half its 95 % interval.
         norm: whose statistics normalise.
@@ -64,6 +65,7 @@ class ScoreRecord(_Document):
     shot: int
     query: int
     split: Literal["train", "val", "test"]
+    overlap: bool = False
     rotations: bool
     episodes: int
     accuracy: Share

@@ -24,6 +24,8 @@ from bilevel_apps.system.machine import machine_name, versions
 
 __all__ = ["score_record"]
 
+KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "episodes")
+
 
 def score_record(folder: Path, request: Request, *, machine: str | None = None) -> ScoreRecord:
     """Evaluate a run and return the record of it.
@@ -55,7 +57,7 @@ def score_record(folder: Path, request: Request, *, machine: str | None = None) 
         format=FORMAT,
         data=data,
         network=run.config.model.name,
-        **{key: report[key] for key in ("way", "shot", "query", "split", "rotations", "episodes")},
+        **{key: report[key] for key in KEPT},
         accuracy=report["accuracy"],
         ci95=report["ci95"],
         upright=None if upright is None else Upright(**upright),
@@ -94,6 +96,7 @@ def _evaluation(data: str, request: Request, report: Mapping[str, Any]) -> str:
     for name in ("way", "shot", "query", "norm"):
         value = getattr(request, name)
         words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--overlap"] * request.overlap
     for option, name in (("--steps", "steps"), ("--lr", "lr")):
         if getattr(request, name) or report[name] != report[f"trained_{name}"]:
             words += [option, f"{report[name]:g}"]

@@ -13,6 +13,15 @@ from bilevel_apps.results.records import ItemRecord, ScoreRecord
 __all__ = ["BEGIN", "END", "results_page", "with_table"]
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+# The records that the README shows, each task at its longest training and one short one.
+SHOWN = (
+    "omniglot-5way-1shot.json",
+    "omniglot-long-5way-1shot.json",
+    "omniglot-long-5way-5shot.json",
+    "omniglot-long-20way-1shot.json",
+    "omniglot-long-20way-5shot.json",
+    "mini-imagenet-c4l-5way-1shot.json",
+)
 HEAD = """# Results
 
 Made from the records in `docs/{folder}` by `python -m bilevel_apps.results write`; a test
@@ -20,7 +29,8 @@ fails where the two disagree. Beside each row are the commands that compute it.
 """
 SCORES = """## Accuracy
 
-Mean accuracy in % over episodes with its 95 % interval. Query images are never support images.
+Mean accuracy in % over episodes with its 95 % interval. Query images are never support images,
+unless the row says so.
 Where the row says `rotated and upright`, copies turned by 90°, 180° and 270° are classes too, as in
 the paper's code; `upright` is without them. Inductive: each query image is classified as if it were
 alone; transductive: with the help of the others. `paper` is the paper's figure on its test classes:
@@ -57,7 +67,7 @@ def results_page(records: Mapping[str, ScoreRecord | ItemRecord], folder: str = 
 
 
 def with_table(readme: str, records: Mapping[str, ScoreRecord | ItemRecord], source: Path) -> str:
-    """Return a README whose text between the marks is the short table of the scores.
+    """Return a README whose text between the marks is the short table of some scores.
 
     Args:
         readme: the text.
@@ -70,8 +80,8 @@ def with_table(readme: str, records: Mapping[str, ScoreRecord | ItemRecord], sou
     begin, end = readme.find(BEGIN), readme.find(END)
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or begin > end:
         raise InputError(f"{source}: expected the lines {BEGIN} and {END} once, in this order")
-    scores = {name: r for name, r in records.items() if isinstance(r, ScoreRecord)}
-    table = markdown_table([_readme_row(r) for _, r in _by_task(scores)]) if scores else ""
+    shown = [r for name in SHOWN if isinstance(r := records.get(name), ScoreRecord)]
+    table = markdown_table([_readme_row(record) for record in shown]) if shown else ""
     return f"{readme[:begin]}{BEGIN}\n{table}\n{readme[end:]}"
 
 
@@ -93,8 +103,9 @@ def _score_row(record: ScoreRecord) -> dict[str, object]:
 def _short_row(record: ScoreRecord) -> dict[str, object]:
     kind = "transductive" if record.transductive else "inductive"
     classes = "rotated and upright" if record.rotations else "upright"
+    overlap = ", queries may be support images" * record.overlap
     return {
-        "task": f"{record.data}, {record.way}-way {record.shot}-shot",
+        "task": f"{record.data}, {record.way}-way {record.shot}-shot{overlap}",
         "preset": _preset(record.train),
         "accuracy": _percent(record.accuracy, record.ci95),
         "upright": None if record.upright is None else _percent(**record.upright.model_dump()),
@@ -108,11 +119,14 @@ def _short_row(record: ScoreRecord) -> dict[str, object]:
 
 
 def _readme_row(record: ScoreRecord) -> dict[str, object]:
-    """Return the row of the short table: what its commands say already is left to them."""
     row = _short_row(record)
-    kept = ("task", "accuracy", "upright", "paper", "normalisation", "training", "seed")
-    return {key: row[key] for key in kept} | {
-        "commands": f"`{record.train}`<br>`{_evaluation(record)}`"
+    split = "" if record.split == "test" else f" ({record.split})"
+    return {
+        "task": f"{row['task']}{split}",
+        "`--preset`": f"`{row['preset']}`",
+        "accuracy, %": row["accuracy"],
+        "paper, %": row["paper"],
+        "minutes": None if record.seconds is None else f"{record.seconds / 60:.0f}",
     }
 
 

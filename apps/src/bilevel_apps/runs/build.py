@@ -45,7 +45,14 @@ def store_of(path: str | Path | None) -> Store:
 
 
 def episode_sampler(
-    store: Store, split: str, spec: Mapping[str, int], *, keys: str, seed: int, rotations: bool
+    store: Store,
+    split: str,
+    spec: Mapping[str, int],
+    *,
+    keys: str,
+    seed: int,
+    rotations: bool,
+    overlap: bool = False,
 ) -> EpisodeSampler:
     """Read a split into memory and return a sampler of its episodes.
 
@@ -56,6 +63,7 @@ def episode_sampler(
         keys: what a user would change if they do not fit, such as `--way, --shot or --query`.
         seed: which episodes.
         rotations: whether rotated copies count as classes.
+        overlap: whether query images may be support images too.
 
     Raises:
         InputError: no such split, or it has too few classes or images.
@@ -67,7 +75,9 @@ def episode_sampler(
         )
     images = store.load(split)
     try:
-        return EpisodeSampler(images, EpisodeSpec(**spec), seed=seed, rotations=rotations)
+        return EpisodeSampler(
+            images, EpisodeSpec(**spec), seed=seed, rotations=rotations, overlap=overlap
+        )
     except DataError as error:
         raise InputError(f"{store.path}: {error} (change {keys})") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -18,13 +18,14 @@ from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.system.hardware import choose_device, set_threads
-from bilevel_data import EpisodeSampler, Store
+from bilevel_data import DataError, EpisodeSampler, ImageSplit, Preprocessing, Store, common_ink
 from bilevel_meta.inner_problem import InnerLoop
 from bilevel_meta.task import MetaTask
 
-__all__ = ["TrainedRun", "load_run", "run_of"]
+__all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
 
 AS_TRAINED = ChosenInner()
+LOOKED_AT = 200  # images of a store that does not say what ink they have
 
 
 @final
@@ -53,13 +54,22 @@ class TrainedRun:
     step: int
     sha256: str
     image_shape: tuple[int, ...]
-    preprocessing: str | None
+    preprocessing: Preprocessing | None
     data: Mapping[str, str]
     device: torch.device
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on."""
         return store_of(path or self.config.data)
+
+    def counts_rotations(self, store: Store, split: str) -> bool:
+        """Say whether rotated copies count: as for the run, but not where other images have none.
+
+        Its own images are scored as it was trained, whatever their store says.
+        """
+        info = store.manifest.splits.get(split)
+        own = info is not None and info.sha256 == self.data.get(split)
+        return bool(self.config.episode.rotations) and (own or store.manifest.rotations_are_classes)
 
     def sampler(
         self,
@@ -71,8 +81,11 @@ class TrainedRun:
         way: int | None = None,
         shot: int | None = None,
         query: int | None = None,
+        overlap: bool = False,
     ) -> EpisodeSampler:
         """Return episodes of the kind that the run was trained for, unless told otherwise.
+
+        Whatever it was trained on, they overlap only where that is asked for.
 
         Raises:
             InputError: the images are of another size, or too few.
@@ -96,7 +109,29 @@ class TrainedRun:
             keys="--way, --shot, --query or --split",
             seed=seed,
             rotations=rotations,
+            overlap=overlap,
         )
+
+
+def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> str | None:
+    """Return a line on how other images were prepared otherwise than the run's, if they were.
+
+    Where a store does not say what ink its drawings have, their borders do.
+    """
+    theirs = store.manifest.preprocessing
+    if run.preprocessing is None or run.data.get(split.name) == split.sha256:
+        return None
+    if theirs.ink is None and run.preprocessing.ink is not None:
+        step = max(1, len(split.images) // LOOKED_AT)
+        theirs = replace(theirs, ink=common_ink(split.images[::step]))
+    found = theirs.differences(run.preprocessing)
+    if not found:
+        return None
+    remedy = "; prepare it again as the run's, such as with --option ink=bright for a folder"
+    return (
+        f"{store.path}: prepared otherwise than the images that the run learned from: "
+        f"{', '.join(found)}: it may score worse for that{remedy}"
+    )
 
 
 def load_run(folder: Path, device: str) -> TrainedRun:
@@ -152,7 +187,20 @@ def run_of(
         step=record.step,
         sha256=str(checkpoint.file_sha256),
         image_shape=record.image_shape,
-        preprocessing=record.preprocessing,
+        preprocessing=_preprocessing(record.preprocessing, record.image_shape, path),
         data=record.environment.data,
         device=where,
     )
+
+
+def _preprocessing(
+    said: Mapping[str, Any] | str | None, image_shape: tuple[int, int, int], path: Path
+) -> Preprocessing | None:
+    if said is None:
+        return None
+    if isinstance(said, str):
+        return Preprocessing.from_text(said, image_shape)
+    try:
+        return Preprocessing.from_dict(said)
+    except DataError as error:
+        raise InputError(f"{path}: its record: {error}") from None

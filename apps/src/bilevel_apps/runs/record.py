@@ -62,7 +62,8 @@ class RunRecord(BaseModel):
         count: how many of them.
         config: what is run.
         image_shape: (height, width, channels) of the images.
-        preprocessing: how the store says that its images were made.
+        preprocessing: how the store says that its images were made; words, in a record of a
+            version that had no more.
         environment: in which.
     """
 
@@ -79,7 +80,7 @@ class RunRecord(BaseModel):
     count: CountOrZero = 0
     config: Config
     image_shape: tuple[Count, Count, Count]
-    preprocessing: str | None = None
+    preprocessing: dict[str, Any] | str | None = None
     environment: Environment
 
     def as_json(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _accuracies(task: MetaTask, batch: _Encoded, way: int, inner: InnerLoop) -> 
     scale = task.model.log_scale.exp()
     targets = heads.one_hot(batch.support_labels, way, batch.support)
     head = heads.descend(batch.support, targets, steps=inner.steps, step_size=inner.lr, scale=scale)
-    return heads.accuracy(heads.logits(head, batch.query, scale), batch.query_labels)
+    return heads.accuracy(heads.logits(head, batch.query), batch.query_labels)
 
 
 def _encoded(

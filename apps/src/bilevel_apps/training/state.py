@@ -26,7 +26,7 @@ from bilevel_apps.training.meter import Meter
 from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from bilevel_apps.training.stopping import Ending, Stopwatch, finished, may_change, stale
 from bilevel_apps.training.weight_average import WeightAverage, weight_average
-from bilevel_data import EpisodeSampler, Store
+from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_meta.methods import Method
@@ -57,7 +57,7 @@ class Training:
     train_episodes: EpisodeSampler
     val_episodes: EpisodeSampler
     device: torch.device
-    preprocessing: str
+    preprocessing: Preprocessing
     environment: Environment
     step: int = 0
     best_accuracy: float = -1.0
@@ -103,7 +103,7 @@ class Training:
             count=self.meter.count,
             config=self.config,
             image_shape=(height, width, channels),
-            preprocessing=self.preprocessing,
+            preprocessing=self.preprocessing.as_dict(),
             environment=self.environment,
         )
         return Checkpoint(
@@ -183,6 +183,7 @@ def prepare(
         keys="train.way, train.shot or train.query; where null, those of episode",
         seed=config.seed,
         rotations=rotations,
+        overlap=training.overlap,
     )
     val_episodes = episode_sampler(
         store,

@@ -4,6 +4,8 @@ from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, Sour
 from bilevel_data.episodes.loader import EpisodeLoader
 from bilevel_data.episodes.sampler import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
 from bilevel_data.errors import DataError, WriteError
+from bilevel_data.ink import Ink, common_ink, ink_of
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.sources import SOURCES, Source, load_source
 from bilevel_data.stores.manifest import Manifest, SplitInfo
 from bilevel_data.stores.store import Store, open_store, read_manifest, verify_store
@@ -19,14 +21,18 @@ __all__ = [
     "EpisodeSampler",
     "EpisodeSpec",
     "ImageSplit",
+    "Ink",
     "Lazy",
     "Manifest",
+    "Preprocessing",
     "Source",
     "SourceData",
     "SourceSplit",
     "SplitInfo",
     "Store",
     "WriteError",
+    "common_ink",
+    "ink_of",
     "load_source",
     "open_store",
     "read_manifest",

@@ -1,11 +1,13 @@
 """What a source hands to a store, and what a store hands to a sampler."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bilevel_data.preprocessing import Preprocessing
 
 __all__ = ["SPLIT_NAMES", "ImageSplit", "Images", "Lazy", "SourceData", "SourceSplit"]
 
@@ -55,20 +57,22 @@ class SourceData:
         name: Short name, such as ``"omniglot"``.
         licence: Licence of the pictures.
         source: Where the pictures came from.
-        preprocessing: What was done to them. Two phrases in it are read again when pictures are
-            prepared in the same way: `ink 255`, dark ink was made bright; `resized whole`, the
-            proportions were not kept.
+        preprocessing: What was done to them; or, in words, that nothing can do it again.
         rotations_are_classes: Whether copies rotated by 90°, 180° and 270° may count as classes
             of their own.
         splits: At most one of each split name.
+        left_out: How many files or classes were passed over, by the reason.
+        remarks: What the user should know, a line each.
     """
 
     name: str
     licence: str
     source: str
-    preprocessing: str
+    preprocessing: Preprocessing | str
     rotations_are_classes: bool
     splits: tuple[SourceSplit, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @final

@@ -27,6 +27,7 @@ __all__ = [
     "from_file",
     "official",
     "santoro",
+    "split_named",
     "vinyals",
 ]
 
@@ -54,9 +55,23 @@ EVALUATION_ALPHABETS = (
     "Tibetan",
     "ULOG",
 )
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 _VINYALS_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 _VINYALS_FIRST_TEST = "Gurmukhi/character42"
 _MAX_FILE_BYTES = 8 << 20
+
+
+def split_named(name: str) -> str | None:
+    """The split that a directory's name stands for, in any capitals, such as ``Valid`` for val."""
+    return _SPLIT_WORDS.get(name.lower())
 
 
 def santoro(names: Sequence[str], *, train: int = 1200, val: int = 100) -> ClassSplits:

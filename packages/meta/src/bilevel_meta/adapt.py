@@ -105,7 +105,7 @@ class FewShotHead:
 
     def _scores(self, images: Tensor) -> Tensor:
         _, h = self.learner.features(self.reference, images)
-        return heads.logits(self.head, h[None], self.learner.scale)[0]
+        return heads.logits(self.head, h[None])[0]
 
 
 def learner_of(task: MetaTask) -> FewShotLearner:

@@ -108,7 +108,7 @@ def by_engine(episodes: Episodes, lam: Seen, steps: int, smoothing: float, engin
     """Return what `by_heads` does, by an engine of core."""
     problem = _problem(episodes, smoothing)
     found = hypergradient(problem, LEARNED_STEP, lam, steps=steps, engine=engine)
-    scores = _scores(LEARNED_STEP.params(found.state), lam, "query")
+    scores = _scores(_scaled(LEARNED_STEP.params(found.state), lam), lam, "query")
     return Found(value=found.value, grad=found.grad, scores=scores)
 
 
@@ -141,12 +141,19 @@ def _divergence() -> Iterator[None]:
 def _problem(episodes: Episodes, smoothing: float) -> Problem:
     return Problem(
         inner=lambda w, lam: heads.cross_entropy(
-            _scores(w, lam, "support"), episodes.support_labels
+            _scores(_scaled(w, lam), lam, "support"), episodes.support_labels
         ).sum(),
-        outer=lambda w, lam: outer_loss(_scores(w, lam, "query"), episodes.query_labels, smoothing),
+        outer=lambda w, lam: outer_loss(
+            _scores(_scaled(w, lam), lam, "query"), episodes.query_labels, smoothing
+        ),
         init=lambda lam: heads.zeros(lam["support"], episodes.way),
     )
 
 
+def _scaled(w: heads.Head, lam: Seen) -> heads.Head:
+    """Return w as the head of features that λ scales."""
+    return {**w, "scale": lam["log_scale"].exp()}
+
+
 def _scores(head: heads.Head, lam: Seen, images: str) -> Tensor:
-    return heads.logits(head, lam[images], lam["log_scale"].exp())
+    return heads.logits(head, lam[images])

@@ -2,7 +2,8 @@
 
 What happens to an image is a function of the seed, the number of its episode and its place there,
 and of nothing else: not of the batch, the process, or a resume. Pixels stay uint8, everything is
-vectorised over the images, and only correctly rounded arithmetic is used: equal on every machine.
+vectorised over the images, and only whole numbers and correctly rounded arithmetic are used: equal
+on every machine.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from bilevel_data import EpisodeBatch
 from bilevel_data.episodes.counter_random import uniform, words
 from bilevel_data.episodes.loader import BatchSampler
 
-__all__ = ["Augmented", "Change", "coloured", "flipped", "moved"]
+__all__ = ["Augmented", "Change", "affine_maps", "coloured", "flipped", "moved", "resampled"]
 
-Change: TypeAlias = Literal["crop", "shift", "flip", "colour"]
+Change: TypeAlias = Literal["affine", "crop", "shift", "flip", "colour"]
 Pixels: TypeAlias = NDArray[np.uint8]
+Integers: TypeAlias = NDArray[np.int32]
+Words: TypeAlias = NDArray[np.uint32]
 Planes: TypeAlias = NDArray[np.float32]
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -29,6 +32,11 @@ DRAWS = 8  # random numbers an image, used or not: so one change does not alter 
 STRENGTH = 0.4  # brightness, contrast and saturation vary by as much in both directions
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 BLOCK = 170_000  # of colour values worked on at once: as floats they fit a cache
+MAP_DRAWS = 4  # random numbers an image for `affine`, of a stream of their own
+HALF_TURN = 0.08748866352592401  # tan(10°/2)
+SHEAR, ZOOM = 0.3, 0.2
+MAP_BLOCK = 32_000  # places worked on at once: half a dozen numbers each fit a cache
+ONE = 1 << 16  # of a coordinate in fixed point: maps and places are whole numbers
 
 
 @final
@@ -36,6 +44,8 @@ BLOCK = 170_000  # of colour values worked on at once: as floats they fit a cach
 class Augmented:
     """A sampler whose images are changed at random, each by itself, in this order.
 
+    affine: turned by up to 10°, sheared by up to 0.3 and scaled along both axes by 0.8 … 1.2 about
+        its middle; the pixels at the edge go on outside: for drawings.
     crop: a window of the image with a black margin of a tenth of its size around it.
     shift: the same, where the margin repeats the pixels at the edge: for drawings.
     flip: left and right exchanged, in half of the images.
@@ -47,7 +57,8 @@ class Augmented:
         seed: of the changes.
 
     Source: Meta-Learning with Differentiable Convex Optimization (Lee et al., 2019), section 4.1,
-    for crop (8 pixels of 84), flip and colour.
+    for crop (8 pixels of 84), flip and colour; Siamese Neural Networks for One-shot Image
+    Recognition (Koch et al., 2015), section 3.3, for the ranges of affine.
     """
 
     whole: BatchSampler
@@ -58,18 +69,25 @@ class Augmented:
         """Return episodes `first` … `first + count - 1`, changed."""
         batch = self.whole.batch(first, count)
         support, query = batch.support.shape[1], batch.query.shape[1]
-        key = f"bilevel-apps augmentation 1: seed {self.seed}"
-        bits = [words(key, (support + query) * DRAWS, stream=first + i) for i in range(count)]
-        draws = uniform(np.stack(bits)).reshape(count, support + query, DRAWS)
+        shape, episodes = (count, support + query, DRAWS), range(first, first + count)
+        draws = self._draws("bilevel-apps augmentation 1", shape, episodes)
+        maps = self._draws("bilevel-data affine 1", (*shape[:2], MAP_DRAWS), episodes)
         return replace(
             batch,
-            support=self._changed(batch.support, draws[:, :support]),
-            query=self._changed(batch.query, draws[:, support:]),
+            support=self._changed(batch.support, draws[:, :support], maps[:, :support]),
+            query=self._changed(batch.query, draws[:, support:], maps[:, support:]),
         )
 
-    def _changed(self, images: Pixels, draws: Floats) -> Pixels:
+    def _draws(self, what: str, shape: tuple[int, int, int], episodes: range) -> Floats:
+        key, each = f"{what}: seed {self.seed}", shape[1] * shape[2]
+        bits = [words(key, each, stream=episode) for episode in episodes]
+        return uniform(np.stack(bits)).reshape(shape)
+
+    def _changed(self, images: Pixels, draws: Floats, maps: Floats) -> Pixels:
         x, u = images.reshape(-1, *images.shape[2:]), draws.reshape(-1, DRAWS)
         margin = max(1, x.shape[1] // 10)
+        if "affine" in self.changes:
+            x = resampled(x, affine_maps(2 * maps.reshape(-1, MAP_DRAWS) - 1))
         if "crop" in self.changes:
             x = moved(x, u[:, 0:2], margin, edge=False)
         if "shift" in self.changes:
@@ -79,6 +97,98 @@ class Augmented:
         if "colour" in self.changes:
             x = coloured(x, 1 + STRENGTH * (2 * u[:, 5:8] - 1))
         return x.reshape(images.shape)
+
+
+def affine_maps(strengths: Floats) -> Floats:
+    """Return the matrices (n, 2, 2) that take places in the changed image to places in the old one.
+
+    They are rows of (y, x): with the angle θ, the shear p and the factors a and b,
+
+        [cos θ, sin θ; -sin θ, cos θ] [1, 0; p, 1] diag(1/a, 1/b)
+
+    Args:
+        strengths: (n, 4) in [-1, 1]: of the turn, the shear, and the two factors.
+    """
+    turn, shear, tall, wide = strengths.T
+    t = HALF_TURN * turn  # the tangent of half the angle: sines differ from machine to machine
+    cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
+    p = SHEAR * shear
+    y, x = 1 / (1 + ZOOM * tall), 1 / (1 + ZOOM * wide)
+    rows = ((cosine + sine * p) * y, sine * x), ((cosine * p - sine) * y, cosine * x)
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def resampled(images: Pixels, maps: Floats) -> Pixels:
+    """Return images whose pixel at place u, from the middle, is the old one's at place M u.
+
+    Bilinear between pixels, in whole numbers: places have 16 bits and weights 8 behind the point.
+    Outside, the pixels at the edge go on.
+
+    Args:
+        images: (n, height, width, channels).
+        maps: M, (n, 2, 2), rows and columns in the order (y, x).
+
+    Cost: about 30 operations on whole numbers a pixel, beside one look-up.
+    """
+    n, height, width, channels = images.shape
+    result = np.empty_like(images)
+    block = max(1, MAP_BLOCK // (height * width))
+    fixed = np.rint(maps * ONE).astype(np.int32)
+    for first in range(0, n, block):
+        part = slice(first, first + block)
+        y = _places(fixed[part, 0], height, width, length=height)
+        x = _places(fixed[part, 1], height, width, length=width)
+        index = (y >> 16).astype(np.intp)
+        index *= width
+        index += x >> 16
+        index += (np.arange(len(index)) * (height * width))[:, None, None]
+        down, right = (((axis >> 8) & 255).astype(np.uint32) for axis in (y, x))
+        for channel in range(channels):
+            result[part, ..., channel] = _between(images[part, ..., channel], index, down, right)
+    return result
+
+
+def _places(rows: Integers, height: int, width: int, *, length: int) -> Integers:
+    """Return where each pixel (n, height, width) comes from along an axis, in fixed point."""
+    # Twice the distance from the middle is whole for even sizes too.
+    down = np.arange(1 - height, height, 2, dtype=np.int32)
+    right = np.arange(1 - width, width, 2, dtype=np.int32)
+    along = rows[:, :1] * down + (length - 1) * ONE
+    places: Integers = along[:, :, None] + (rows[:, 1:] * right)[:, None, :]
+    places >>= 1
+    np.minimum(places, (length - 1) * ONE, out=places)
+    np.maximum(places, 0, out=places)
+    return places
+
+
+def _between(plane: Pixels, index: NDArray[np.intp], down: Words, right: Words) -> Words:
+    """Return values of planes (n, height, width) between the pixel `index` and its neighbours.
+
+    Args:
+        plane: the images.
+        index: the upper left one of four neighbours, (n, height, width).
+        down: how far to go to the lower two, of 256.
+        right: how far to go to the right-hand two, of 256.
+    """
+    padded = np.pad(plane, ((0, 0), (0, 1), (0, 1)), mode="edge").astype(np.uint32)
+    # The upper pixel in the lower half of a number, the lower one in its upper half: looked up
+    # together, and each half has room for its product with a weight.
+    pairs: Words = padded[:, :-1] | padded[:, 1:] << np.uint32(16)
+    four: Words = (pairs[:, :, :-1] | pairs[:, :, 1:] << np.uint32(8)).reshape(-1).take(index)
+    left: Words = four & np.uint32(0x00FF00FF)
+    four >>= 8
+    four &= 0x00FF00FF
+    four *= right
+    left *= 256 - right
+    left += four
+    below = left >> 16
+    below *= down
+    left &= 0xFFFF
+    left *= 256 - down
+    left += below
+    left += ONE // 2
+    left >>= 16
+    return left
 
 
 def moved(images: Pixels, draws: Floats, margin: int, *, edge: bool) -> Pixels:

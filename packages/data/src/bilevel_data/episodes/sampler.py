@@ -90,7 +90,7 @@ class EpisodeSampler:
     """Draws episodes from a split.
 
     Classes are drawn uniformly without replacement, then the images of each; support and query
-    never share an image.
+    never share an image, unless `overlap` says so.
 
     Attributes:
         split: The images.
@@ -98,6 +98,10 @@ class EpisodeSampler:
         seed: Any whole number; another seed gives unrelated episodes.
         rotations: Whether each class counts four times, rotated by 0°, 90°, 180° and 270°. Two
             rotations of one class may then meet in an episode.
+        overlap: Whether the query images are drawn from all of a class's images, those of its
+            support set among them, as by the loader that the paper's authors released: of
+            classes of n images ``shot / n`` of the queries are then support images on average, and
+            an accuracy is too high: whoever reports it says so.
 
     Raises:
         DataError: The split has too few classes, or a class has too few images, or the images
@@ -108,9 +112,10 @@ class EpisodeSampler:
     spec: EpisodeSpec
     seed: int = field(kw_only=True)
     rotations: bool = field(default=False, kw_only=True)
+    overlap: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_fits(self.split, self.spec, rotations=self.rotations)
+        _check_fits(self.split, self.spec, rotations=self.rotations, overlap=self.overlap)
 
     @property
     def num_classes(self) -> int:
@@ -160,9 +165,12 @@ class EpisodeSampler:
             bits[:, : 2 * way].reshape(count, 2, way), np.full(count, self.num_classes)
         )
         classes, turns = np.divmod(virtual, 4) if self.rotations else (virtual, 0 * virtual)
-        within = choose(
-            bits[:, 2 * way :].reshape(count, way, 2, size), self.split.class_sizes[classes]
+        free, sizes = (
+            bits[:, 2 * way :].reshape(count, way, 2, size),
+            self.split.class_sizes[classes],
         )
+        sets = np.split(free, [self.spec.shot], axis=-1) if self.overlap else [free]
+        within = np.concatenate([choose(part, sizes) for part in sets], axis=-1)
         return classes, turns, self.split.offsets[classes][..., None] + within
 
     def _key(self) -> str:
@@ -170,6 +178,8 @@ class EpisodeSampler:
         return (
             f"bilevel-data episode 1: seed {self.seed} way {spec.way} shot {spec.shot} "
             f"query {spec.query} split {self.split.name} rotations {int(self.rotations)}"
+            + " overlap"
+            * self.overlap
         )
 
     def _gather(self, images: Integers, turns: Integers) -> Images:
@@ -182,7 +192,7 @@ class EpisodeSampler:
         return pixels.reshape(count, way * each, *pixels.shape[2:])
 
 
-def _check_fits(split: ImageSplit, spec: EpisodeSpec, *, rotations: bool) -> None:
+def _check_fits(split: ImageSplit, spec: EpisodeSpec, *, rotations: bool, overlap: bool) -> None:
     have = split.num_classes * (4 if rotations else 1)
     if spec.way > have:
         copies = " with its rotated copies" if rotations else ""
@@ -193,9 +203,9 @@ def _check_fits(split: ImageSplit, spec: EpisodeSpec, *, rotations: bool) -> Non
         raise DataError(msg)
     smallest = int(np.argmin(split.class_sizes))
     images = int(split.class_sizes[smallest])
-    if spec.shot + spec.query > images:
+    if (max(spec.shot, spec.query) if overlap else spec.shot + spec.query) > images:
         msg = (
-            f"shot={spec.shot} plus query={spec.query} but class "
+            f"shot={spec.shot} {'and' if overlap else 'plus'} query={spec.query} but class "
             f"{split.class_names[smallest]!r} of split {split.name!r} has {images} images: "
             "lower one of them or give the class more images"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import final
 
 from bilevel_data.errors import DataError
+from bilevel_data.files.litter import is_litter
 from bilevel_data.files.regular_file import reading
 from bilevel_data.files.zip_files import open_zip, read_member
 
@@ -22,7 +23,7 @@ class FileTree:
     Attributes:
         path: The folder or the zip.
         packed: Whether it is a zip.
-        names: Names below it, parts joined by ``/``, sorted; hidden files are left out.
+        names: Names below it, parts joined by ``/``, sorted; what was left behind is passed over.
         max_files: Most files that it may have.
     """
 
@@ -76,7 +77,7 @@ def open_tree(path: Path, *, max_files: int) -> FileTree:
     with reading(path):
         packed = not path.is_dir()
         found = _members(path, max_files) if packed else _files(path, max_files)
-    names = tuple(sorted(name for name in found if not _hidden(name)))
+    names = tuple(sorted(name for name in found if not is_litter(name)))
     return FileTree(path=path, packed=packed, names=names, max_files=max_files)
 
 
@@ -101,8 +102,3 @@ def _files(path: Path, max_files: int) -> list[str]:
             msg = f"{path}: more than {max_files} files: give the folder of the data set itself"
             raise DataError(msg)
     return names
-
-
-def _hidden(name: str) -> bool:
-    # What file managers leave behind, such as .DS_Store and __MACOSX/._n01532829.jpg.
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

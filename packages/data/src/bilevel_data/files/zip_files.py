@@ -3,7 +3,7 @@
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import IO, cast, final
 from bilevel_data.errors import DataError
 from bilevel_data.files.regular_file import reading
 
-__all__ = ["open_zip", "read_member", "read_zip"]
+__all__ = ["open_zip", "read_member"]
 
 # What a member begins with in a zip's list of them; the most bytes that one may have there on
 # average; and those of the end of a zip, in which the list is looked for.
@@ -89,37 +89,6 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
 
 def _too_many(path: Path, found: str, cap: int) -> str:
     return f"{path}: {found}more than {cap} members: give the zip of the data set itself"
-
-
-def read_zip(
-    path: Path, *, suffix: str, max_members: int, max_member_bytes: int, max_bytes: int
-) -> Mapping[str, bytes]:
-    """The members whose names end in ``suffix``, by name, in memory.
-
-    Names are keys only: nothing is written to the disk, so a hostile one leads nowhere.
-
-    Args:
-        path: The zip.
-        suffix: Members with other names are not read.
-        max_members: Most members that the zip may have.
-        max_member_bytes: Most bytes, unpacked, of one member.
-        max_bytes: Most bytes, unpacked, of all members together.
-
-    Raises:
-        DataError: Not a zip, damaged, encrypted, packed in another way, or over a cap.
-    """
-    contents: dict[str, bytes] = {}
-    total = 0
-    with open_zip(path, max_members=max_members) as archive:
-        for member in archive.infolist():
-            if member.filename.endswith(suffix):
-                content = read_member(archive, member, max_member_bytes)
-                total += len(content)
-                if total > max_bytes:
-                    msg = f"{path}: unpacks to more than {max_bytes} bytes: fetch it again"
-                    raise DataError(msg)
-                contents[member.filename] = content
-    return contents
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, cap: int) -> bytes:

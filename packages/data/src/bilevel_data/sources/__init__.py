@@ -60,9 +60,12 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             load=folder,
             takes_path=True,
             options={
-                "size": "height and width in pixels (default 84)",
-                "channels": "1 for grey, 3 for colour (default)",
+                "size": "height and width in pixels (default: the largest picture's, at most 84)",
+                "channels": "1 for grey (default, where every picture is), 3 for colour",
                 "seed": "deals the classes out otherwise, where no split is given (default 0)",
+                "ink": "of drawings: keep (default), bright (as Omniglot's) or dark",
+                "skip_unreadable": "true leaves out what cannot be read (default false)",
+                "min_pictures": "leave out classes with fewer pictures (default: refuse below 2)",
             },
         ),
         "torchvision:NAME": Source(

@@ -3,30 +3,44 @@
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import TypeVar, final
 
+import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
 from bilevel_data.dataset import Images
 from bilevel_data.errors import DataError
-from bilevel_data.files.limits import MAX_PIXELS
+from bilevel_data.files.limits import MAX_PICTURE_BYTES, MAX_PIXELS
+from bilevel_data.files.regular_file import read_plain
 
-__all__ = ["SUFFIXES", "centre_square", "check_shape", "convert", "read_picture", "read_pictures"]
+__all__ = [
+    "Header",
+    "check_shape",
+    "convert",
+    "picture_bytes",
+    "picture_headers",
+    "read_picture",
+    "read_pictures",
+    "unreadable",
+]
 
 Made = TypeVar("Made")
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _AT_ONCE, _MAX_THREADS = 32, 4
 # Larger pictures are made one at a time, and converted in bands of rows, to hold less at once.
 _LARGE, _BAND = 8_000_000, 4_000_000
+_GREY = ("1", "L", "LA", "I", "F")
+_REMEDY = "replace or remove it"
 _COLOURS = ("CMYK", "LAB", "HSV", "YCbCr")  # other than these have one meaning
 _ORIENTATION = 0x0112
 _MOST_SCANS, _MOST_SEGMENTS = 50, 10_000
@@ -37,14 +51,17 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 def read_picture(content: bytes, name: str, *, channels: int) -> Image.Image:
     """Decode a picture, upright, as 8-bit grey or colour; see-through parts become white.
 
+    Greys of more than 8 bits, as scanners and microscopes make them, are scaled by their range:
+    the darkest becomes 0, the brightest 255.
+
     Args:
-        content: The bytes of a PNG, JPEG, BMP, GIF or WebP file.
+        content: The bytes of a PNG, JPEG, BMP, GIF, WebP or TIFF file.
         name: What to call it in an error.
         channels: 1 for grey, 3 for colour.
 
     Raises:
         DataError: Not a picture of these formats, damaged, of more than `MAX_PIXELS`, an animation,
-            in colours other than RGB, or of more than 8 bits a channel.
+            or in colours other than RGB or of more than 8 bits a channel.
     """
     with _strict():
         return _decode(content, name, channels, _FORMATS, lambda picture: picture, nullcontext())
@@ -63,7 +80,7 @@ def read_pictures(
         files: The name of each, to call it in an error, and its bytes; 32 are held at a time.
         finish: What to make of each picture, called in one of at most four threads.
         channels: 1 for grey, 3 for colour.
-        formats: Which of the five formats to accept.
+        formats: Which of the six formats to accept.
 
     Raises:
         DataError: As `read_picture`.
@@ -80,6 +97,63 @@ def read_pictures(
             with _strict():
                 pictures = list(pool.map(work, batch))
             yield from pictures
+
+
+def picture_bytes(file: Path) -> bytes:
+    """What is in the file of a picture.
+
+    Raises:
+        DataError: There is none, it cannot be read, is not a plain file, or is too large.
+    """
+    try:
+        return read_plain(file, MAX_PICTURE_BYTES, what="a picture", remedy=_REMEDY)
+    except FileNotFoundError:
+        raise DataError(f"{file}: cannot read this picture (it has gone): restore it") from None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a picture's file says before any pixel is decoded: ``(width, height)``, and if grey."""
+
+    size: tuple[int, int]
+    grey: bool
+
+
+def picture_headers(files: Sequence[Path]) -> list[Header | None]:
+    """What the files of pictures say of them; None for what is no picture."""
+    with _strict(), ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_header, files))
+
+
+def _header(file: Path) -> Header | None:
+    try:
+        with Image.open(file, formats=_FORMATS) as picture:
+            return Header(size=picture.size, grey=picture.mode.split(";")[0] in _GREY)
+    except Exception:  # decoders raise of many kinds, and the whole picture is refused later
+        return None
+
+
+def unreadable(files: Sequence[Path]) -> list[Path]:
+    """Those of several pictures that `read_picture` refuses.
+
+    Cost: all of them are decoded.
+    """
+    alone = Lock()
+
+    def fits(file: Path) -> bool:
+        try:
+            _decode(picture_bytes(file), str(file), 3, _FORMATS, _none, alone)
+        except DataError:
+            return False
+        return True
+
+    with _strict(), ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return [file for file, good in zip(files, pool.map(fits, files), strict=True) if not good]
+
+
+def _none(_picture: Image.Image) -> None:
+    return None
 
 
 @contextmanager
@@ -128,7 +202,8 @@ def _check_file(name: str, picture: ImageFile, content: bytes) -> None:
     # A photograph of a telephone may hold others beside it (MPO), such as a map of its depth.
     if getattr(picture, "is_animated", False) and picture.format != "MPO":
         raise DataError(f"{name}: an animation: save the one picture that is meant")
-    if any(";16" in str(tile.args) for tile in picture.tile):
+    deep = any(";16" in str(tile.args) for tile in picture.tile)
+    if deep and not picture.mode.startswith("I"):
         raise DataError(f"{name}: more than 8 bits a channel: save it as an 8-bit picture")
 
 
@@ -151,10 +226,11 @@ def convert(picture: Image.Image, name: str, *, channels: int) -> Image.Image:
     """An opened picture, upright, as 8-bit grey or colour; see-through parts become white.
 
     Raises:
-        DataError: Of more than `MAX_PIXELS`, in colours other than RGB, or of more than 8 bits a
-            channel.
+        DataError: Of more than `MAX_PIXELS`, or in colours other than RGB.
     """
     _check(name, picture.mode, picture.width * picture.height)  # before any pixel is decoded
+    if picture.mode.startswith(("I", "F")):
+        picture = _in_8_bits(picture, name)
     if picture.getexif().get(_ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     mode, see_through = "L" if channels == 1 else "RGB", picture.has_transparency_data
@@ -190,13 +266,15 @@ def _check(name: str, mode: str, pixels: int) -> None:
     MAX_PIXELS.check(name, pixels, "make it smaller")
     if mode in _COLOURS:
         raise DataError(f"{name}: colours in {mode}: save it in RGB or grey")
-    if mode.startswith(("I", "F")):
-        raise DataError(f"{name}: more than 8 bits a channel: save it as an 8-bit picture")
 
 
-def centre_square(picture: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle, resized with Lanczos to ``(size, size)`` pixels."""
-    side = min(picture.size)
-    left, top = ((length - side) // 2 for length in picture.size)
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+def _in_8_bits(picture: Image.Image, name: str) -> Image.Image:
+    """A grey picture of more bits, its own darkest at 0 and its brightest at 255."""
+    values = np.asarray(picture).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise DataError(f"{name}: greys that are not finite numbers: save it again without them")
+    scaled = (values - low) * (255 / max(high - low, 1e-30))
+    found = Image.fromarray(np.rint(scaled).astype(np.uint8))
+    found.info = picture.info
+    return found

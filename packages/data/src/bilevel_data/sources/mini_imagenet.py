@@ -17,20 +17,25 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.files.file_tree import FileTree, open_tree
 from bilevel_data.files.limits import MAX_ENTRIES
 from bilevel_data.files.regular_file import reading
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.sources.decode import read_pictures
+from bilevel_data.splits import split_named
 
 __all__ = ["mini_imagenet"]
 
 _SIDE = 84
+_PREPROCESSING = Preprocessing(size=(_SIDE, _SIDE), channels=3, crop=False)
 _FORMATS, _SUFFIXES = ("JPEG", "PNG"), (".jpg", ".jpeg", ".png")
-_HEADER = ["filename", "label"]
+# What lists call their columns, ours first.
+_FILE_COLUMNS, _LABEL_COLUMNS = ("filename", "file", "image"), ("label", "class", "wnid")
+_DELIMITERS = ",;\t"
+_PICKLES = (".pkl", ".pickle")
 _MAX_CSV_BYTES, _MAX_PICTURE_BYTES = 8 << 20, 32 << 20
 
 Classes: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -39,13 +44,15 @@ Classes: TypeAlias = Mapping[str, tuple[str, ...]]
 def mini_imagenet(*, path: Path | None) -> SourceData:
     """mini-ImageNet as 84×84 colour images, from its csv files and pictures.
 
-    A csv file lists the pictures of a split in the columns filename and label. Each is looked for
-    in a directory ``images`` or in one named as its label, at any depth. Pictures of 84×84 keep
-    every pixel; others are resized whole, so that their proportions change.
+    A csv file lists the pictures of a split in the columns filename and label, with whatever
+    other columns beside them. Each picture is looked for in a directory ``images`` or in one named
+    as its label, at any depth. Without any list, directories called ``train``, ``val`` and
+    ``test``, in any capitals, hold a directory a label. Pictures of 84×84 keep every pixel; others
+    are resized whole, so that their proportions change.
 
     Args:
         path: A zip, or a folder, with at least one of ``train.csv``, ``val.csv`` and
-            ``test.csv``, and the pictures that they list.
+            ``test.csv``, and the pictures that they list; or with directories of those names.
 
     Raises:
         DataError: No or twice the same csv file, a malformed one, a label in two splits, a
@@ -58,15 +65,17 @@ def mini_imagenet(*, path: Path | None) -> SourceData:
             raise DataError(f"{msg}, found {path}: give its path (--source)")
     tree = open_tree(path, max_files=MAX_ENTRIES.get())
     lists = _read_lists(tree)
-    _check_labels(tree, lists)
+    found = lists or _of_directories(tree)
+    _check_labels(tree, found)
+    located = _locate(tree, lists) if lists else found
     return SourceData(
         name="mini-imagenet",
         licence="research and education only, as ImageNet's terms of access say",
         source="mini-ImageNet (Vinyals et al., 2016), classes of Ravi & Larochelle (2017): "
-        f"{', '.join(f'{split}.csv' for split in lists)}",
-        preprocessing="84×84 as they are, others resized whole with Lanczos, 3 channels",
+        f"{', '.join(f'{split}.csv' for split in lists) or 'directories'}",
+        preprocessing=_PREPROCESSING,
         rotations_are_classes=False,
-        splits=tuple(_split(tree, *found) for found in _locate(tree, lists).items()),
+        splits=tuple(_split(tree, *found) for found in located.items()),
     )
 
 
@@ -78,13 +87,39 @@ def _read_lists(tree: FileTree) -> dict[str, Classes]:
             raise DataError(f"{tree.path}: expected one {split}.csv, found {found[:3]}: keep one")
         if found:
             lists[split] = _read_list(tree, found[0])
-    if not lists:
-        expected = ", ".join(f"{split}.csv" for split in SPLIT_NAMES)
-        raise DataError(
-            f"{tree.path}: expected at least one of {expected} in it, found none: "
-            "add the lists of Ravi & Larochelle"
-        )
     return lists
+
+
+def _of_directories(tree: FileTree) -> dict[str, Classes]:
+    """The pictures of each split and label, where directories say which: ``train/n01532829/x.jpg``.
+
+    Raises:
+        DataError: There are none.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in tree.names:
+        parts = name.split("/")
+        split = split_named(parts[-3]) if len(parts) > 2 else None
+        if split is not None and name.lower().endswith(_SUFFIXES):
+            found.setdefault(split, {}).setdefault(parts[-2], []).append(name)
+    if not found:
+        expected = ", ".join(f"{split}.csv" for split in SPLIT_NAMES)
+        packed = [name for name in tree.names if name.lower().endswith(_PICKLES)]
+        instead = (
+            f"{packed[0]!r} is a pickle, which can run any code and is never read: bring the "
+            "pictures, and add"
+            if packed
+            else "add"
+        )
+        raise DataError(
+            f"{tree.path}: expected at least one of {expected} in it, or directories train, val "
+            f"and test, found none: {instead} the lists of Ravi & Larochelle"
+        )
+    return {
+        split: {label: tuple(found[split][label]) for label in sorted(found[split])}
+        for split in SPLIT_NAMES
+        if split in found
+    }
 
 
 def _read_list(tree: FileTree, name: str) -> Classes:
@@ -92,12 +127,16 @@ def _read_list(tree: FileTree, name: str) -> Classes:
     (content,) = tree.read([name], max_bytes=_MAX_CSV_BYTES)
     classes: dict[str, set[str]] = {}
     try:
-        rows = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        text = content.decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        mark = max(_DELIMITERS, key=first.count)
+        rows = csv.reader(
+            StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True
+        )
         header = next(rows, [])
-        if header != _HEADER:
-            raise DataError(f"{where}: expected the columns filename,label, found {header}"[:300])
+        columns = _columns(where, header)
         for row in filter(None, rows):
-            file, label = _check_row(f"{where}, line {rows.line_num}", row)
+            file, label = _check_row(f"{where}, line {rows.line_num}", row, columns, len(header))
             if file in classes.setdefault(label, set()):
                 raise DataError(f"{where}, line {rows.line_num}: {file!r} is listed twice")
             classes[label].add(file)
@@ -108,12 +147,27 @@ def _read_list(tree: FileTree, name: str) -> Classes:
     return {label: tuple(sorted(classes[label])) for label in sorted(classes)}
 
 
-def _check_row(where: str, row: list[str]) -> list[str]:
-    good = len(row) == 2 and all(text.strip() and text.isprintable() for text in row)
-    if not good or not row[0].lower().endswith(_SUFFIXES):
+def _columns(where: str, header: list[str]) -> tuple[int, int]:
+    """The places of the file's name and of the label in a row."""
+    names = [name.strip().lower() for name in header]
+    places = []
+    for known in (_FILE_COLUMNS, _LABEL_COLUMNS):
+        found = [names.index(name) for name in known if name in names]
+        if not found:
+            raise DataError(f"{where}: expected the columns filename,label, found {header}"[:300])
+        places.append(found[0])
+    return places[0], places[1]
+
+
+def _check_row(
+    where: str, row: list[str], columns: tuple[int, int], length: int
+) -> tuple[str, str]:
+    cells = [row[place].strip() if len(row) == length else "" for place in columns]
+    good = all(text and text.isprintable() for text in cells)
+    if not good or not cells[0].lower().endswith(_SUFFIXES):
         expected = f"a file ({' '.join(_SUFFIXES)}) and a label"
         raise DataError(f"{where}: expected {expected}, found {ascii(row)[:100]}: correct it")
-    return row
+    return cells[0], cells[1]
 
 
 def _check_labels(tree: FileTree, lists: Mapping[str, Classes]) -> None:
@@ -122,7 +176,7 @@ def _check_labels(tree: FileTree, lists: Mapping[str, Classes]) -> None:
         for label in classes:
             first = owner.setdefault(label, split)
             if first != split:
-                msg = f"{tree.path}: label {label!r} is in {first}.csv and in {split}.csv"
+                msg = f"{tree.path}: label {label!r} is in {first} and in {split}"
                 raise DataError(f"{msg}, but splits hold different classes: remove it from one")
 
 
@@ -190,12 +244,6 @@ def _images(tree: FileTree, classes: Classes) -> Iterator[Images]:
     contents = tree.read(names, max_bytes=_MAX_PICTURE_BYTES)
     labels = (f"{tree.path}: {name}" for name in names)
     files = zip(labels, contents, strict=True)
-    pictures = read_pictures(files, _fit, channels=3, formats=_FORMATS)
+    pictures = read_pictures(files, _PREPROCESSING.apply, channels=3, formats=_FORMATS)
     for members in classes.values():
         yield np.stack(list(islice(pictures, len(members))))
-
-
-def _fit(picture: Image.Image) -> Images:
-    if picture.size != (_SIDE, _SIDE):
-        picture = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(picture, dtype=np.uint8)

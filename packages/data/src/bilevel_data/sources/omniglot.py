@@ -7,19 +7,20 @@ Reference:
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
 
 import numpy as np
-from PIL import Image
 
 from bilevel_data.dataset import Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.files.download import fetch
+from bilevel_data.files.file_tree import open_tree
+from bilevel_data.files.picture_folders import directories
 from bilevel_data.files.regular_file import reading
-from bilevel_data.files.zip_files import read_zip
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.sources.decode import read_picture
 from bilevel_data.splits import OMNIGLOT_SPLITS
 
@@ -27,6 +28,8 @@ __all__ = ["OFFICIAL", "Half", "omniglot", "read_half"]
 
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _SIDE, _RAW_SIDE, _MAX_FILE_BYTES = 28, 105, 1 << 16
+_DEEPEST = 3
+_PREPROCESSING = Preprocessing(size=(_SIDE, _SIDE), channels=1, inverted=True, ink="bright")
 
 Drawings = Mapping[str, tuple[bytes, ...]]
 
@@ -93,7 +96,7 @@ def omniglot(*, path: Path | None, download: bool = False, split: str = "santoro
     drawings: dict[str, tuple[bytes, ...]] = {}
     for half in OFFICIAL:
         archive = path / f"{half.name}.zip"
-        if download and not archive.exists() and not (path / half.name).is_dir():
+        if download and _locate(path, half) is None:
             fetch(f"{_URL}{half.name}.zip", archive, md5=half.md5)
         drawings |= read_half(path, half)
     return SourceData(
@@ -101,7 +104,7 @@ def omniglot(*, path: Path | None, download: bool = False, split: str = "santoro
         licence="MIT",
         source="Omniglot (Lake, Salakhutdinov & Tenenbaum, 2015), images_background and "
         "images_evaluation",
-        preprocessing=f"28×28 Lanczos, inverted (ink 255), split {split}",
+        preprocessing=replace(_PREPROCESSING, note=f"split {split}"),
         rotations_are_classes=True,
         splits=tuple(
             _split(name, {c: drawings[c] for c in classes})
@@ -116,8 +119,7 @@ def read_half(path: Path, half: Half) -> Drawings:
     Raises:
         DataError: Missing, or not the classes and drawings that ``half`` states.
     """
-    with reading(path):
-        where, files = _files(path, half)
+    where, files = _files(path, half)
     classes: dict[str, list[bytes]] = {}
     for name in sorted(files):
         parts = name.split("/")
@@ -129,38 +131,47 @@ def read_half(path: Path, half: Half) -> Drawings:
 
 
 def _files(path: Path, half: Half) -> tuple[Path, Mapping[str, bytes]]:
-    archive, directory = path / f"{half.name}.zip", path / half.name
-    if archive.is_file():
-        count = 2 * half.classes * half.drawings
-        caps = {"max_members": count, "max_bytes": count * _MAX_FILE_BYTES}
-        return archive, read_zip(archive, suffix=".png", max_member_bytes=_MAX_FILE_BYTES, **caps)
-    if directory.is_dir():
-        return directory, _read_directory(directory)
-    msg = f"{path}: expected {archive.name}, or it unpacked as {half.name}/"
-    raise DataError(f"{msg}: give the folder that holds it")
+    where = _locate(path, half)
+    if where is None:
+        msg = f"{path}: expected {half.name}.zip, or it unpacked as {half.name}/"
+        raise DataError(f"{msg}: give the folder that holds it")
+    # A Mac adds a file beside each, and every directory is a member of a zip too.
+    tree = open_tree(where, max_files=4 * half.classes * half.drawings)
+    names = [f"{half.name}/{name}" for name in tree.names if name.endswith(".png")]
+    contents = tree.read(
+        (name.removeprefix(f"{half.name}/") for name in names), max_bytes=_MAX_FILE_BYTES
+    )
+    return where, dict(zip(names, contents, strict=True))
+
+
+def _locate(path: Path, half: Half) -> Path | None:
+    """The archive, or the directory that it was unpacked as, here or a few directories below."""
+    with reading(path):
+        places = [path.parent] if path.name == half.name else [path]
+        for _ in range(_DEEPEST):
+            for place in places:
+                directory = place / half.name
+                for archive in (place / f"{half.name}.zip", directory / f"{half.name}.zip"):
+                    if archive.is_file():
+                        return archive
+                if directory.is_dir():
+                    return directory
+            places = [below for place in places if place.is_dir() for below in directories(place)]
+    return None
 
 
 def _check_counts(where: Path, half: Half, found: Mapping[str, int]) -> None:
     if len(found) != half.classes:
         msg = f"{where}: expected {half.classes} characters, found {len(found)}"
-        raise DataError(f"{msg}: incomplete, fetch it again")
+        raise DataError(f"{msg}: {_remedy(len(found) > half.classes)}")
     for name, count in found.items():
         if count != half.drawings:
             msg = f"{where}: expected {half.drawings} drawings of {name!r}, found {count}"
-            raise DataError(f"{msg}: incomplete, fetch it again")
+            raise DataError(f"{msg}: {_remedy(count > half.drawings)}")
 
 
-def _read_directory(directory: Path) -> Mapping[str, bytes]:
-    contents: dict[str, bytes] = {}
-    for file in sorted(directory.glob("*/*/*.png")):
-        with reading(file):
-            if not file.is_file() or file.stat().st_size > _MAX_FILE_BYTES:
-                raise DataError(
-                    f"{file}: expected a drawing, found no plain file of at most {_MAX_FILE_BYTES} "
-                    "bytes: fetch it again"
-                )
-            contents[file.relative_to(directory.parent).as_posix()] = file.read_bytes()
-    return contents
+def _remedy(more: bool) -> str:
+    return "remove what was added to it" if more else "incomplete, fetch it again"
 
 
 def _cache() -> Path:
@@ -190,5 +201,4 @@ def _image(content: bytes, name: str) -> Images:
     picture = read_picture(content, name, channels=1)
     if picture.size != (_RAW_SIDE, _RAW_SIDE):
         raise DataError(f"{name}: expected {_RAW_SIDE}×{_RAW_SIDE} pixels, found {picture.size}")
-    small = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return 255 - np.asarray(small, dtype=np.uint8)[..., None]
+    return _PREPROCESSING.apply(picture)

@@ -3,19 +3,22 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from bilevel_data.dataset import SPLIT_NAMES
 from bilevel_data.errors import DataError
+from bilevel_data.preprocessing import Preprocessing
 
 __all__ = ["FORMAT", "SCHEMA", "Manifest", "SplitInfo", "parse_manifest"]
 
 FORMAT = "bilevel-data store"
-SCHEMA = 1
+SCHEMA = 2
+# In schema 1 `preprocessing` is a sentence, and `left_out` is missing.
+_FIRST = 1
 _LIMIT = 2**31
-_TEXTS = ("name", "source", "licence", "preprocessing")
-_KEYS = {"format", "schema", *_TEXTS, "rotations_are_classes", "splits", "creator"}
+_TEXTS = ("name", "source", "licence")
+_KEYS = {"format", "schema", *_TEXTS, "preprocessing", "rotations_are_classes", "splits", "creator"}
 _SPLIT_KEYS = {"class_names", "images", "image_shape", "sha256"}
 
 
@@ -64,6 +67,7 @@ class Manifest:
         rotations_are_classes: Whether rotated copies may count as classes of their own.
         splits: The splits by name, in the order train, val, test.
         creator: Version of each package that wrote the file.
+        left_out: How many files or classes were passed over when it was prepared, by the reason.
 
     Raises:
         DataError: A text is empty or unprintable, a number or hash is malformed, a split has a
@@ -73,14 +77,17 @@ class Manifest:
     name: str
     source: str
     licence: str
-    preprocessing: str
+    preprocessing: Preprocessing
     rotations_are_classes: bool
     splits: Mapping[str, SplitInfo]
     creator: Mapping[str, str]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in _TEXTS:
             _require(_is_text(getattr(self, key)), key, "a printable text", getattr(self, key))
+        known = isinstance(self.preprocessing, Preprocessing)
+        _require(known, "preprocessing", "a Preprocessing", self.preprocessing)
         flag = self.rotations_are_classes
         _require(isinstance(flag, bool), "rotations_are_classes", "true or false", flag)
         expected = [name for name in SPLIT_NAMES if name in self.splits]
@@ -92,6 +99,8 @@ class Manifest:
         )
         versions = [*self.creator, *self.creator.values()]
         _require(all(map(_is_text, versions)), "creator", "packages and versions", versions)
+        counts = all(_is_text(k) and _is_count(v) for k, v in self.left_out.items())
+        _require(counts, "left_out", "positive whole numbers by reason", dict(self.left_out))
         every = [name for info in self.splits.values() for name in info.class_names]
         if len(set(every)) < len(every):
             msg = (
@@ -113,8 +122,9 @@ class Manifest:
         }
         record: dict[str, object] = {"format": FORMAT, "schema": SCHEMA}
         record |= {key: getattr(self, key) for key in _TEXTS}
+        record |= {"preprocessing": self.preprocessing.as_dict()}
         record |= {"rotations_are_classes": self.rotations_are_classes}
-        record |= {"splits": splits, "creator": dict(self.creator)}
+        record |= {"splits": splits, "creator": dict(self.creator), "left_out": dict(self.left_out)}
         return json.dumps(record, ensure_ascii=False)
 
 
@@ -130,22 +140,35 @@ def parse_manifest(text: bytes | str) -> Manifest:
         raise DataError("manifest: expected JSON, found something else: not a store") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"manifest: expected format {FORMAT!r}: not a store of this package")
-    if record.get("schema") != SCHEMA or isinstance(record["schema"], bool):
+    schema = record.get("schema")
+    if isinstance(schema, bool) or schema not in (_FIRST, SCHEMA):
         msg = (
-            f"manifest: this version reads schema {SCHEMA}, found {_short(record.get('schema'))}: "
+            f"manifest: this version reads schema {_FIRST} and {SCHEMA}, found {_short(schema)}: "
             "install the bilevel-data that wrote the file, or prepare it again"
         )
         raise DataError(msg)
-    _require(set(record) == _KEYS, "keys", sorted(_KEYS), sorted(record))
-    splits, creator = record["splits"], record["creator"]
-    _require(isinstance(splits, dict), "splits", "an object", splits)
-    _require(isinstance(creator, dict), "creator", "an object", creator)
+    expected = _KEYS if schema == _FIRST else {*_KEYS, "left_out"}
+    _require(set(record) == expected, "keys", sorted(expected), sorted(record))
+    objects = ("splits", "creator", *(() if schema == _FIRST else ("left_out",)))
+    for key in objects:
+        _require(isinstance(record[key], dict), key, "an object", record[key])
+    splits = {name: _split_info(value) for name, value in record["splits"].items()}
+    _require(bool(splits), "splits", f"some of {', '.join(SPLIT_NAMES)}", splits)
     return Manifest(
         **{key: record[key] for key in _TEXTS},
+        preprocessing=_preprocessing(record["preprocessing"], next(iter(splits.values()))),
         rotations_are_classes=record["rotations_are_classes"],
-        splits={name: _split_info(value) for name, value in splits.items()},
-        creator=creator,
+        splits=splits,
+        creator=record["creator"],
+        left_out=record.get("left_out", {}),
     )
+
+
+def _preprocessing(said: object, split: SplitInfo) -> Preprocessing:
+    if isinstance(said, str):
+        _require(_is_text(said), "preprocessing", "a printable text", said)
+        return Preprocessing.from_text(said, split.image_shape)
+    return Preprocessing.from_dict(said)
 
 
 def _split_info(record: Any) -> SplitInfo:

@@ -15,8 +15,10 @@ from h5py import h5f, h5fd, h5g, h5p
 from numpy.typing import NDArray
 
 from bilevel_data.dataset import SPLIT_NAMES, Images, SourceData, SourceSplit
+from bilevel_data.duplicates import Twice
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.files.atomic import file_sha256, publish, read_sidecar, sidecar_path, temporary
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.stores.deferred_errors import SteadyFile
 from bilevel_data.stores.manifest import Manifest, SplitInfo
 
@@ -34,6 +36,8 @@ def write_store(
     *,
     progress: Progress | None = None,
     overwrite: bool = False,
+    strict: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write a data set to one HDF5 file and its SHA-256 to ``<file>.sha256``.
 
@@ -46,13 +50,16 @@ def write_store(
         source: The data set. One class is in memory at a time.
         progress: Called with (images written, images in all) after each class.
         overwrite: Replace a file that is already there.
+        strict: Refuse what is there twice: a class under two forms of its name, or a picture in
+            two classes or splits.
+        tell: Called with a line for each kind of it, where it is not refused.
 
     Returns:
         The manifest, as it is in the file.
 
     Raises:
-        DataError: The file exists, the folder cannot be written to, or the source's arrays are
-            not what it declared.
+        DataError: The file exists, the folder cannot be written to, the source's arrays are not
+            what it declared, or something is there twice and ``strict`` is set.
         WriteError: The disk is full or broken.
     """
     path = Path(path)
@@ -71,6 +78,8 @@ def write_store(
     if not path.exists():
         _refuse_stranger(path, sidecar)
     _manifest(source, dict.fromkeys(_names(source), _BLANK))  # refuse early what can be seen now
+    twice = Twice(path=path, strict=strict, tell=tell)
+    twice.check_names(source)
     total = sum(sum(split.class_sizes) for split in source.splits)
     done = 0
 
@@ -82,7 +91,8 @@ def write_store(
 
     with temporary(path) as scratch, temporary(sidecar) as note:
         try:
-            manifest = _write_apart(scratch, source, report)
+            manifest = _write_apart(scratch, source, report, twice)
+            twice.check_images()
             note.write_text(f"{file_sha256(scratch)}  {path.name}\n", encoding="utf-8")
             _publish(scratch, path, note, sidecar)
         except OSError as err:
@@ -139,24 +149,35 @@ def _manifest(source: SourceData, hashes: dict[str, str]) -> Manifest:
     by_name = {split.name: split for split in source.splits}
     for split in source.splits:
         _check_sizes(split)
+    splits = {
+        name: SplitInfo(
+            class_names=by_name[name].class_names,
+            images=sum(by_name[name].class_sizes),
+            image_shape=by_name[name].image_shape,
+            sha256=hashes[name],
+        )
+        for name in SPLIT_NAMES
+        if name in by_name
+    }
     return Manifest(
         name=source.name,
         source=source.source,
         licence=source.licence,
-        preprocessing=source.preprocessing,
+        preprocessing=_preprocessing(source),
         rotations_are_classes=source.rotations_are_classes,
-        splits={
-            name: SplitInfo(
-                class_names=by_name[name].class_names,
-                images=sum(by_name[name].class_sizes),
-                image_shape=by_name[name].image_shape,
-                sha256=hashes[name],
-            )
-            for name in SPLIT_NAMES
-            if name in by_name
-        },
+        splits=splits,
         creator={name: _version(name) for name in ("bilevel-data", "numpy", "pillow", "h5py")},
+        left_out=dict(source.left_out),
     )
+
+
+def _preprocessing(source: SourceData) -> Preprocessing:
+    said = source.preprocessing
+    if isinstance(said, Preprocessing):
+        return said
+    if not said.strip():
+        raise DataError("preprocessing: expected what was done to the pictures, found nothing")
+    return Preprocessing.from_text(said, source.splits[0].image_shape)
 
 
 def _check_sizes(split: SourceSplit) -> None:
@@ -172,7 +193,9 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _write_apart(scratch: Path, source: SourceData, report: Callable[[int], None]) -> Manifest:
+def _write_apart(
+    scratch: Path, source: SourceData, report: Callable[[int], None], twice: Twice
+) -> Manifest:
     """Write in another thread: Ctrl-C is raised in the main one, and must not be within HDF5."""
     stop = Event()
 
@@ -183,12 +206,14 @@ def _write_apart(scratch: Path, source: SourceData, report: Callable[[int], None
 
     with ThreadPoolExecutor(1, "store-writer") as worker:
         try:
-            return worker.submit(_write, scratch, source, checked).result()
+            return worker.submit(_write, scratch, source, checked, twice).result()
         finally:
             stop.set()  # where this thread was interrupted, the other one ends with its class
 
 
-def _write(scratch: Path, source: SourceData, report: Callable[[int], None]) -> Manifest:
+def _write(
+    scratch: Path, source: SourceData, report: Callable[[int], None], twice: Twice
+) -> Manifest:
     with SteadyFile(scratch) as disk:
 
         def checked(images: int) -> None:
@@ -196,7 +221,9 @@ def _write(scratch: Path, source: SourceData, report: Callable[[int], None]) -> 
             report(images)
 
         with h5py.File(_create(scratch, disk)) as file:
-            hashes = {split.name: _write_split(file, split, checked) for split in source.splits}
+            hashes = {
+                split.name: _write_split(file, split, checked, twice) for split in source.splits
+            }
             manifest = _manifest(source, hashes)
             text = np.frombuffer(manifest.to_json().encode(), dtype=np.uint8)
             _write_array(file, "manifest", text)
@@ -215,7 +242,9 @@ def _create(scratch: Path, disk: SteadyFile) -> h5f.FileID:
     return h5f.create(bytes(scratch), h5f.ACC_TRUNC, fcpl=plan, fapl=access)
 
 
-def _write_split(file: h5py.File, split: SourceSplit, report: Callable[[int], None]) -> str:
+def _write_split(
+    file: h5py.File, split: SourceSplit, report: Callable[[int], None], twice: Twice
+) -> str:
     plan = h5p.create(h5p.GROUP_CREATE)
     plan.set_obj_track_times(False)
     group = h5py.Group(h5g.create(file.id, split.name.encode(), gcpl=plan))
@@ -236,6 +265,7 @@ def _write_split(file: h5py.File, split: SourceSplit, report: Callable[[int], No
         pixels = np.ascontiguousarray(array)
         images[offsets[c] : offsets[c + 1]] = pixels
         digest.update(pixels.data)
+        twice.add(split.name, split.class_names[c], pixels)
         report(len(pixels))
         classes = c + 1
     if classes != len(split.class_names):

@@ -57,7 +57,7 @@ class _Part:
         leaves = {"features": features, "log_scale": task.model.log_scale.detach(), **head}
         for leaf in leaves.values():
             leaf.requires_grad_()
-        scores = heads.logits(head, features, leaves["log_scale"].exp())
+        scores = heads.logits({**head, "scale": leaves["log_scale"].exp()}, features)
         value = outer_loss(scores, labels, task.label_smoothing)
         loss = float(value.detach())
         if not math.isfinite(loss):

@@ -1,41 +1,52 @@
 """Linear classifiers on features, one an episode, all of a meta-batch at once.
 
 A head is a dict {"weight": (batch, dim, way), "bias": (batch, 1, way)}: the inner variable w of a
-hyper-representation. Its logits on features h, with a scale s, are s h W + b. What to use when:
+hyper-representation. One that was trained on s h carries s as its "scale": `logits(head, h)` is all
+that one asks of it. What to use when:
 
-| to train heads by | function | gradients |
+| to get heads | function | gradients |
 | --- | --- | --- |
-| T steps of gradient descent or heavy ball, cross-entropy or squared loss | `descend` | once |
+| for any task: any way, any and unequal shots, calibrated | `HeadSolver`, a module | once |
+| at the optimum of a balanced softmax regression | `solve` | once |
+| that are class means, without training | `class_means` | any order |
+| by T steps of gradient descent or heavy ball, as in the paper | `descend` | once |
 | the same for the squared loss, from zero, when T is large | `closed_form` | once |
 | the limit of that: ridge regression | `ridge` | any order |
-| anything else | `zeros`, `logits`, `cross_entropy` with an engine of one's own | the engine's |
+| in any other way | `zeros`, `logits`, `cross_entropy` with an engine of one's own | the engine's |
 
-All three take support features (batch, n, dim) and targets (batch, n, way) and return a head that
-ordinary autograd differentiates in all that was passed: features, targets, step size, scale, decay,
-momentum and initial weights. So a hyper-iteration is
+All take support features (batch, n, dim) and targets (batch, n, way) and return a head that
+ordinary autograd differentiates in all that was passed. So a hyper-iteration is
 
-    head = heads.descend(support, targets, steps=T, step_size=eta, scale=s)
-    loss = heads.cross_entropy(heads.logits(head, query, s), labels).mean()
+    head = solver.fit_labels(support, labels, way)          # or heads.descend(support, targets, …)
+    loss = heads.cross_entropy(heads.logits(head, query), query_labels).mean()
     loss.backward()
 
-and an evaluation is the same under `torch.no_grad()`, in the memory of one step. There is no graph
-over the T steps: the adjoint is derived by hand (`sweep.py`). Two forms give the same numbers, and
-the cheaper is taken: steps on the n x n Gram matrix of the support features, whose cost and memory
-know nothing of dim, or, for more images than twice dim, on the weights (`spans.py`).
+and an evaluation is the same under `torch.no_grad()`. There is no graph over inner steps: the
+adjoint of T steps is derived by hand (`unrolled.py`), that of an optimum is one linear system
+(`solve.py`). Two forms give the same numbers, and the cheaper is taken: the n x n Gram matrix of
+the support features, whose cost and memory know nothing of dim, or, for many images, the weights
+(`dual.py`, `newton.py`).
 
-The inner loss is a mean over the n support images, not a sum; the squared loss has the factor ½;
-weight decay (ρ/2)‖w‖² is on the bias too, without which the Gram form would not be exact. Hence
-descent on the squared loss is stable for η < 2 / (λ_max(K)/n + ρ), K = s² h hᵀ + 1, and that on
-cross-entropy, which curves at most half as much, for η < 2 / (λ_max(K)/(2n) + ρ). A run that
-diverges all the same raises `HeadDivergenceError`, an `ArithmeticError`.
+T steps are right for the task that their step size was made for. `descend` minimises a mean over
+the n support images, so that a class with more images outweighs one with fewer, and a step size
+that was learned for one image a class overshoots with ten. `HeadSolver` has neither fault.
 
-Within `torch.autocast` the three train in float64 and return the features' dtype (`precision.py`);
+In `descend`, `closed_form` and `ridge` the squared loss has the factor ½; weight decay (ρ/2)‖w‖²
+is on the bias too, without which the Gram form would not be exact. Hence descent on the squared
+loss is stable for η < 2 / (λ_max(K)/n + ρ), K = s² h hᵀ + 1, and that on cross-entropy, which
+curves at most half as much, for η < 2 / (λ_max(K)/(2n) + ρ). A run that diverges all the same
+raises `HeadDivergenceError`, an `ArithmeticError`.
+
+Within `torch.autocast` all train in float64 and return the features' dtype (`autocast.py`);
 `logits` is a product like any other there.
 """
 
+from bilevel_models.heads.checks import HeadDivergenceError
+from bilevel_models.heads.class_means import class_means
 from bilevel_models.heads.closed_form import closed_form
 from bilevel_models.heads.descent import descend
-from bilevel_models.heads.functions import (
+from bilevel_models.heads.dual import Form
+from bilevel_models.heads.linear import (
     Head,
     accuracy,
     cross_entropy,
@@ -44,10 +55,10 @@ from bilevel_models.heads.functions import (
     squared_error,
     zeros,
 )
-from bilevel_models.heads.guard import HeadDivergenceError
 from bilevel_models.heads.losses import CROSS_ENTROPY, SQUARED, Loss
 from bilevel_models.heads.ridge import ridge
-from bilevel_models.heads.spans import Form
+from bilevel_models.heads.solve import solve
+from bilevel_models.heads.solver import HeadSolver
 
 __all__ = [
     "CROSS_ENTROPY",
@@ -55,14 +66,17 @@ __all__ = [
     "Form",
     "Head",
     "HeadDivergenceError",
+    "HeadSolver",
     "Loss",
     "accuracy",
+    "class_means",
     "closed_form",
     "cross_entropy",
     "descend",
     "logits",
     "one_hot",
     "ridge",
+    "solve",
     "squared_error",
     "zeros",
 ]

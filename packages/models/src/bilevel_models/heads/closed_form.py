@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
-from bilevel_models.heads.guard import (
+from bilevel_models.heads.autocast import precise, without_autocast
+from bilevel_models.heads.checks import (
     HeadDivergenceError,
     check_finite,
     check_sets,
@@ -29,8 +29,8 @@ from bilevel_models.heads.guard import (
     refuse_second_derivatives,
     scalar,
 )
-from bilevel_models.heads.precision import precise, without_autocast
-from bilevel_models.heads.spans import Form, normal_equations
+from bilevel_models.heads.dual import Form, normal_equations
+from bilevel_models.heads.linear import Head
 
 __all__ = ["closed_form", "power_differences", "power_sums"]
 
@@ -57,7 +57,7 @@ def closed_form(
         targets: y, (batch, n, way), of the features' dtype.
         steps: T.
         step_size: η.
-        scale: s; pass it to `logits` too.
+        scale: s; the head carries it.
         decay: ρ, of weights and bias.
         form: whose matrix is taken; None takes the smaller.
 

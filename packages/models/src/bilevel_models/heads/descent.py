@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head, logits, zeros
-from bilevel_models.heads.guard import check_initial, check_sets, check_steps, scalar
-from bilevel_models.heads.kept import kept_fractions
-from bilevel_models.heads.losses import CROSS_ENTROPY, Loss
-from bilevel_models.heads.precision import precise
-from bilevel_models.heads.run import Kind, Run
-from bilevel_models.heads.spans import (
+from bilevel_models.heads.autocast import precise
+from bilevel_models.heads.checks import (
+    check_initial,
+    check_sets,
+    check_steps,
+    refuse_second_derivatives,
+    scalar,
+)
+from bilevel_models.heads.dual import (
     Form,
     augmented,
     coefficients_to_head,
@@ -22,7 +24,9 @@ from bilevel_models.heads.spans import (
     gram,
     rows_to_head,
 )
-from bilevel_models.heads.sweep import final_state
+from bilevel_models.heads.linear import Head, logits, zeros
+from bilevel_models.heads.losses import CROSS_ENTROPY, Loss
+from bilevel_models.heads.unrolled import Kind, Run, final_state
 
 __all__ = ["descend"]
 
@@ -54,7 +58,7 @@ def descend(
         targets: y, (batch, n, way), of the features' dtype: classes (`one_hot`) or soft labels.
         steps: T.
         step_size: η, one number or one a step, (T,).
-        scale: s; pass it to `logits` too.
+        scale: s; the head carries it.
         decay: ρ.
         momentum: μ, in [0, 1).
         initial: w_0, {"weight": (batch or 1, dim, way), "bias": (batch or 1, 1, way)}; zero if
@@ -109,7 +113,7 @@ def _by_weights(
         targets=targets.mT.contiguous(),
         **vars(pace),
     )
-    return rows_to_head(final_state(Kind(loss=loss, dual=False), run).mT)
+    return rows_to_head(s, final_state(Kind(loss=loss, dual=False), run).mT)
 
 
 def _by_coefficients(
@@ -119,8 +123,8 @@ def _by_coefficients(
     zero, y = support.new_zeros(()), targets.mT.contiguous()
     offset, kept = zero.view(1, 1, 1), zero.expand(len(pace.sizes) + 1)
     if initial is not None:
-        offset = logits(initial, support, s).mT.contiguous()
-        kept = kept_fractions(**vars(pace))
+        offset = logits({**initial, "scale": s}, support).mT.contiguous()
+        kept = _kept_fractions(**vars(pace))
     run = Run(
         span=gram(support, s),
         start=torch.zeros_like(y),
@@ -132,7 +136,7 @@ def _by_coefficients(
     head = coefficients_to_head(support, s, final_state(Kind(loss=loss, dual=True), run).mT)
     if initial is None:
         return head
-    return {name: head[name] + kept[-1] * initial[name] for name in head}
+    return head | {name: head[name] + kept[-1] * initial[name] for name in initial}
 
 
 def _sizes(step_size: Tensor | float, steps: int, like: Tensor) -> Tensor:
@@ -146,3 +150,46 @@ def _sizes(step_size: Tensor | float, steps: int, like: Tensor) -> Tensor:
             f"one a step, ({steps},)"
         )
     return eta
+
+
+def _kept_fractions(sizes: Tensor, decay: Tensor, momentum: Tensor) -> Tensor:
+    """Return c_0 … c_T, the weight of w_0 in each state, (T + 1,).
+
+    d_{t+1} = μ d_t + ρ c_t,  c_{t+1} = c_t - ε_t d_{t+1},  from c_0 = 1 and d_0 = 0: the recursion
+    of w itself, without data. Without momentum it is a product of 1 - ε_t ρ.
+
+    Args:
+        sizes: ε, (T,).
+        decay: ρ.
+        momentum: μ.
+
+    Cost: T steps on numbers, without a graph.
+    """
+    kept: Tensor = _Kept.apply(sizes, decay, momentum)  # type: ignore[no-untyped-call]
+    return kept
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sizes: Tensor, decay: Tensor, momentum: Tensor) -> Tensor:
+        ctx.numbers = eps, rho, mu = sizes.tolist(), float(decay), float(momentum)
+        c, d = [1.0], [0.0]
+        for e in eps:
+            d.append(mu * d[-1] + rho * c[-1])
+            c.append(c[-1] - e * d[-1])
+        ctx.states = c, d
+        return sizes.new_tensor(c)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        refuse_second_derivatives()
+        (eps, rho, mu), (c, d) = ctx.numbers, ctx.states
+        cotangents = grad.tolist()
+        c_bar, d_bar, rho_bar, mu_bar, eps_bar = cotangents[-1], 0.0, 0.0, 0.0, [0.0] * len(eps)
+        for t in reversed(range(len(eps))):
+            eps_bar[t] = -c_bar * d[t + 1]
+            d_bar = mu * d_bar - eps[t] * c_bar
+            rho_bar += d_bar * c[t]
+            mu_bar += d_bar * d[t]
+            c_bar += rho * d_bar + cotangents[t]
+        return grad.new_tensor(eps_bar), grad.new_tensor(rho_bar), grad.new_tensor(mu_bar)

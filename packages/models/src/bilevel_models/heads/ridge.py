@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
-from bilevel_models.heads.guard import check_finite, check_sets, scalar
-from bilevel_models.heads.precision import precise
-from bilevel_models.heads.spans import Form, normal_equations
+from bilevel_models.heads.autocast import precise
+from bilevel_models.heads.checks import check_finite, check_sets, positive, scalar
+from bilevel_models.heads.dual import Form, normal_equations
+from bilevel_models.heads.linear import Head
 
 __all__ = ["ridge"]
 
@@ -32,7 +32,7 @@ def ridge(
         support: features h, (batch, n, dim).
         targets: y, (batch, n, way), of the features' dtype.
         decay: ρ > 0, of weights and bias.
-        scale: s; pass it to `logits` too.
+        scale: s; the head carries it.
         form: which system is solved; None takes the smaller.
 
     Raises:
@@ -45,9 +45,7 @@ def ridge(
     Vedaldi, 2019), the ridge regression learner and its Woodbury form.
     """
     check_sets(support, targets)
-    rho = scalar(decay, "decay", support)
-    if not (found := float(rho.detach())) > 0:
-        raise ValueError(f"decay must be positive, found {found}: without it no head is unique")
+    rho = positive(decay, "decay", support)
     equations = normal_equations(support, targets, scalar(scale, "scale", support), form)
     matrix = equations.decayed(rho)
     check_finite(matrix)

@@ -28,7 +28,7 @@ class Card:
         model: of the backbone, as `create_model` takes it.
         options: likewise, such as `channels` and `image_size`.
         image_shape: (height, width, channels) of the images, which are in [0, 1].
-        preprocessing: how the images were made, in the data set's words.
+        preprocessing: how the images were made, as the data set's manifest has it.
         data: `name`, `source` and `licence` of the data set, and `splits`: SHA-256 of the pixels
             of each.
         normalization: a `Normalization`, by its value.
@@ -51,7 +51,7 @@ class Card:
     model: str
     options: Mapping[str, Any]
     image_shape: tuple[int, int, int]
-    preprocessing: str
+    preprocessing: Mapping[str, Any] | str
     data: Mapping[str, Any]
     normalization: str
     unit_length: bool
@@ -104,6 +104,13 @@ def _short(value: object) -> str:
 def _text(value: object) -> bool:
     # Printable only, so that what is read from a file cannot steer a terminal.
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def _preprocessing(value: object) -> bool:
+    if isinstance(value, dict):
+        plain = (str, int, list, type(None))
+        return bool(value) and all(_text(k) and isinstance(v, plain) for k, v in value.items())
+    return _text(value)
 
 
 def _tag(value: object) -> bool:
@@ -163,7 +170,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "model": (_text, "a name"),
     "options": (_options, "whole numbers or true or false by name"),
     "image_shape": (_shape, "three positive whole numbers"),
-    "preprocessing": (_text, "a printable text"),
+    "preprocessing": (_preprocessing, "how images were made, by name or in printable words"),
     "data": (_data, f"{', '.join(sorted(DATA_KEYS))}, with hashes of the splits"),
     "normalization": (_text, "a name"),
     "unit_length": (lambda value: isinstance(value, bool), "true or false"),

@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter, ImageFont
 
 from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
+from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.sources.glyphs.characters import SCRIPTS, Script
 from bilevel_data.sources.glyphs.handwriting import SIDE, handwrite
 
@@ -41,8 +42,14 @@ def glyphs() -> SourceData:
         licence="derived from the DejaVu and STIX fonts: Bitstream Vera, public domain and "
         "SIL Open Font License 1.1",
         source="characters of DejaVu Sans and STIX General as installed by matplotlib",
-        preprocessing="28×28, ink 255, 20 drawings a character, turned, sheared, scaled, moved, "
-        "bent and of different stroke widths",
+        preprocessing=Preprocessing(
+            size=(SIDE, SIDE),
+            channels=1,
+            inverted=True,
+            ink="bright",
+            note="20 drawings a character, turned, sheared, scaled, moved, bent and of different "
+            "stroke widths",
+        ),
         rotations_are_classes=True,
         splits=tuple(_split(name, fonts) for name in SPLIT_NAMES),
     )

@@ -9,7 +9,8 @@ import numpy as np
 
 from bilevel_data.dataset import Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
-from bilevel_data.sources.decode import centre_square, check_shape, convert
+from bilevel_data.preprocessing import Preprocessing
+from bilevel_data.sources.decode import check_shape, convert
 from bilevel_data.sources.torchvision.parts import Parts, open_parts
 from bilevel_data.splits import ClassSplits, by_fraction, from_file
 
@@ -65,14 +66,15 @@ def torchvision(
         dealt = by_fraction(names, shares, seed=seed)
         how = f"classes dealt {'/'.join(f'{100 * share:g}' for share in shares)} by seed {seed}"
     size, channels = _shape(found, dealt, size, channels)
+    preparation = Preprocessing(size=(size, size), channels=channels, note=how)
     pooled = "all parts" if part is None else f"part {part}"
     return SourceData(
         name=f"torchvision:{name}",
         licence="unknown: that of the data set",
         source=f"torchvision.datasets.{name}, torchvision {version('torchvision')}, {pooled}",
-        preprocessing=f"centre square, Lanczos to {size}×{size}, {channels} channel(s), {how}",
+        preprocessing=preparation,
         rotations_are_classes=False,
-        splits=tuple(_split(found, *entry, size, channels) for entry in dealt.items()),
+        splits=tuple(_split(found, *entry, preparation) for entry in dealt.items()),
     )
 
 
@@ -98,26 +100,23 @@ def _shape(
 
 
 def _split(
-    found: Parts, name: str, classes: tuple[str, ...], size: int, channels: int
+    found: Parts, name: str, classes: tuple[str, ...], preparation: Preprocessing
 ) -> SourceSplit:
     return SourceSplit(
         name=name,
         class_names=classes,
         class_sizes=tuple(len(found.classes[label]) for label in classes),
-        image_shape=(size, size, channels),
-        images=Lazy(make=partial(_images, found, classes, size, channels)),
+        image_shape=preparation.image_shape,
+        images=Lazy(make=partial(_images, found, classes, preparation)),
     )
 
 
-def _images(found: Parts, classes: tuple[str, ...], size: int, channels: int) -> Iterator[Images]:
+def _images(found: Parts, classes: tuple[str, ...], preparation: Preprocessing) -> Iterator[Images]:
     for label in classes:
-        yield np.stack(
-            [_image(found, item, label, size, channels) for item in found.classes[label]]
-        )
+        yield np.stack([_image(found, item, label, preparation) for item in found.classes[label]])
 
 
-def _image(found: Parts, item: tuple[int, int], label: str, size: int, channels: int) -> Images:
+def _image(found: Parts, item: tuple[int, int], label: str, preparation: Preprocessing) -> Images:
     where = f"torchvision:{found.name}: {label!r}, item {item[1]}"
-    picture = convert(found.picture(item, found.labels[label]), where, channels=channels)
-    square = np.asarray(centre_square(picture, size), dtype=np.uint8)
-    return square.reshape(size, size, channels)
+    picture = found.picture(item, found.labels[label])
+    return preparation.apply(convert(picture, where, channels=preparation.channels))

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bilevel_models.backbones.fused.first_layer import Moments, Patches, normalising_maps, rectified
 from bilevel_models.backbones.fused.im2col import weight_gradient
-from bilevel_models.heads.guard import refuse_second_derivatives
+from bilevel_models.heads.checks import refuse_second_derivatives
 
 __all__ = ["Plan", "block", "channels_last"]
 

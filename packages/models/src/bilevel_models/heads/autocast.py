@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
-from bilevel_models.heads.guard import check_sets
+from bilevel_models.heads.checks import check_sets
+from bilevel_models.heads.linear import Head
 
 __all__ = ["precise", "without_autocast"]
 

@@ -8,9 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Head", "accuracy", "cross_entropy", "logits", "one_hot", "squared_error", "zeros"]
+__all__ = [
+    "Head",
+    "accuracy",
+    "cross_entropy",
+    "logits",
+    "one_hot",
+    "squared_error",
+    "zeros",
+]
 
 Head: TypeAlias = dict[str, Tensor]
+"""W as "weight", (batch, dim, way), b as "bias", (batch, 1, way), and maybe s as "scale".
+
+A head with a scale, a scalar, was trained on s h in the place of the features h.
+"""
 
 
 def zeros(features: Tensor, way: int) -> Head:
@@ -22,15 +34,12 @@ def zeros(features: Tensor, way: int) -> Head:
     }
 
 
-def logits(head: Head, features: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Return s h W + b: (batch, n, way) from features (batch, n, dim).
-
-    Args:
-        head: W and b.
-        features: h.
-        scale: s, the number that the head was trained with; it multiplies W, which is the smaller.
-    """
-    return torch.baddbmm(head["bias"], features, head["weight"] * scale)
+def logits(head: Head, features: Tensor) -> Tensor:
+    """Return s h W + b, (batch, n, way), of features h, (batch, n, dim), with the head's own s."""
+    weight = head["weight"]
+    if "scale" in head:  # on W, which is the smaller
+        weight = weight * head["scale"]
+    return torch.baddbmm(head["bias"], features, weight)
 
 
 def one_hot(labels: Tensor, way: int, like: Tensor) -> Tensor:

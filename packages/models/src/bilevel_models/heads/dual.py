@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
+from bilevel_models.heads.linear import Head
 
 __all__ = [
     "Form",
@@ -60,12 +60,13 @@ def coefficients_to_head(support: Tensor, scale: Tensor, coefficients: Tensor) -
     return {
         "weight": (support.mT @ coefficients) * scale,
         "bias": coefficients.sum(dim=1, keepdim=True),
+        "scale": scale,
     }
 
 
-def rows_to_head(rows: Tensor) -> Head:
+def rows_to_head(scale: Tensor, rows: Tensor) -> Head:
     """Return the head whose weights and, below them, biases are (batch, dim + 1, way)."""
-    return {"weight": rows[:, :-1], "bias": rows[:, -1:]}
+    return {"weight": rows[:, :-1], "bias": rows[:, -1:], "scale": scale}
 
 
 @final
@@ -95,7 +96,7 @@ class Normal:
     def head(self, solution: Tensor) -> Head:
         """Return the head of a solution (batch, p, way)."""
         if self.form is Form.PRIMAL:
-            return rows_to_head(solution)
+            return rows_to_head(self.scale, solution)
         return coefficients_to_head(self.support, self.scale, solution)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.functions import Head
+from bilevel_models.heads.linear import Head
 
 __all__ = [
     "HeadDivergenceError",
@@ -16,6 +16,7 @@ __all__ = [
     "check_run",
     "check_sets",
     "check_steps",
+    "positive",
     "refuse_second_derivatives",
     "scalar",
 ]
@@ -77,9 +78,13 @@ def check_sets(support: Tensor, targets: Tensor) -> None:
 
 
 def check_initial(initial: Head, support: Tensor, targets: Tensor) -> Head:
-    """Return initial weights expanded over the batch; refuse those that do not fit."""
+    """Return initial weights expanded over the batch; refuse those that do not fit.
+
+    Those of another training are for the scale of this one.
+    """
     (batch, _, dim), way = support.shape, targets.shape[2]
     wanted = {"weight": (dim, way), "bias": (1, way)}
+    initial = {name: leaf for name, leaf in initial.items() if name != "scale"}
     found = {name: tuple(leaf.shape) for name, leaf in initial.items()}
     if {name: shape[1:] for name, shape in found.items()} != wanted or any(
         shape[0] not in (1, batch) for shape in found.values()
@@ -121,4 +126,12 @@ def scalar(value: Tensor | float, name: str, like: Tensor) -> Tensor:
     number = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     if number.ndim:
         raise ValueError(f"{name} must be a single number, found shape {tuple(number.shape)}")
+    return number
+
+
+def positive(value: Tensor | float, name: str, like: Tensor) -> Tensor:
+    """Return a positive number as `scalar` does; refuse others."""
+    number = scalar(value, name, like)
+    if not (found := float(number.detach())) > 0:
+        raise ValueError(f"{name} must be positive, found {found}: without it no head is unique")
     return number

@@ -1,0 +1,102 @@
+"""What heads for any number of classes and images need to know, as a module that can be learned."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from bilevel_models.heads.checks import check_sets
+from bilevel_models.heads.class_means import class_means
+from bilevel_models.heads.linear import Head, one_hot
+from bilevel_models.heads.solve import solve
+
+__all__ = ["HeadSolver"]
+
+CLASSES = 10.0  # of an episode that outweigh the running mean of all features
+
+
+@final
+class HeadSolver(nn.Module):
+    """From support features to heads that are right, and calibrated, for any way and shot.
+
+    A head is the optimum of a class-balanced softmax regression whose weights are drawn to those of
+    shrunken class means (`class_means`, `solve`). With one image a class it is hardly more than the
+    class means; the more images there are, the more it is a regression. Its logits need no
+    temperature that depends on the task.
+
+    Features are taken from a centre, between the running mean and the mean of the episode's own
+    classes: c = (ν c⁰ + Σ_k a_k x̄_k) / (ν + Σ_k a_k), a_k = n_k / (n_k + r) the weight of a mean of
+    n_k images, ν = 10. What is left of it in the head is in the bias.
+
+    Attributes:
+        running_mean: c⁰, (dim,), of the features of training; `track` moves it.
+        momentum: how fast it follows, an episode.
+        log_shrinkage: log r, of the class means.
+        log_temperature: log β, likewise.
+        log_decay: log ρ, of the regression.
+
+    Args:
+        dim: of the features.
+        shrinkage: r, where it starts.
+        temperature: β, likewise.
+        decay: ρ, likewise.
+    """
+
+    running_mean: Tensor
+
+    def __init__(
+        self, dim: int, *, shrinkage: float = 1.0, temperature: float = 20.0, decay: float = 0.03
+    ) -> None:
+        super().__init__()
+        self.momentum = 0.01
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.log_shrinkage = nn.Parameter(torch.tensor(math.log(shrinkage)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.log_decay = nn.Parameter(torch.tensor(math.log(decay)))
+
+    def fit(self, features: Tensor, targets: Tensor) -> Head:
+        """Return one head an episode, differentiable in the features and in the three numbers.
+
+        Args:
+            features: of the support images, (batch, n, dim).
+            targets: y, (batch, n, way), as `solve` takes them: all zeros where there is no image.
+
+        Raises:
+            TypeError, ValueError, HeadDivergenceError: as `solve`.
+
+        Cost: as `solve`.
+        """
+        check_sets(features, targets)
+        r, beta, rho = (
+            each.to(features).exp()
+            for each in (self.log_shrinkage, self.log_temperature, self.log_decay)
+        )
+        centre = self._centre(features, targets, r)
+        h = features - centre
+        prior = class_means(h, targets, shrinkage=r, temperature=beta)
+        head = solve(h, targets, decay=rho, prior=prior)
+        return {"weight": head["weight"], "bias": head["bias"] - centre @ head["weight"]}
+
+    def fit_labels(self, features: Tensor, labels: Tensor, way: int) -> Head:
+        """Return `fit` of classes 0 … way-1, int64 (batch, n)."""
+        return self.fit(features, one_hot(labels, way, features))
+
+    @torch.no_grad()
+    def track(self, features: Tensor) -> None:
+        """Let the running mean follow features (batch, n, dim) of training, episode after episode.
+
+        Features of the first episodes replace the zeros that it starts with only slowly; what the
+        heads lack meanwhile, the mean of their own classes gives.
+        """
+        for mean in features.detach().mean(dim=1).to(self.running_mean):
+            self.running_mean.lerp_(mean, self.momentum)
+
+    def _centre(self, features: Tensor, targets: Tensor, r: Tensor) -> Tensor:
+        """Return c, (batch, 1, dim)."""
+        shares = 1 / (targets.sum(dim=1) + r)  # of an image in a_k x̄_k, (batch, way)
+        by_image = (targets @ shares[..., None]).mT
+        whole = by_image.sum(dim=-1, keepdim=True)
+        return (CLASSES * self.running_mean.to(features) + by_image @ features) / (CLASSES + whole)
