@@ -63,7 +63,7 @@ print("features", tuple(h_support.shape), tuple(h_query.shape))
 targets = heads.one_hot(torch.arange(5).expand(2, 5), 5, h_support)
 head = heads.descend(h_support, targets, steps=5, step_size=torch.tensor(0.1), scale=10.0)
 labels = torch.arange(5).repeat(2, 3)
-loss = heads.cross_entropy(heads.logits(head, h_query, 10.0), labels).mean()
+loss = heads.cross_entropy(heads.logits(head, h_query), labels).mean()
 loss.backward()
 print("gradient of the first filters", tuple(backbone.first.weight.grad.shape))
 
