@@ -115,7 +115,7 @@ def test_at_least_one_direction():
 
 
 def test_the_example():
-    failed, tried = doctest.testmod(importlib.import_module("bilevel_core.check"))
+    failed, tried = doctest.testmod(importlib.import_module("bilevel_core.check_hypergradient"))
     assert tried
     assert not failed
 

@@ -84,7 +84,7 @@ def test_the_work_counted_in_a_real_run(steps, given, budget):
     hypergradient(
         known.problem, counting, known.lam, steps=steps, engine=Checkpointed(budget=given)
     )
-    checks, first_run, backward = 3, steps, steps  # a step, and two to see whether it draws
+    checks, first_run, backward = 4, steps, steps  # two to see whether it draws, one derivative
     assert counting.runs == checks + first_run + forward_steps(steps, budget) + backward
 
 
@@ -104,10 +104,10 @@ def test_no_more_states_are_stored_than_the_budget_allows(steps, budget, monkeyp
     """Watch every state that the schedule computes for as long as something holds it."""
     watched, held = [], []
 
-    def watching(flow, lam, state, position, end):
+    def watching(instance, state, position, end):
         alive = {id(ref()) for ref in watched if ref() is not None}
         held.append(1 + len(alive))  # s_0 is stored too
-        further = advance(flow, lam, state, position, end)
+        further = advance(instance, state, position, end)
         if further is not state:
             watched.append(weakref.ref(further))
         return further

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bilevel_core import Interval, Positive, Simplex
 from bilevel_core.backends.torch import TorchBackend
-from bilevel_core.coordinates import coordinates
+from bilevel_core.constraints.reparametrization import coordinates
 
 BACKEND = TorchBackend()
 BOX = Interval(low=-1.0, high=3.0)

@@ -20,8 +20,8 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
+from bilevel_core.hypergradient import checked_run, value_and_gradient
 from bilevel_core.results import Result
-from bilevel_core.validation import checked_flow
 from frameworks import Framework, crossed
 from problems import ALL, Known, ridge, shift
 
@@ -212,8 +212,8 @@ def test_captured_and_leaf_tensors_that_require_grad_stay_untouched(engine):
 def test_each_engine_names_the_step_at_which_a_run_diverges(engine):
     """|1 - η| = 2: step 54 is 2⁵³ = 2/ε times as long as the first."""
     known, fast = shift(), GradientDescent(step_size=3.0)
-    flow, lam = checked_flow(known.problem, fast, known.lam, 100)
-    assert engine(flow, lam, 100).result == Result(code=Code.GROWING, step=54)
+    run = checked_run(known.problem, fast, known.lam, steps=100, engine=engine)
+    assert value_and_gradient(engine, run).result == Result(code=Code.GROWING, step=54)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2, 100])

@@ -10,9 +10,11 @@ from bilevel_core import (
     Dense,
     DivergenceError,
     Exact,
+    Flow,
     GradientDescent,
     HeavyBall,
     Implicit,
+    Instance,
     Problem,
     ProjectedGradient,
     hypergradient,
@@ -174,14 +176,10 @@ def test_an_objective_that_is_not_finite_is_refused():
 
 def test_batches_are_refused():
     problem = dataclasses.replace(shift().problem, batches=lambda t: t)
+    flow = Flow(problem=problem, dynamics=DESCENT, backend=BACKEND)
+    instance = Instance(flow=flow, lam=shift().lam, steps=1)
     with pytest.raises(ValueError, match="Exact takes one inner objective for all steps"):
-        Exact()(flow_of(problem), shift().lam, 1)
-
-
-def flow_of(problem):
-    from bilevel_core import Flow
-
-    return Flow(problem=problem, dynamics=DESCENT, backend=BACKEND)
+        Exact().run(instance, keep=True)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

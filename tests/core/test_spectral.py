@@ -23,7 +23,7 @@ from bilevel_core import (
     solve_inner,
 )
 from bilevel_core.backends.torch import TorchBackend
-from bilevel_core.engines.linear_system import differences, linear_system, response
+from bilevel_core.engines.shared.linear_system import differences, linear_system, response
 from frameworks import JAX, TORCH, Framework, crossed, each_framework, jax, needs_jax
 from problems import ALL, ridge, shift
 

@@ -1,12 +1,24 @@
 """Gradients through learning: bilevel problems, inner dynamics and hypergradient engines."""
 
-from bilevel_core.abstract import Backend, Dynamics, Engine, LinearSolver, OuterOptimizer
-from bilevel_core.check import CheckedDirection, HypergradientCheck, check_hypergradient
+from bilevel_core.abstract import (
+    Backend,
+    Dynamics,
+    Engine,
+    Gradient,
+    LinearSolver,
+    OuterOptimizer,
+)
+from bilevel_core.check_hypergradient import (
+    CheckedDirection,
+    HypergradientCheck,
+    check_hypergradient,
+)
 from bilevel_core.constraints import Constraint, Interval, Positive, Simplex
-from bilevel_core.convergence import ConvergenceReport, ConvergenceRow, convergence_report
+from bilevel_core.convergence_report import ConvergenceReport, ConvergenceRow, convergence_report
 from bilevel_core.dynamics import (
     Adam,
     Custom,
+    FirstOrder,
     GradientDescent,
     HeavyBall,
     Nesterov,
@@ -23,21 +35,24 @@ from bilevel_core.engines import (
     Truncated,
     Unrolled,
 )
-from bilevel_core.flow import Flow
-from bilevel_core.hypergradient import hypergradient, solve_inner
+from bilevel_core.flow import Flow, Instance
+from bilevel_core.hypergradient import hypergradient
 from bilevel_core.linear import ConjugateGradient, Dense, FixedPoint, Neumann
-from bilevel_core.online import OnlineRun, minimize_online
-from bilevel_core.outer import OuterRun, OuterStep, minimize
+from bilevel_core.minimize import OuterRun, OuterStep, minimize
+from bilevel_core.minimize_online import OnlineRun, minimize_online
+from bilevel_core.multitask import in_turn, joint_problem, sampled
 from bilevel_core.problem import Problem
 from bilevel_core.results import (
     Code,
     ConvergenceError,
     DivergenceError,
     Hypergradient,
+    Pulled,
     Result,
+    Solution,
 )
+from bilevel_core.solve_inner import outer_objective, solve_inner
 from bilevel_core.stopping import GradientBelow, OuterRecord, Patience, StoppingRule
-from bilevel_core.tasks import in_turn, joint_problem, sampled
 
 __all__ = [
     "Adam",
@@ -57,15 +72,18 @@ __all__ = [
     "Dynamics",
     "Engine",
     "Exact",
+    "FirstOrder",
     "FixedPoint",
     "Flow",
     "Forward",
+    "Gradient",
     "GradientBelow",
     "GradientDescent",
     "HeavyBall",
     "Hypergradient",
     "HypergradientCheck",
     "Implicit",
+    "Instance",
     "Interval",
     "LinearSolver",
     "Nesterov",
@@ -79,9 +97,11 @@ __all__ = [
     "Positive",
     "Problem",
     "ProjectedGradient",
+    "Pulled",
     "Result",
     "Reverse",
     "Simplex",
+    "Solution",
     "Spectral",
     "StoppingRule",
     "Truncated",
@@ -93,6 +113,7 @@ __all__ = [
     "joint_problem",
     "minimize",
     "minimize_online",
+    "outer_objective",
     "sampled",
     "solve_inner",
 ]

@@ -8,20 +8,21 @@ Each part of that sentence is one object:
 
     Problem   (problem.py)   Φ_0, the inner objective L_λ(w) and the outer objective E(w, λ)
     Dynamics  (dynamics/)    Φ_t: one step of an optimiser on L_λ
-    Engine    (engines/)     how ∇f_T(λ) is computed: reverse, forward, implicit, …
+    Engine    (engines/)     how the solve λ ↦ w_T(λ) is run and differentiated
     Backend   (backends/)    the array framework: all that an engine may ask of it
 
 Two more contracts serve them: a `LinearSolver` (linear/) solves the system of the implicit engine,
 and an `OuterOptimizer`, which the backend makes, updates λ. `Problem` is data; the other five are
 the protocols below.
 
-`hypergradient` (hypergradient.py) has its input checked once (validation.py), which finds the
-backend from the arrays and joins it with problem and dynamics into a `Flow` (flow.py), and calls
-the engine with that. An engine of f_T needs no more than the flow's three pure maps; the implicit
-engine, which differentiates the condition ∇_w L = 0 instead, and those for quadratic objectives
-also look at the problem and the dynamics that the flow holds. `minimize` (outer.py) repeats that
-under an optimiser for λ, which may be held to a set (constraints.py); `minimize_online` (online.py)
-moves λ during one inner run.
+The core of it all is `solve_inner` (solve_inner.py): w_T as an ordinary function of λ, which the
+framework differentiates by the engine. E around it is ordinary code. `hypergradient`
+(hypergradient.py) does both in one checked call. Either has its input checked (validation.py),
+which finds the backend from the arrays and joins it with problem and dynamics into a `Flow`
+(flow.py): three pure maps, all that an engine of f_T needs. The implicit engine, which
+differentiates the condition ∇_w L = 0 instead, and those for quadratic objectives also look at the
+problem and the dynamics that the flow holds. `minimize` repeats a hypergradient under an optimiser
+for λ, which may be held to a set (constraints/); `minimize_online` moves λ during one inner run.
 
 Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi,
 Frasconi, Salzo, Grazzi, Pontil, 2018), Eqs. 1, 2, 5 and 6.
@@ -31,41 +32,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bilevel_core.types import Array, Tree
 
 if TYPE_CHECKING:
-    from bilevel_core.flow import Flow
-    from bilevel_core.results import Hypergradient
+    from bilevel_core.flow import Instance
+    from bilevel_core.results import Pulled, Solution
 
 __all__ = [
     "Array",
     "Backend",
     "Dynamics",
     "Engine",
+    "Gradient",
     "LinearSolver",
     "OuterOptimizer",
     "Tree",
 ]
 
-Array: TypeAlias = Any
-"""An array of the framework in use, such as a `torch.Tensor`."""
 
-Tree: TypeAlias = Any
-"""An array, or a dict, list or tuple of trees."""
+class Gradient(Protocol):
+    """∇_w L_λ at step t, as a step of the dynamics is given it."""
+
+    def __call__(self, w: Tree) -> Tree:
+        """Return ∇_w L_λ(w)."""
+        ...
+
+    def with_value(self, w: Tree) -> tuple[Array, Tree]:
+        """Return L_λ(w) and ∇_w L_λ(w), at the cost of the gradient."""
+        ...
+
+    def held(self) -> Gradient:
+        """Return the same gradient with no derivative of its own: a first-order step."""
+        ...
 
 
 class Dynamics(Protocol):
     """Φ: an optimiser of the inner objective, as pure functions of its state.
 
-    Whatever else than w the optimiser keeps (a velocity, moments) lives in the state, so that an
-    engine can differentiate through it.
+    Whatever else than w the optimiser keeps (a velocity, moments, a counter) lives in the state, so
+    that an engine can differentiate through it. Leaves of whole numbers are carried along: they
+    have no derivative.
     """
 
     def init(self, w: Tree, lam: Tree) -> Tree:
         """Return the state s_0 that starts at the parameters w = Φ_0(λ)."""
         ...
 
-    def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
+    def step(self, gradient: Gradient, state: Tree, lam: Tree, t: int) -> Tree:
         """Return s_t from s_{t-1}; `gradient(w)` is ∇_w L_λ(w), and t counts from 1."""
         ...
 
@@ -75,10 +90,17 @@ class Dynamics(Protocol):
 
 
 class Engine(Protocol):
-    """A way to compute f_T(λ) and ∇f_T(λ)."""
+    """A way to run the solve λ ↦ w_T(λ) and to differentiate it; the outer objective is not here.
 
-    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
-        """Run T = `steps` inner steps from λ; failure is a value (`Hypergradient.result`)."""
+    Failure is a value in what both return (`Result`); the entry points raise it.
+    """
+
+    def run(self, instance: Instance, *, keep: bool) -> Solution:
+        """Run from λ to s_T; `keep` what `pull` needs, as a tree of arrays."""
+        ...
+
+    def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
+        """Pull a cotangent of w_T back to λ, and to w_0 where the instance has a start."""
         ...
 
 
@@ -86,12 +108,19 @@ class LinearSolver(Protocol):
     """Solves A x = b for an operator A that is known by its products."""
 
     def __call__(
-        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+        self,
+        product: Callable[[Tree], Tree],
+        b: Tree,
+        backend: Backend,
+        *,
+        symmetric: bool,
+        guess: Tree | None = None,
     ) -> Tree:
         """Return x; `product(v)` is A v, and `symmetric` says whether A is known to equal Aᵀ.
 
-        A solver that needs a symmetric A raises `ValueError` where it is not declared so. How near
-        x is to a solution is for the caller to check.
+        An iterative solver starts at `guess`, or at 0 where none is handed on. One that needs a
+        symmetric A raises `ValueError` where it is not declared so. How near x is to a solution is
+        for the caller to check.
         """
         ...
 
@@ -105,12 +134,10 @@ class OuterOptimizer(Protocol):
 
 
 class Backend(Protocol):
-    """What an engine may ask of an array framework. Trees are mapped by `tree.py`, not here."""
+    """What an engine may ask of an array framework.
 
-    @property
-    def name(self) -> str:
-        """The framework's name, as its extra is called."""
-        ...
+    Trees are mapped by `tree.py` and measured by `arrays.py`, not here.
+    """
 
     @property
     def namespace(self) -> Any:
@@ -119,31 +146,11 @@ class Backend(Protocol):
 
     @property
     def compiles(self) -> bool:
-        """Whether loops are compiled or traced as a whole, so that no step has a graph to keep."""
+        """Whether loops are compiled or traced as a whole, with t a traced number."""
         ...
 
     def owns(self, leaf: object) -> bool:
         """Say whether a leaf is an array of this framework."""
-        ...
-
-    def signature(self, leaf: Array) -> tuple[tuple[int, ...], str]:
-        """Return (shape, dtype) of an array, for checks and messages."""
-        ...
-
-    def is_floating(self, leaf: Array) -> bool:
-        """Say whether an array holds real floating-point numbers."""
-        ...
-
-    def epsilon(self, tree: Tree) -> float:
-        """Return the largest machine epsilon among a tree's arrays."""
-        ...
-
-    def norm(self, tree: Tree) -> float:
-        """Return the Euclidean norm over all of a tree's entries (NaN or inf if any is)."""
-        ...
-
-    def ones_like(self, leaf: Array) -> Array:
-        """Return an array of ones of the same shape, dtype and device."""
         ...
 
     def is_concrete(self, tree: Tree) -> bool:
@@ -158,10 +165,19 @@ class Backend(Protocol):
         """Return a context in which no graph is kept but what `vjp` keeps."""
         ...
 
-    def fold(
-        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
-    ) -> Tree:
-        """Return the carry after `carry = body(carry, fixed, t)` for every t.
+    def loop(
+        self,
+        body: Callable[[Tree, Tree, int], Tree],
+        carry: Tree,
+        fixed: Tree,
+        times: range,
+        *,
+        keep: bool = False,
+    ) -> tuple[Any, Tree]:
+        """Do `carry = body(carry, fixed, t)` for every t; returns (history, last carry).
+
+        Where it is to `keep` the way, `history[i]` is the carry *before* step i of `times`; else
+        the history is ().
 
         A framework may compile the body once for all t, which is then an integer scalar array. It
         finds a compiled body again where `body` compares equal, so a body should be a function of
@@ -169,18 +185,8 @@ class Backend(Protocol):
         """
         ...
 
-    def record(
-        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
-    ) -> tuple[Any, Tree]:
-        """Do what `fold` does and keep the way: (history, last carry)."""
-        ...
-
-    def recall(self, history: Any, index: int) -> Tree:
-        """Return the carry that a recorded history had *before* its step `index`, from 0."""
-        ...
-
-    def gradient(self, function: Callable[[Tree], Array]) -> Callable[[Tree], Tree]:
-        """Return the gradient of a scalar function of one tree; it can be differentiated again."""
+    def gradient(self, function: Callable[[Tree], Array]) -> Callable[[Tree], tuple[Array, Tree]]:
+        """Return w ↦ (value, gradient) of a scalar function; both can be differentiated again."""
         ...
 
     def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
@@ -192,15 +198,11 @@ class Backend(Protocol):
         ...
 
     def vjp(
-        self, function: Callable[..., Tree], *primals: Tree
+        self, function: Callable[..., Tree], *primals: Tree, fixed: tuple[Any, ...] = ()
     ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
-        """Return function(*primals) and the map from a cotangent to the products with Jᵀ."""
-        ...
+        """Return function(*primals, *fixed) and the map from a cotangent to the products with Jᵀ.
 
-    def graph_entries(self, value: Tree, besides: Tree) -> int:
-        """Return how many numbers the graph behind a value of `vjp` holds, its primals included.
-
-        What the graph behind `besides` holds too, such as data, is not counted.
+        One product for each of `primals`; leaves of whole numbers have zero.
         """
         ...
 
@@ -213,27 +215,33 @@ class Backend(Protocol):
         """
         ...
 
-    def unit_tangents(self, tree: Tree, first: int, count: int) -> Tree:
-        """Return rows first … first+count-1 of the identity on a tree's entries, as a batch."""
-        ...
+    def differentiable(
+        self,
+        run: Callable[..., tuple[Tree, Tree]],
+        pull: Callable[..., tuple[Tree, Tree]],
+        probe: Callable[..., Tree],
+        lam: Tree,
+        start: Tree,
+        data: Any,
+    ) -> Tree:
+        """Return the value of `run` as a node whose derivative is `pull`.
 
-    def from_entries(self, parts: list[Array], like: Tree) -> Tree:
-        """Return a tree from its entries, one-dimensional arrays that follow each other.
-
-        Its leaves have the shapes and types of those of `like`.
+        Args:
+            run: `run(lam, start, data, keep)` returns the value and a tree of arrays, the memory.
+            pull: `pull(lam, start, data, memory, cotangent)` returns the products with Jᵀ for λ and
+                start. It is not differentiated again: that is refused.
+            probe: `probe(lam, start, data)`, what may not depend on a differentiated array that
+                stands in none of the three, since its derivative would be lost.
+            lam: differentiated.
+            start: differentiated; () where there is none.
+            data: whatever the problem takes, not differentiated.
         """
         ...
 
-    def size(self, tree: Tree) -> int:
-        """Return the number of entries of a tree."""
-        ...
-
-    def dot(self, x: Tree, y: Tree) -> Array:
-        """Return ⟨x, y⟩ over all entries, a scalar array."""
-        ...
-
-    def solve(self, matrix: Array, b: Array) -> Array:
-        """Return x (n,) with A x = b for A (n, n); not finite where a pivot of A is zero."""
+    def mapped(
+        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
+    ) -> Callable[..., Tree]:
+        """Return the function over a leading axis of the arguments whose entry of `axes` is 0."""
         ...
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:

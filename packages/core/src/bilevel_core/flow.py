@@ -1,48 +1,183 @@
-"""Problem, dynamics and backend, joined into the three pure maps that make f_T."""
+"""Problem, dynamics and backend, joined into the pure maps that make w_T; and one inner run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
-from bilevel_core.abstract import Array, Backend, Dynamics, Tree
+from bilevel_core.abstract import Backend, Dynamics, Gradient
 from bilevel_core.problem import Problem
-from bilevel_core.tree import plain
+from bilevel_core.tree import is_nothing, leaves, plain
+from bilevel_core.types import Array, Tree
 
-__all__ = ["Advance", "Flow", "Trajectory", "advance", "fold_ends", "run_ends", "trajectory"]
+__all__ = [
+    "Advance",
+    "Ends",
+    "Flow",
+    "Instance",
+    "KnownGradient",
+    "Outer",
+    "Trajectory",
+    "advance",
+    "loop_ends",
+    "run_ends",
+    "start_state",
+    "trajectory",
+]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """s_0 = start(λ), s_t = step(s_{t-1}, λ, t), f_T(λ) = objective(s_T, λ).
+    """s_0 = start(λ), s_t = step(s_{t-1}, λ, t), w_T = params(s_T).
 
-    Engines of f_T differentiate these maps; `Implicit`, `Exact` and `Spectral` differentiate
-    `problem.inner` itself.
+    It holds no arrays: λ, the data and a given start are arguments, so that what a framework
+    compiles from it serves any of them.
     """
 
     problem: Problem
     dynamics: Dynamics
     backend: Backend
 
-    def initial(self, lam: Tree) -> Tree:
+    def initial(self, lam: Tree, data: Any) -> Tree:
         """Return w_0 = Φ_0(λ)."""
-        return plain(self.problem.init(lam))
+        return plain(self.problem.init(lam, *_given(data)))
 
-    def start(self, lam: Tree) -> Tree:
-        """Return s_0, the dynamics' state at w_0."""
-        return plain(self.dynamics.init(self.initial(lam), lam))
+    def start(self, lam: Tree, start: Tree, data: Any) -> Tree:
+        """Return s_0, the dynamics' state at the given start, or at Φ_0(λ) where that is ()."""
+        w = self.initial(lam, data) if is_nothing(start) else plain(start)
+        return plain(self.dynamics.init(w, lam))
 
-    def step(self, state: Tree, lam: Tree, t: int) -> Tree:
-        """Return s_t = Φ_t(s_{t-1}, λ)."""
-        inner = self.problem.inner_at(t)
-        gradient = self.backend.gradient(lambda w: inner(w, lam))
-        return plain(self.dynamics.step(gradient, state, lam, t))
+    def seen(self, t: int, data: Any) -> tuple[Any, ...]:
+        """Return what the inner objective of step t is given beside w and λ."""
+        if self.problem.batches is None:
+            return _given(data)
+        try:
+            return (self.problem.batches(t, *_given(data)),)
+        except StopIteration as error:
+            raise ValueError(
+                f"batches({t}) raised StopIteration: it must be a function of t alone, and the "
+                "same batch whenever it is asked for t, not the next one of an iterator"
+            ) from error
 
-    def objective(self, state: Tree, lam: Tree) -> Array:
-        """Return E(w, λ) at the parameters of a state."""
-        return self.problem.outer(self.dynamics.params(state), lam)
+    def inner(self, w: Tree, lam: Tree, seen: tuple[Any, ...]) -> Array:
+        """Return L_λ(w)."""
+        return self.problem.inner(w, lam, *seen)
+
+    def slope(self, lam: Tree, seen: tuple[Any, ...]) -> Gradient:
+        """Return ∇_w L_λ as a function of w."""
+        return Slope(self.backend, lambda w: self.inner(w, lam, seen))
+
+    def step(self, state: Tree, lam: Tree, seen: tuple[Any, ...], t: int) -> Tree:
+        """Return s_t = Φ_t(s_{t-1}, λ), where the inner objective has `seen` what it sees at t."""
+        return plain(self.dynamics.step(self.slope(lam, seen), state, lam, t))
+
+    def outer(self, w: Tree, lam: Tree, data: Any) -> Array:
+        """Return E(w, λ)."""
+        return self.problem.outer(w, lam, *_given(data))
+
+
+def _given(data: Any) -> tuple[Any, ...]:
+    return () if data is None else (data,)
+
+
+@final
+@dataclass(frozen=True)
+class Slope:
+    """∇L, as the dynamics are given it (`Gradient`)."""
+
+    backend: Backend
+    objective: Callable[[Tree], Array]
+    constant: bool = False
+
+    def with_value(self, w: Tree) -> tuple[Array, Tree]:
+        """Return L(w) and ∇L(w)."""
+        found = self.backend.gradient(self.objective)(w)
+        return self.backend.detach(found) if self.constant else found
+
+    def __call__(self, w: Tree) -> Tree:
+        """Return ∇L(w)."""
+        return self.with_value(w)[1]
+
+    def held(self) -> Gradient:
+        """Return the same numbers with no derivative."""
+        return Slope(self.backend, self.objective, constant=True)
+
+
+@final
+@dataclass(frozen=True)
+class KnownGradient:
+    """A gradient of which only the numbers are known (`Gradient`)."""
+
+    find: Callable[[Tree], Tree]
+
+    def __call__(self, w: Tree) -> Tree:
+        """Return the numbers at w."""
+        return self.find(w)
+
+    def with_value(self, w: Tree) -> tuple[Array, Tree]:
+        """Return 0 for the value, and the numbers at w."""
+        found = self.find(w)
+        return 0 * leaves(found)[0].reshape(-1)[:1].sum(), found
+
+    def held(self) -> Gradient:
+        """Return itself."""
+        return self
+
+
+@final
+@dataclass(frozen=True)
+class Outer:
+    """(w, λ, data) ↦ E, as one object that a backend finds again."""
+
+    flow: Flow
+
+    def __call__(self, w: Tree, lam: Tree, data: Any) -> Array:
+        """Return E(w, λ)."""
+        return self.flow.outer(w, lam, data)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Instance:
+    """One inner run: the maps, and all that they are given.
+
+    Attributes:
+        flow: the maps.
+        lam: λ.
+        steps: T.
+        data: what the problem's functions have as their last argument; None where they have none.
+        start: w_0 in place of Φ_0(λ), a tree like it; () where there is none.
+        guess: where the implicit engine's solver starts; None for 0.
+    """
+
+    flow: Flow
+    lam: Tree
+    steps: int
+    data: Any = None
+    start: Tree = ()
+    guess: Tree | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """The framework."""
+        return self.flow.backend
+
+    @property
+    def fixed(self) -> tuple[Tree, Any]:
+        """What every step reads."""
+        return self.lam, self.data
+
+    def step(self, state: Tree, t: int) -> Tree:
+        """Return s_t."""
+        return self.flow.step(state, self.lam, self.flow.seen(t, self.data), t)
+
+
+def start_state(instance: Instance) -> Tree:
+    """Return s_0, with no derivatives attached."""
+    flow = instance.flow
+    return flow.backend.detach(flow.start(instance.lam, instance.start, instance.data))
 
 
 @final
@@ -52,9 +187,10 @@ class Advance:
 
     flow: Flow
 
-    def __call__(self, state: Tree, lam: Tree, t: int) -> Tree:
+    def __call__(self, state: Tree, fixed: tuple[Tree, Any], t: int) -> Tree:
         """Return s_t."""
-        return self.flow.backend.detach(self.flow.step(state, lam, t))
+        lam, data = fixed
+        return self.flow.backend.detach(self.flow.step(state, lam, self.flow.seen(t, data), t))
 
 
 @final
@@ -63,14 +199,12 @@ class Trajectory:
     """The states from s_position to s_end.
 
     Attributes:
-        flow: the maps.
         position: where it begins.
         end: where it ends.
         history: the states s_position … s_{end-1}, as the backend keeps them.
         last: s_end.
     """
 
-    flow: Flow
     position: int
     end: int
     history: Any
@@ -78,9 +212,7 @@ class Trajectory:
 
     def state(self, t: int) -> Tree:
         """Return s_t."""
-        if t == self.end:
-            return self.last
-        return self.flow.backend.recall(self.history, t - self.position)
+        return self.last if t == self.end else self.history[t - self.position]
 
     def head(self) -> list[Tree]:
         """Return the first two states, or one where there is one."""
@@ -91,32 +223,38 @@ class Trajectory:
         return [self.state(t) for t in range(max(self.position, self.end - 1), self.end + 1)]
 
 
-def trajectory(flow: Flow, lam: Tree, state: Tree, position: int, end: int) -> Trajectory:
+def trajectory(instance: Instance, state: Tree, position: int, end: int) -> Trajectory:
     """Return all states from s_position = `state` to s_end, with no derivatives attached."""
-    times = range(position + 1, end + 1)
-    history, last = flow.backend.record(Advance(flow), state, lam, times)
-    return Trajectory(flow=flow, position=position, end=end, history=history, last=last)
+    history, last = instance.backend.loop(
+        Advance(instance.flow), state, instance.fixed, range(position + 1, end + 1), keep=True
+    )
+    return Trajectory(position=position, end=end, history=history, last=last)
 
 
-def advance(flow: Flow, lam: Tree, state: Tree, position: int, end: int) -> Tree:
+def advance(instance: Instance, state: Tree, position: int, end: int) -> Tree:
     """Return s_end from s_position, with no derivatives attached; memory: one state."""
-    return flow.backend.fold(Advance(flow), state, lam, range(position + 1, end + 1))
+    times = range(position + 1, end + 1)
+    return instance.backend.loop(Advance(instance.flow), state, instance.fixed, times)[1]
 
 
-def run_ends(flow: Flow, lam: Tree, steps: int) -> tuple[list[Tree], list[Tree]]:
-    """Run all T steps and return [s_0, s_1] and [s_{T-1}, s_T] (one state where T = 0)."""
-    state = flow.backend.detach(flow.start(lam))
-    return fold_ends(flow.backend, Advance(flow), state, lam, steps)
+Ends: TypeAlias = tuple[list[Tree], list[Tree]]
+"""[s_0, s_1] and [s_{T-1}, s_T], one state in each where T = 0."""
 
 
-def fold_ends(
+def run_ends(instance: Instance) -> Ends:
+    """Run all T steps and return both ends; memory: four states."""
+    body, state = Advance(instance.flow), start_state(instance)
+    return loop_ends(instance.backend, body, state, instance.fixed, instance.steps)
+
+
+def loop_ends(
     backend: Backend, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, steps: int
-) -> tuple[list[Tree], list[Tree]]:
-    """Fold over t = 1 … T; returns the carries at t = 0, 1 and at t = T-1, T (one where T = 0)."""
+) -> Ends:
+    """Loop over t = 1 … T; returns the carries at t = 0, 1 and at t = T-1, T (one where T = 0)."""
     if steps == 0:
         return [carry], [carry]
-    head = [carry, backend.fold(body, carry, fixed, range(1, 2))]
+    head = [carry, backend.loop(body, carry, fixed, range(1, 2))[1]]
     if steps == 1:
         return head, head
-    before = backend.fold(body, head[1], fixed, range(2, steps))
-    return head, [before, backend.fold(body, before, fixed, range(steps, steps + 1))]
+    before = backend.loop(body, head[1], fixed, range(2, steps))[1]
+    return head, [before, backend.loop(body, before, fixed, range(steps, steps + 1))[1]]

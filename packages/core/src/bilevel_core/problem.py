@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
-from bilevel_core.abstract import Array, Tree
+from bilevel_core.types import Array, Tree
 
 __all__ = ["Problem"]
 
@@ -25,25 +26,27 @@ class Problem:
             is called for t = 1 … T and its value handed on as `inner(w, lam, batch)`. It must be a
             function of t alone: engines that run a step again rely on the same batch.
 
+    Where a solve is given `data`, each of the four has it as its last argument: `inner(w, lam,
+    data)`, `outer(w, lam, data)`, `init(lam, data)`, and `batches(t, data)`, whose value stands in
+    the place of the data in `inner`. So one problem serves any number of tasks: it is checked once,
+    and in JAX compiled once.
+
     All are functions of their arguments alone. Dropout and the like draw in `batches`, from a
-    generator seeded with t; an inner objective that draws itself is refused but for `Unrolled` and
-    `Direct` in PyTorch. Nothing looks for draws in `outer` and `init`.
+    generator seeded with t; an objective that draws itself is refused but for `Unrolled` and
+    `Direct` in PyTorch.
 
     In JAX, what `inner` and `outer` capture from outside is compiled in at first use: data that
-    change come in through λ or `batches`, or with a new problem.
+    change come in through λ, `data` or `batches`.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
     al., 2018), Eqs. 2, 5 and 6.
     """
 
     inner: Callable[..., Array]
-    outer: Callable[[Tree, Tree], Array]
-    init: Callable[[Tree], Tree]
-    batches: Callable[[int], Any] | None = None
-
-    def inner_at(self, t: int) -> Callable[[Tree, Tree], Array]:
-        """Return the inner objective of step t."""
-        if self.batches is None:
-            return self.inner
-        batch = self.batches(t)
-        return lambda w, lam: self.inner(w, lam, batch)
+    outer: Callable[..., Array]
+    init: Callable[..., Tree]
+    batches: Callable[..., Any] | None = None
+    # What passed the checks (validation.py): by dynamics, for as long as those live.
+    passed: WeakKeyDictionary[Any, set[Any]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )

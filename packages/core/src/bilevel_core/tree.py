@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bilevel_core.abstract import Tree
+from bilevel_core.types import Tree
 
-__all__ = ["add", "leaves", "map_leaves", "named_leaves", "plain", "rebuild"]
+__all__ = ["add", "is_nothing", "leaves", "map_leaves", "named_leaves", "plain", "rebuild"]
 
 
 def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -50,6 +50,11 @@ def rebuild(tree: Tree, flat: list[Any]) -> Tree:
 def plain(tree: Tree) -> Tree:
     """Return a tree whose dicts are all of the class `dict`: a framework may tell others apart."""
     return map_leaves(lambda leaf: leaf, tree)
+
+
+def is_nothing(tree: Tree) -> bool:
+    """Say whether a tree is (), which stands for one that is not there."""
+    return isinstance(tree, tuple) and not tree
 
 
 def add(x: Tree, y: Tree) -> Tree:

@@ -1,37 +1,56 @@
 """What is checked before anything runs, so that a mistake is named before the long run.
 
-`checked_flow` looks at the input of every entry point, and takes three steps where a problem is
-new; `refuse_unused` looks for the reason where a derivative is zero.
+`checked_instance` looks at the input of every entry point, and `check_maps` takes a few steps where
+a problem is new; `refuse_unused` looks for the reason where a derivative is zero, and
+`raise_if_failed` says what an engine's result means.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from itertools import chain, compress
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from bilevel_core.abstract import Backend, Dynamics, Tree
-from bilevel_core.backend import backend_of
-from bilevel_core.flow import Flow
+from bilevel_core.abstract import Backend, Dynamics, Engine
+from bilevel_core.arrays import (
+    distance,
+    epsilon,
+    framework,
+    is_floating,
+    norm,
+    signature,
+    unit_tangents,
+)
+from bilevel_core.backends.find import backend_of
+from bilevel_core.engines.direct import Direct
+from bilevel_core.engines.forward import Forward
+from bilevel_core.engines.unrolled import Unrolled
+from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, start_state
 from bilevel_core.problem import Problem
-from bilevel_core.tree import leaves, map_leaves, named_leaves
+from bilevel_core.results import Code, ConvergenceError, DivergenceError, Result
+from bilevel_core.tree import is_nothing, leaves, map_leaves, named_leaves
+from bilevel_core.types import Tree
 
-__all__ = ["checked_flow", "refuse_unused"]
+__all__ = ["check_maps", "checked_instance", "raise_if_failed", "refuse_unused"]
 
 PARTS = ("init", "step", "params")
 """Of `Dynamics`."""
 
+ONCE = (Unrolled, Direct)
+"""Engines that take every step once, so that it may draw at random (dropout)."""
 
-def checked_flow(
-    problem: Problem, dynamics: Dynamics, lam: Tree, steps: int, *, once: bool = False
-) -> tuple[Flow, Tree]:
-    """Return the three maps and a detached λ, or raise what `hypergradient` says it raises.
+NO_DERIVATIVE = re.compile(
+    r"(?:derivative for (?:aten::)?|forward AD with )(\w+)|(\w+) .*not implemented"
+)
 
-    Where every step is taken `once`, it may draw at random, unless a loop is compiled.
-    """
+
+def checked_instance(
+    problem: Problem, dynamics: Dynamics, lam: Tree, data: Any, start: Tree, steps: int
+) -> Instance:
+    """Return the run that an entry point is asked for, or raise what `hypergradient` says."""
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps must be an int, found {steps!r}")
     if steps < 0:
@@ -39,77 +58,130 @@ def checked_flow(
     _require_dynamics(dynamics)
     backend = backend_of(lam, "λ")
     _require_floating(backend, lam, "λ")
+    start = () if start is None else start
+    _require_floating(backend, start, "start")
     flow = Flow(problem=problem, dynamics=dynamics, backend=backend)
-    lam = backend.detach(lam)
-    _check_once(flow, lam, steps, may_draw=once and not backend.compiles)
-    return flow, lam
+    return Instance(flow=flow, lam=lam, steps=steps, data=data, start=start)
 
 
-_CHECKED: WeakKeyDictionary[Problem, set[Hashable]] = WeakKeyDictionary()
-"""What each problem was found good with, so that a loop does not pay for the same check again."""
+def check_maps(instance: Instance, engine: Engine | None) -> None:
+    """Check problem and dynamics, unless they passed before with an input of these shapes.
 
-
-def _check_once(flow: Flow, lam: Tree, steps: int, *, may_draw: bool) -> None:
-    """Check the maps, unless they passed before with these dynamics and shapes."""
-    shapes = tuple((path, flow.backend.signature(leaf)) for path, leaf in named_leaves(lam))
-    key = (flow.dynamics, flow.backend, shapes, steps > 0, may_draw)
-    passed = _passed(flow.problem, key)
+    Args:
+        instance: the run, with no derivatives attached.
+        engine: how it is to be differentiated; None where it is not, and every step taken once.
+    """
+    backend = instance.backend
+    once = engine is None or isinstance(engine, ONCE)
+    may_draw = once and not backend.compiles
+    shapes = tuple((path, signature(leaf)) for path, leaf in named_leaves(instance.lam))
+    # What was looked at: numbers are not while they are traced.
+    key = (
+        *(backend, shapes, type(engine), may_draw),
+        backend.is_concrete((instance.lam, instance.start, instance.data)),
+        *(instance.steps > 0, instance.data is None, is_nothing(instance.start)),
+    )
+    passed = _passed(instance.flow)
     if passed is not None and key in passed:
         return
-    with flow.backend.values_only():
-        _check_maps(flow, lam, steps, may_draw=may_draw)
-    if passed is not None and flow.backend.is_concrete(lam):
+    with backend.values_only():
+        _check_maps(instance, may_draw=may_draw)
+        if engine is not None and instance.steps > 0 and not backend.compiles:
+            _require_derivatives(instance, engine)
+    if passed is not None:
         passed.add(key)
 
 
-def _passed(problem: Problem, key: Hashable) -> set[Hashable] | None:
+def _passed(flow: Flow) -> set[Hashable] | None:
     """Return what a problem was found good with, or None where there is no remembering it."""
     try:
-        hash(key)
-        return _CHECKED.setdefault(problem, set())
-    except TypeError:  # something of the user's own that cannot be hashed
+        return flow.problem.passed.setdefault(flow.dynamics, set())
+    except TypeError:  # dynamics of the user's own that cannot be hashed, or not weakly held
         return None
 
 
-def _check_maps(flow: Flow, lam: Tree, steps: int, *, may_draw: bool) -> None:
+def _check_maps(instance: Instance, *, may_draw: bool) -> None:
     """Run the objectives and some steps, so that a mistake is named before the long run."""
-    backend = flow.backend
-    w = flow.initial(lam)
+    flow, backend, lam, data = instance.flow, instance.backend, instance.lam, instance.data
+    w = flow.initial(lam, data) if is_nothing(instance.start) else instance.start
     _require_floating(backend, w, "w_0 = init(λ)")
     start = flow.dynamics.init(w, lam)
-    _require_floating(backend, start, "state")
+    _require_numbers(backend, start, "state")
     copies = map_leaves(lambda leaf: leaf + 0, (start, lam))
-    _require_scalar(backend, flow.objective(start, lam), "the outer objective")
-    if steps == 0:
+    value = flow.outer(flow.dynamics.params(start), lam, data)
+    _require_scalar(backend, value, "the outer objective")
+    if instance.steps == 0:
         return
-    _require_scalar(backend, flow.problem.inner_at(1)(w, lam), "the inner objective")
-    moved = flow.step(start, lam, 1)
+    _require_scalar(backend, flow.inner(w, lam, flow.seen(1, data)), "the inner objective")
+    moved = instance.step(start, 1)
     _require_unchanged(backend, copies, (start, lam))
-    _require_floating(backend, moved, "state after a step")
-    _require_alike(backend, start, moved)
-    if not may_draw and backend.is_concrete((start, lam)):
-        _require_repeatable(flow, start, lam)
+    _require_numbers(backend, moved, "state after a step")
+    _require_alike(start, moved)
+    if not may_draw and backend.is_concrete((moved, value, lam)):
+        _require_repeatable(instance, start)
+        _require_same_value(instance, value, flow.outer(flow.dynamics.params(start), lam, data))
+        if backend.compiles:
+            _require_traceable(instance, start)
 
 
-def refuse_unused(flow: Flow, lam: Tree, grad: Tree, steps: int) -> None:
+def raise_if_failed(result: Result, steps: int) -> None:
+    """Raise what the result of a run of T = `steps` means, unless it went well."""
+    remedy, measured = result.code.value, result.measured
+    match result.code:
+        case Code.SUCCESS | Code.UNCHECKED:
+            return
+        case Code.NOT_STATIONARY:
+            raise ConvergenceError(
+                f"w_T is not a stationary point of the inner objective after {steps} inner steps: "
+                f"its gradient there is {measured:.3g} times that at w_0; {remedy}"
+            )
+        case Code.NOT_SOLVED:
+            raise ConvergenceError(
+                f"the linear system at w_T (T = {steps}) is not solved: relative residual "
+                f"{measured:.3g}; {remedy}"
+            )
+        case Code.NOT_REPEATED:
+            raise ValueError(
+                f"a step that was run again led {measured:.3g} away from where it had: batches, "
+                f"dynamics or objectives are not functions of their arguments alone; {remedy}"
+            )
+        case Code.NOT_DEFINED:
+            raise DivergenceError(
+                f"the inner run is not finite at step {result.step} of T = {steps}, because the "
+                f"gradient of the inner objective is not at the state before it, which is; {remedy}"
+            )
+    what = "is not finite" if result.code is Code.NOT_FINITE else "grows without bound"
+    raise DivergenceError(f"the inner run {what} at step {result.step} of T = {steps}: {remedy}")
+
+
+def refuse_unused(instance: Instance, grad: Tree) -> None:
     """Raise `ValueError` for a leaf of λ that nothing uses, if its part of `grad` is zero.
 
     Cost: nothing where no leaf's derivative is zero throughout; else a few steps, or T of them
     where a leaf is used late or never.
     """
+    flow, backend, lam, data = instance.flow, instance.backend, instance.lam, instance.data
     paths = [path for path, _ in named_leaves(lam, "λ")]
-    zeros = leaves(map_leaves(lambda _, g: flow.backend.norm(g) == 0, lam, grad))
+    zeros = leaves(map_leaves(lambda _, g: norm(g, backend) == 0, lam, grad))
     idle = set(compress(paths, zeros))
     if not idle:
         return
-    start = flow.backend.detach(flow.start(lam))
+    start = start_state(instance)
     w = flow.dynamics.params(start)
+
+    def step(lam: Tree, t: int) -> Tree:
+        return flow.step(start, lam, flow.seen(t, data), t)
+
     maps: Iterable[Callable[[Tree], Tree]] = chain(
-        (flow.start, partial(flow.objective, start), partial(flow.problem.inner_at(1), w)),
-        (partial(flow.step, start, t=t) for t in range(1, max(1, steps) + 1)),
+        (
+            lambda lam: flow.start(lam, instance.start, data),
+            lambda lam: flow.outer(w, lam, data),
+            lambda lam: flow.inner(w, lam, flow.seen(1, data)),
+        ),
+        (partial(step, t=t) for t in range(1, max(1, instance.steps) + 1)),
     )
     for use in maps:
-        idle.difference_update(compress(paths, flow.backend.reached(use, lam)))
+        idle.difference_update(compress(paths, backend.reached(use, lam)))
         if not idle:
             return
     raise ValueError(
@@ -137,51 +209,115 @@ def _require_unchanged(backend: Backend, copies: Tree, originals: Tree) -> None:
     if not backend.is_concrete((copies, originals)):
         return
     for name, copy, original in zip(("state", "λ"), copies, originals, strict=True):
-        if backend.norm(map_leaves(lambda a, b: a - b, copy, original)) > 0:
+        if distance(copy, original, backend) > 0:
             raise ValueError(
                 f"the dynamics or an objective write into their {name}: each must be a pure "
                 "function, which returns something new (w - g instead of w.sub_(g))"
             )
 
 
-def _require_repeatable(flow: Flow, start: Tree, lam: Tree) -> None:
+def _require_repeatable(instance: Instance, start: Tree) -> None:
     """Refuse an inner objective or dynamics that draw at random: a repeated step is another.
 
     √ε apart is not refused: on a GPU the same sum may be rounded otherwise each time.
     """
-    backend, w = flow.backend, flow.dynamics.params(start)
-    root = math.sqrt(backend.epsilon(start))
+    flow, backend, lam = instance.flow, instance.backend, instance.lam
+    w, root = flow.dynamics.params(start), _root(start, backend)
 
     def slope() -> Tree:
-        inner = flow.problem.inner_at(1)
-        return backend.detach(backend.gradient(lambda w: inner(w, lam))(w))
+        return backend.detach(flow.slope(lam, flow.seen(1, instance.data))(w))
 
     def moved(by: Tree) -> Tree:
         # A copy: dynamics may write into the gradient that they are given.
-        copy = map_leaves(lambda leaf: leaf + 0, by)
-        return backend.detach(flow.dynamics.step(lambda _: copy, start, lam, 1))
-
-    def distance(x: Tree, y: Tree) -> float:
-        return backend.norm(map_leaves(lambda a, b: a - b, x, y))
+        known = KnownGradient(lambda w: map_leaves(lambda _, leaf: leaf + 0, w, by))
+        return backend.detach(flow.dynamics.step(known, start, lam, 1))
 
     found = slope()
     state = moved(found)
-    stride = distance(state, start) + root * backend.norm(state)
+    stride = distance(state, start, backend) + root * norm(state, backend)
     for name, apart, size in (
-        ("the inner objective", distance(found, slope()), backend.norm(found)),
-        ("the dynamics", distance(state, moved(found)), stride),
+        ("the inner objective", distance(found, slope(), backend), norm(found, backend)),
+        ("the dynamics", distance(state, moved(found), backend), stride),
     ):
         if apart > root * size:  # a NaN is not what is looked for here
             raise ValueError(
-                f"{name} must not draw at random (dropout): step 1 is another one when repeated, "
-                f"{apart:.3g} away, and engines repeat steps; draw what step t needs in `batches`, "
-                "from a generator seeded with t" + ("" if backend.compiles else ", or use Unrolled")
+                f"{name} must not draw at random (dropout) or keep state: step 1 is another one "
+                f"when repeated, {apart:.3g} away, and engines repeat steps; draw what step t "
+                "needs in `batches`, from a generator seeded with t"
+                + ("" if backend.compiles else ", or use Unrolled")
             )
 
 
-def _require_alike(backend: Backend, start: Tree, moved: Tree) -> None:
+def _require_same_value(instance: Instance, before: Any, after: Any) -> None:
+    """Refuse an outer objective that an inner step, or its own call, turned into another one."""
+    backend = instance.backend
+    if distance(after, before, backend) > _root(before, backend) * norm(before, backend):
+        raise ValueError(
+            f"the outer objective of the same w and λ is {float(before):.6g} at first and "
+            f"{float(after):.6g} after an inner step: it draws at random, or a module keeps state "
+            "(running averages of batch norm, vectors of spectral norm); evaluate with a module's "
+            "training mode off and its state fixed, or with batch statistics"
+        )
+
+
+def _require_traceable(instance: Instance, start: Tree) -> None:
+    """Refuse batches that read t as text: while a loop is compiled, the text is not the number's.
+
+    Steps 2 to 4, taken from s_0 as they are, are compared with the compiled ones.
+    """
+    backend, times = instance.backend, range(2, min(instance.steps, 4) + 1)
+    if instance.flow.problem.batches is None or not times:
+        return
+    body, state = Advance(instance.flow), start
+    for t in times:
+        state = body(state, instance.fixed, t)
+    _, compiled = backend.loop(body, start, instance.fixed, times)
+    size = distance(state, start, backend) + norm(state, backend)
+    if distance(state, compiled, backend) > _root(start, backend) * size:
+        raise ValueError(
+            "batches(t) reads t in a way that JAX compiles as a constant, such as its text: "
+            "compute with t instead, such as jax.random.fold_in(key, t) or rows[t]"
+        )
+
+
+def _require_derivatives(instance: Instance, engine: Engine) -> None:
+    """Refuse an operation whose derivative the engine needs and the framework does not have."""
+    flow, backend, lam = instance.flow, instance.backend, instance.lam
+    start, seen = start_state(instance), flow.seen(1, instance.data)
+
+    def step(state: Tree, lam: Tree) -> Tree:
+        return flow.step(state, lam, seen, 1)
+
+    forward = isinstance(engine, Forward)
+    try:
+        if forward:
+            inputs = (start, lam)
+            backend.jvps(step, inputs, unit_tangents(inputs, 0, 1, backend))
+        elif not isinstance(engine, Direct):
+            moved, pull_back = backend.vjp(step, start, lam)
+            pull_back(backend.detach(moved))
+    except (RuntimeError, NotImplementedError) as error:
+        found = NO_DERIVATIVE.search(str(error))
+        if found is None:
+            raise
+        name = (found[1] or found[2]).removesuffix("_backward")
+        remedy = "take Reverse" if forward else "Direct and FirstOrder do without"
+        raise ValueError(
+            f"{name} has no {'forward' if forward else 'second'} derivative in "
+            f"{framework(backend)}, which {type(engine).__name__} needs: write it in simpler "
+            "operations (((a - b) ** 2).mean() for mse_loss; for attention, "
+            f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or {remedy}"
+        ) from error
+
+
+def _root(tree: Tree, backend: Backend) -> float:
+    """Return √ε, and no more than 0.03 in half precision, where it would accept anything."""
+    return min(math.sqrt(epsilon(tree, backend)), 0.03)
+
+
+def _require_alike(start: Tree, moved: Tree) -> None:
     before, after = (
-        {path: backend.signature(leaf) for path, leaf in named_leaves(state, "state")}
+        {path: signature(leaf) for path, leaf in named_leaves(state, "state")}
         for state in (start, moved)
     )
     for path in before.keys() | after.keys():
@@ -192,23 +328,41 @@ def _require_alike(backend: Backend, start: Tree, moved: Tree) -> None:
             )
 
 
+def _require_numbers(backend: Backend, tree: Tree, name: str) -> None:
+    """Refuse leaves of a state that are neither floating-point numbers nor whole ones."""
+    for path, leaf in named_leaves(tree, name):
+        _require_owned(backend, leaf, path)
+        if "complex" in str(leaf.dtype):
+            raise TypeError(f"{path} is {_show(signature(leaf))}: expected real numbers")
+
+
+def _require_owned(backend: Backend, leaf: Any, path: str) -> None:
+    if not backend.owns(leaf):
+        raise TypeError(
+            f"{path} is a {type(leaf).__name__}, but λ is made of {framework(backend)} arrays: "
+            "make it a floating-point array of that framework"
+        )
+
+
 def _require_floating(backend: Backend, tree: Tree, name: str) -> None:
     for path, leaf in named_leaves(tree, name):
-        if not backend.owns(leaf):
+        _require_owned(backend, leaf, path)
+        if not is_floating(leaf):
             raise TypeError(
-                f"{path} is a {type(leaf).__name__}, but λ is made of {backend.name} arrays: "
-                "make it a floating-point array of that framework"
-            )
-        if not backend.is_floating(leaf):
-            raise TypeError(
-                f"{path} is {_show(backend.signature(leaf))}: expected floating-point numbers, "
+                f"{path} is {_show(signature(leaf))}: expected floating-point numbers, "
                 "because a derivative is taken"
+            )
+        if type(leaf).__name__ == "Parameter" and not leaf.requires_grad:
+            raise ValueError(
+                f"{path} is a frozen parameter (requires_grad=False), and would move: leave it "
+                "out, as in {n: p for n, p in net.named_parameters() if p.requires_grad}; "
+                "torch.func.functional_call takes the others from the module"
             )
 
 
 def _require_scalar(backend: Backend, value: Any, name: str) -> None:
     _require_floating(backend, value, name)
-    shape, _ = backend.signature(value)
+    shape, _ = signature(value)
     if shape != ():
         raise ValueError(f"{name} must return a scalar array, found shape {shape}: sum or average")
 

@@ -31,7 +31,7 @@ __all__ = ["MOMENTUM", "RATE", "Length", "tune"]
 
 RATE, MOMENTUM = 0.05, 0.9
 CLOSED = Unrolled()
-BY_STEPS = Reverse(slack=0)  # as in the paper: each step is run again in the backward sweep
+BY_STEPS = Reverse()  # as in the paper: each step is run again in the backward sweep
 
 
 @final

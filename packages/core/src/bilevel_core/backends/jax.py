@@ -2,29 +2,28 @@
 
 Loops are compiled once a body: `jax.jit` with a running `t` outside a trace, and `lax` loops inside
 one. A body whose functions look at `t` or at numbers, which tracing cannot follow, is run as an
-ordinary loop instead: slower, with the same result. The text of `t`, and of what operators make of
-it, is refused too, so that such a look shows (traced_step.py).
+ordinary loop instead, with the same result and a warning: it is slower by orders of magnitude.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, is_dataclass
-from functools import partial
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from bilevel_core.abstract import OuterOptimizer, Tree
-from bilevel_core.backends import loops
-from bilevel_core.backends.traced_step import watched
+from bilevel_core.abstract import OuterOptimizer
+from bilevel_core.backends.messages import ONLY_ONCE
 from bilevel_core.results import Hypergradient
-from bilevel_core.tree import leaves, map_leaves, rebuild
+from bilevel_core.tree import leaves, map_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["JaxBackend"]
 
@@ -32,7 +31,7 @@ Body = Callable[[Tree, Tree, Any], Tree]
 
 # So that a jitted function can return what `hypergradient` returns.
 jax.tree_util.register_dataclass(
-    Hypergradient, data_fields=["value", "grad", "state"], meta_fields=["result"]
+    Hypergradient, data_fields=["value", "grad", "state", "guess"], meta_fields=["result"]
 )
 
 # What tracers raise, and what functions raise that are given one: a dict that it is no key of, a
@@ -65,7 +64,7 @@ def _call(function: Callable[..., Tree], *arguments: Tree) -> Tree:
 
 def _loop(body: Body, carry: Tree, fixed: Tree, start: int, stride: int, count: int) -> Tree:
     def step(i: Any, carry: Tree) -> Tree:
-        return body(carry, fixed, watched(start + i * stride))
+        return body(carry, fixed, start + i * stride)
 
     last: Tree = lax.fori_loop(0, count, step, carry)
     return last
@@ -75,7 +74,7 @@ def _scan(
     body: Body, carry: Tree, fixed: Tree, start: int, stride: int, count: int
 ) -> tuple[Tree, Tree]:
     def step(carry: Tree, i: Any) -> tuple[Tree, Tree]:
-        return body(carry, fixed, watched(start + i * stride)), carry
+        return body(carry, fixed, start + i * stride), carry
 
     last, history = lax.scan(step, carry, jnp.arange(count))
     return history, last
@@ -86,24 +85,6 @@ def _scan(
 _compiled_call = jax.jit(_call, static_argnums=0)
 _compiled_loop = jax.jit(_loop, static_argnums=0)
 _compiled_scan = jax.jit(_scan, static_argnums=(0, 5))
-
-
-@jax.jit
-def _root_of_squares(leaf: jax.Array, unit: float) -> jax.Array:
-    norm: jax.Array = jnp.linalg.norm((leaf / unit).ravel())
-    return norm
-
-
-def _norm(leaf: jax.Array) -> float:
-    """Return a leaf's norm, from numbers of the size of 1 where squares would leave the range."""
-    norm = float(_root_of_squares(leaf, 1.0))
-    kind = jnp.finfo(leaf.dtype)  # type: ignore[no-untyped-call]
-    if loops.squares_fit(norm, float(kind.tiny), float(kind.eps)) or leaf.size == 0:
-        return norm
-    largest = float(jnp.abs(leaf).max())
-    if not 0 < largest < math.inf:
-        return largest
-    return largest * float(_root_of_squares(leaf, largest))
 
 
 @final
@@ -125,12 +106,92 @@ class JaxOptimizer:
         return map_leaves(lambda x, u: (x + u).astype(x.dtype), lam, updates)
 
 
+@jax.tree_util.register_pytree_node_class
+@final
+class _Rows:
+    """The carries of a loop, as a tree whose leaves have a leading axis over its steps."""
+
+    def __init__(self, stacked: Tree) -> None:
+        self._stacked = stacked
+
+    def __getitem__(self, index: Any) -> Tree:
+        """Return the carry of one step."""
+        return map_leaves(lambda rows: rows[index], self._stacked)
+
+    def tree_flatten(self) -> tuple[tuple[Tree], None]:
+        """Return what JAX sees."""
+        return (self._stacked,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Tree]) -> _Rows:
+        """Return it from what JAX saw."""
+        del aux
+        return cls(*children)
+
+
+@jax.custom_jvp
+def _once(tree: Tree) -> Tree:
+    """Return what a way back begins with, and refuse to differentiate it."""
+    return tree
+
+
+@_once.defjvp
+def _refuse_twice(primals: tuple[Tree], tangents: tuple[Tree]) -> tuple[Tree, Tree]:
+    del primals, tangents
+    raise TypeError(ONLY_ONCE)
+
+
+def _whole(leaf: Any) -> bool:
+    return not jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _cotangent(value: Tree, cotangent: Tree) -> Tree:
+    """Return a cotangent as JAX wants it: that of whole numbers has a type of its own."""
+    return map_leaves(
+        lambda y, c: np.zeros(y.shape, jax.dtypes.float0) if _whole(y) else c, value, cotangent
+    )
+
+
+def _filled(products: Tree, primals: Tree) -> Tree:
+    """Return products with zeros for whole numbers."""
+    return map_leaves(lambda x, g: jnp.zeros_like(x) if _whole(x) else g, primals, products)
+
+
+def _made(value: jax.Array, cotangent: Any) -> jax.Array:
+    """Return a cotangent as an array, also where JAX knows that it is zero."""
+    symbolic = isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
+    return jnp.zeros_like(value) if symbolic else cotangent
+
+
+def _by_steps(
+    body: Body, carry: Tree, fixed: Tree, times: range, *, keep: bool
+) -> tuple[Any, Tree]:
+    history = []
+    for t in times:
+        if keep:
+            history.append(carry)
+        carry = body(carry, fixed, t)
+    if not keep:
+        return (), carry
+    return _Rows(map_leaves(lambda *rows: jnp.stack(rows), *history)), carry
+
+
+def _say_slow(error: Exception) -> None:
+    """Warn that a function cannot be traced; Python shows the same warning once."""
+    first = (str(error).splitlines() or [""])[0][:120]
+    warnings.warn(
+        "batches, dynamics or objectives look at t or at numbers, which JAX cannot trace: the "
+        "steps run one by one, slower by orders of magnitude; compute with t instead (jnp.where, "
+        f"indexing of arrays, jax.random.fold_in). It said {type(error).__name__}: {first}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 @final
 @dataclass(frozen=True)
 class JaxBackend:
     """`Backend` for `jax.Array`s, traced or not."""
-
-    name: str = "jax"
 
     @property
     def namespace(self) -> Any:
@@ -146,29 +207,9 @@ class JaxBackend:
         """Say whether a leaf is a JAX array."""
         return isinstance(leaf, jax.Array)
 
-    def signature(self, leaf: jax.Array) -> tuple[tuple[int, ...], str]:
-        """Return (shape, dtype)."""
-        return tuple(leaf.shape), str(leaf.dtype)
-
-    def is_floating(self, leaf: jax.Array) -> bool:
-        """Say whether an array is of a real floating-point type."""
-        return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
-
-    def epsilon(self, tree: Tree) -> float:
-        """Return the largest machine epsilon among the arrays."""
-        return max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves(tree))  # type: ignore[no-untyped-call]
-
-    def norm(self, tree: Tree) -> float:
-        """Return the norm of the leaves' norms, so that no square overflows or vanishes."""
-        return math.hypot(*(_norm(leaf) for leaf in leaves(tree)))
-
     def is_concrete(self, tree: Tree) -> bool:
         """Say whether no leaf is being traced (by `jit`, `vmap`, `grad`)."""
         return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-    def ones_like(self, leaf: jax.Array) -> jax.Array:
-        """Return ones."""
-        return jnp.ones_like(leaf)
 
     def detach(self, tree: Tree) -> Tree:
         """Return arrays that stop derivatives."""
@@ -178,36 +219,33 @@ class JaxBackend:
         """Return an empty context: JAX keeps no graph."""
         return nullcontext()
 
-    def fold(self, body: Body, carry: Tree, fixed: Tree, times: range) -> Tree:
-        """Loop in compiled code."""
-        if not times:
-            return carry
-        # Within a trace the bounds are constants: the loop can then be differentiated backward.
-        loop = _compiled_loop if self.is_concrete((carry, fixed)) else _loop
-        try:
-            return loop(_findable(body), carry, fixed, times.start, times.step, len(times))
-        except UNTRACEABLE:
-            return loops.fold(body, carry, fixed, times)
-
-    def record(self, body: Body, carry: Tree, fixed: Tree, times: range) -> tuple[Tree, Tree]:
-        """Loop in compiled code; the history's leaves have a leading axis over steps."""
+    def loop(
+        self, body: Body, carry: Tree, fixed: Tree, times: range, *, keep: bool = False
+    ) -> tuple[Any, Tree]:
+        """Loop in compiled code; the history is stacked."""
         if not times:
             return (), carry
-        scan = _compiled_scan if self.is_concrete((carry, fixed)) else _scan
+        traced = not self.is_concrete((carry, fixed))
+        if traced and len(times) == 1 and not keep:
+            return (), body(carry, fixed, times.start)
+        where = (_findable(body), carry, fixed, times.start, times.step, len(times))
         try:
-            return scan(_findable(body), carry, fixed, times.start, times.step, len(times))
-        except UNTRACEABLE:
-            states, last = loops.record(body, carry, fixed, times)
-            return map_leaves(lambda *rows: jnp.stack(rows), *states), last
+            # Within a trace the bounds are constants: the loop can then be differentiated backward.
+            if not keep:
+                return (), (_loop if traced else _compiled_loop)(*where)
+            stacked, last = (_scan if traced else _compiled_scan)(*where)
+        except UNTRACEABLE as error:
+            result = _by_steps(body, carry, fixed, times, keep=keep)
+            _say_slow(error)
+            return result
+        return _Rows(stacked), last
 
-    def recall(self, history: Tree, index: Any) -> Tree:
-        """Return a row of every leaf."""
-        return map_leaves(lambda rows: rows[index], history)
-
-    def gradient(self, function: Callable[[Tree], jax.Array]) -> Callable[[Tree], Tree]:
-        """Return `jax.grad` of a scalar function."""
-        gradient: Callable[[Tree], Tree] = jax.grad(function)
-        return gradient
+    def gradient(
+        self, function: Callable[[Tree], jax.Array]
+    ) -> Callable[[Tree], tuple[jax.Array, Tree]]:
+        """Return `jax.value_and_grad` of a scalar function."""
+        differentiated: Callable[[Tree], tuple[jax.Array, Tree]] = jax.value_and_grad(function)
+        return differentiated
 
     def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
         """Look for a path in the function's jaxpr."""
@@ -217,23 +255,25 @@ class JaxBackend:
         return leaves(map_leaves(lambda _, mark: mark, tree, marks))  # JAX sorts a dict's keys
 
     def vjp(
-        self, function: Callable[..., Tree], *primals: Tree
+        self, function: Callable[..., Tree], *primals: Tree, fixed: tuple[Any, ...] = ()
     ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
         """Return `jax.vjp`, compiled where the function can be found again."""
-        if is_dataclass(function) and self.is_concrete(primals):
-            try:
-                value, pull_back = jax.vjp(partial(_compiled_call, _findable(function)), *primals)
-            except UNTRACEABLE:
-                pass
-            else:
-                return value, pull_back
-        value, pull_back = jax.vjp(function, *primals)
-        return value, pull_back
 
-    def graph_entries(self, value: Tree, besides: Tree) -> int:
-        """Return 0: what JAX keeps belongs to the way back and not to the value."""
-        del value, besides
-        return 0
+        def plainly(*x: Tree) -> Tree:
+            return function(*x, *fixed)
+
+        def compiled(*x: Tree) -> Tree:
+            return _compiled_call(_findable(function), *x, *fixed)
+
+        value, pull_back = None, None
+        if is_dataclass(function) and self.is_concrete((primals, fixed)):
+            try:
+                value, pull_back = jax.vjp(compiled, *primals)
+            except UNTRACEABLE as error:
+                _say_slow(error)
+        if pull_back is None:
+            value, pull_back = jax.vjp(plainly, *primals)
+        return value, lambda cotangent: _filled(pull_back(_cotangent(value, cotangent)), primals)
 
     def jvps(
         self, function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
@@ -247,35 +287,48 @@ class JaxBackend:
         value, derivatives = jax.vmap(along, out_axes=(None, 0))(*tangents)
         return value, derivatives
 
-    def unit_tangents(self, tree: Tree, first: int, count: int) -> Tree:
-        """Return `count` rows of the identity, split and shaped like the tree's leaves."""
-        tangents = []
-        for leaf in leaves(tree):
-            hot = jnp.arange(count)[:, None] + first == jnp.arange(leaf.size)[None, :]
-            tangents.append(hot.astype(leaf.dtype).reshape(count, *leaf.shape))
-            first -= leaf.size
-        return rebuild(tree, tangents)
+    def differentiable(
+        self,
+        run: Callable[..., tuple[Tree, Tree]],
+        pull: Callable[..., tuple[Tree, Tree]],
+        probe: Callable[..., Tree],
+        lam: Tree,
+        start: Tree,
+        data: Any,
+    ) -> Tree:
+        """Return the value as a function with a rule of its own."""
+        del probe  # JAX looks itself for what is captured
 
-    def from_entries(self, parts: list[jax.Array], like: Tree) -> Tree:
-        """Return the entries with the shapes and types of the tree's leaves."""
-        flat, shaped, first = jnp.concatenate(parts), [], 0
-        for leaf in leaves(like):
-            shaped.append(flat[first : first + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
-            first += leaf.size
-        return rebuild(like, shaped)
+        @jax.custom_vjp
+        def solve(lam: Tree, start: Tree, data: Any) -> Tree:
+            return run(lam, start, data, False)[0]
 
-    def size(self, tree: Tree) -> int:
-        """Return the number of entries."""
-        return sum(leaf.size for leaf in leaves(tree))
+        def forward(lam: Tree, start: Tree, data: Any) -> tuple[Tree, Any]:
+            if any(leaf.perturbed for leaf in jax.tree.leaves(data)):
+                raise ValueError(
+                    "the data are differentiated, but solve_inner is differentiated in λ and the "
+                    "start alone: put into λ what is to have a derivative, or use Unrolled"
+                )
+            inputs = jax.tree.map(lambda leaf: leaf.value, (lam, start, data))
+            value, memory = run(*inputs, True)
+            return value, (inputs, value, memory)
 
-    def dot(self, x: Tree, y: Tree) -> jax.Array:
-        """Return ⟨x, y⟩."""
-        return jnp.stack(leaves(map_leaves(lambda a, b: jnp.sum(a * b), x, y))).sum()
+        def backward(kept: Any, cotangent: Tree) -> tuple[Tree, Tree, None]:
+            cotangent = map_leaves(_made, kept[1], cotangent)
+            # At the entrance: what engines detach further in would hide a second derivative.
+            (inputs, _, memory), cotangent = _once((kept, cotangent))
+            through_lam, through_start = pull(*inputs, memory, cotangent)
+            return (*map_leaves(lambda _, g: g, inputs[:2], (through_lam, through_start)), None)
 
-    def solve(self, matrix: jax.Array, b: jax.Array) -> jax.Array:
-        """Return the solution by LU decomposition."""
-        solution: jax.Array = jnp.linalg.solve(matrix, b)
-        return solution
+        solve.defvjp(forward, backward, symbolic_zeros=True)
+        return solve(lam, start, data)
+
+    def mapped(
+        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
+    ) -> Callable[..., Tree]:
+        """Return `jax.vmap` of the function."""
+        batched: Callable[..., Tree] = jax.vmap(function, in_axes=axes)
+        return batched
 
     def outer_optimizer(self, factory: Any, lam: Tree) -> OuterOptimizer:
         """Use an optax transformation, such as `optax.adam(1e-2)`."""

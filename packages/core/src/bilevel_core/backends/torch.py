@@ -6,17 +6,17 @@ inside a transform such as `vmap`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 
-from bilevel_core.abstract import OuterOptimizer, Tree
-from bilevel_core.backends import loops
+from bilevel_core.abstract import OuterOptimizer
+from bilevel_core.backends.messages import ONLY_ONCE
 from bilevel_core.tree import leaves, map_leaves, rebuild
+from bilevel_core.types import Tree
 
 __all__ = ["TorchBackend"]
 
@@ -26,9 +26,14 @@ def _in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def _tracked_leaf(leaf: torch.Tensor) -> torch.Tensor:
+    """Return the same numbers as a leaf of a new graph; whole numbers as they are."""
+    return leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf
+
+
 def _tracked(tree: Tree) -> Tree:
     """Return the same numbers as leaves of a new graph."""
-    return map_leaves(lambda leaf: leaf.detach().requires_grad_(), tree)
+    return map_leaves(_tracked_leaf, tree)
 
 
 def _alias(leaf: torch.Tensor) -> torch.Tensor:
@@ -56,60 +61,25 @@ def _products(
 ) -> list[torch.Tensor | None]:
     """Return the products with the transposed Jacobian; None where nothing depends on an input."""
     pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    if not pairs:
+    tracked = [x for x in inputs if x.requires_grad]
+    if not pairs or not tracked:
         return [None] * len(inputs)
-    return list(
+    found = iter(
         torch.autograd.grad(
             [y for y, _ in pairs],
-            inputs,
+            tracked,
             [c for _, c in pairs],
             create_graph=create_graph,
             retain_graph=create_graph or retain_graph,
             allow_unused=True,
         )
     )
+    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 def _filled(found: list[torch.Tensor | None], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     pairs = zip(found, inputs, strict=True)
     return [torch.zeros_like(x) if g is None else g for g, x in pairs]
-
-
-def _nodes(value: Tree) -> set[Any]:
-    """Return all nodes of the graph behind a value."""
-    found: set[Any] = set()
-    waiting = [leaf.grad_fn for leaf in leaves(value)]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            waiting += [before for before, _ in node.next_functions]
-    return found
-
-
-def _saved(value: Tree) -> dict[int, int]:
-    """Return the entries of every memory that the nodes behind a value have saved tensors in."""
-    tensors = (tensor for node in _nodes(value) for tensor in _saved_by(node))
-    storages = [(tensor.untyped_storage(), tensor.itemsize) for tensor in tensors]
-    return {storage.data_ptr(): storage.nbytes() // size for storage, size in storages}
-
-
-def _saved_by(node: Any) -> list[torch.Tensor]:
-    """Return the tensors that a node keeps; that of a user's own function is also its context."""
-    own = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-    held = [*own, *getattr(node, "saved_tensors", ()), *getattr(node, "__dict__", {}).values()]
-    return [tensor for tensor in held if isinstance(tensor, torch.Tensor)]
-
-
-def _norm(leaf: torch.Tensor) -> float:
-    """Return a leaf's norm, from numbers of the size of 1 where squares would leave the range."""
-    norm, kind = float(torch.linalg.vector_norm(leaf)), torch.finfo(leaf.dtype)
-    if loops.squares_fit(norm, kind.tiny, kind.eps) or leaf.numel() == 0:
-        return norm
-    largest = float(leaf.abs().max())
-    if not 0 < largest < math.inf:
-        return largest
-    return largest * float(torch.linalg.vector_norm(leaf / largest))
 
 
 @final
@@ -151,12 +121,79 @@ class TorchOptimizer:
         return map_leaves(lambda param: param.detach().clone(), self._params)
 
 
+class _Solve(torch.autograd.Function):
+    """A run as a node of the graph, with the engine's way back as its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = rebuild(call.inputs, [x.detach() for x in flat])
+        value, memory = call.run(*inputs, call.data, any(ctx.needs_input_grad))
+        call.value, ctx.call, ctx.memory = _places(value), call, _places(memory)
+        ctx.autocast = _autocast(flat[0].device.type)
+        # All in autograd's keeping: freed after the way back, and guarded against writing.
+        ctx.save_for_backward(*flat, *leaves(memory))
+        return tuple(leaf.clone() for leaf in leaves(value))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        call, saved = ctx.call, ctx.saved_tensors
+        flat = saved[: len(leaves(call.inputs))]
+        inputs = rebuild(call.inputs, [x.detach() for x in flat])
+        memory = rebuild(ctx.memory, list(saved[len(flat) :]))
+        with torch.no_grad(), ctx.autocast():
+            found = call.pull(*inputs, call.data, memory, rebuild(call.value, list(cotangents)))
+        # By key and not by order: a dict of the user's may be ordered otherwise.
+        products = tuple(leaves(map_leaves(lambda _, g: g, call.inputs, found)))
+        if torch.is_grad_enabled():
+            products = _Once.apply(  # type: ignore[no-untyped-call]
+                len(products), *products, *flat, *cotangents
+            )
+        return (None, *products)
+
+
+class _Once(torch.autograd.Function):
+    """Products with a Jacobian, which cannot be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        del ctx
+        return tuple(x.detach().clone() for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> None:
+        del ctx, cotangents
+        raise RuntimeError(ONLY_ONCE)
+
+
+@dataclass
+class _Call:
+    """What `_Solve` is given beside tensors, and the shape of what it returns."""
+
+    run: Callable[..., tuple[Tree, Tree]]
+    pull: Callable[..., tuple[Tree, Tree]]
+    data: Any
+    inputs: tuple[Tree, Tree]
+    value: Tree = None
+
+
+def _places(tree: Tree) -> Tree:
+    """Return a tree of the same shape that keeps no tensor."""
+    return map_leaves(lambda _: None, tree)
+
+
+def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
+    """Return what enters the present autocast state again: steps are run again on the way back."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    cached = torch.is_autocast_cache_enabled()
+    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
+
+
 @final
 @dataclass(frozen=True)
 class TorchBackend:
     """`Backend` for `torch.Tensor`s on any device."""
-
-    name: str = "torch"
 
     @property
     def namespace(self) -> Any:
@@ -172,30 +209,10 @@ class TorchBackend:
         """Say whether a leaf is a tensor."""
         return isinstance(leaf, torch.Tensor)
 
-    def signature(self, leaf: torch.Tensor) -> tuple[tuple[int, ...], str]:
-        """Return (shape, dtype)."""
-        return tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")
-
-    def is_floating(self, leaf: torch.Tensor) -> bool:
-        """Say whether a tensor is of a real floating-point type."""
-        return leaf.is_floating_point()
-
-    def epsilon(self, tree: Tree) -> float:
-        """Return the largest machine epsilon among the tensors."""
-        return max(torch.finfo(leaf.dtype).eps for leaf in leaves(tree))
-
-    def norm(self, tree: Tree) -> float:
-        """Return the norm of the leaves' norms, so that no square overflows or vanishes."""
-        return math.hypot(*(_norm(leaf.detach()) for leaf in leaves(tree)))
-
     def is_concrete(self, tree: Tree) -> bool:
         """Say whether no leaf belongs to a transform such as `torch.func.vmap`."""
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        return not any(wrapped(leaf) for leaf in leaves(tree))
-
-    def ones_like(self, leaf: torch.Tensor) -> torch.Tensor:
-        """Return ones."""
-        return torch.ones_like(leaf)
+        return not any(wrapped(leaf) for leaf in leaves(tree) if self.owns(leaf))
 
     def detach(self, tree: Tree) -> Tree:
         """Return tensors without a graph."""
@@ -205,34 +222,38 @@ class TorchBackend:
         """Return `torch.no_grad()`."""
         return torch.no_grad()
 
-    def fold(
-        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
-    ) -> Tree:
-        """Loop step by step."""
-        return loops.fold(body, carry, fixed, times)
-
-    def record(
-        self, body: Callable[[Tree, Tree, int], Tree], carry: Tree, fixed: Tree, times: range
-    ) -> tuple[list[Tree], Tree]:
+    def loop(
+        self,
+        body: Callable[[Tree, Tree, int], Tree],
+        carry: Tree,
+        fixed: Tree,
+        times: range,
+        *,
+        keep: bool = False,
+    ) -> tuple[Any, Tree]:
         """Loop step by step; the history is a list."""
-        return loops.record(body, carry, fixed, times)
+        history = []
+        for t in times:
+            if keep:
+                history.append(carry)
+            carry = body(carry, fixed, t)
+        return history, carry
 
-    def recall(self, history: list[Tree], index: int) -> Tree:
-        """Return an element of the list."""
-        return history[index]
+    def gradient(
+        self, function: Callable[[Tree], torch.Tensor]
+    ) -> Callable[[Tree], tuple[torch.Tensor, Tree]]:
+        """Return value and gradient, with a graph of their own where grad mode is on."""
 
-    def gradient(self, function: Callable[[Tree], torch.Tensor]) -> Callable[[Tree], Tree]:
-        """Return a gradient that keeps a graph of its own where grad mode is on."""
-
-        def differentiated(tree: Tree) -> Tree:
+        def differentiated(tree: Tree) -> tuple[torch.Tensor, Tree]:
             if _in_transform():
-                return torch.func.grad(function)(tree)
+                grad, value = torch.func.grad_and_value(function)(tree)
+                return value, grad
             keep = torch.is_grad_enabled()
             with torch.enable_grad():
-                inputs = map_leaves(_alias if keep else _tracked, tree)
+                inputs = map_leaves(_alias if keep else _tracked_leaf, tree)
                 value, flat = function(inputs), leaves(inputs)
                 found = _products([value], flat, [torch.ones_like(value)], create_graph=keep)
-            return rebuild(tree, _filled(found, flat))
+            return value if keep else value.detach(), rebuild(tree, _filled(found, flat))
 
         return differentiated
 
@@ -245,16 +266,16 @@ class TorchBackend:
         return [g is not None for g in found]
 
     def vjp(
-        self, function: Callable[..., Tree], *primals: Tree
+        self, function: Callable[..., Tree], *primals: Tree, fixed: tuple[Any, ...] = ()
     ) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
         """Return the value with its graph, and the products by `torch.autograd.grad`."""
         if _in_transform():
-            value, pull = torch.func.vjp(function, *primals)[:2]
+            value, pull = torch.func.vjp(lambda *x: function(*x, *fixed), *primals)[:2]
             return value, pull
         inputs = tuple(_tracked(primal) for primal in primals)
         flat = leaves(inputs)
         with torch.enable_grad():
-            value = function(*inputs)
+            value = function(*inputs, *fixed)
 
         def pull_back(cotangent: Tree) -> tuple[Tree, ...]:
             # By key and not by order: a dict of the user's may be ordered otherwise.
@@ -265,11 +286,6 @@ class TorchBackend:
             return products
 
         return value, pull_back
-
-    def graph_entries(self, value: Tree, besides: Tree) -> int:
-        """Add up the tensors that the graph's nodes have saved, each memory once."""
-        held, counted = _saved(value), _saved(besides)
-        return sum(entries for memory, entries in held.items() if memory not in counted)
 
     def jvps(
         self, function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
@@ -288,39 +304,45 @@ class TorchBackend:
         value, derivatives = batched(*tangents)
         return value, derivatives
 
-    def unit_tangents(self, tree: Tree, first: int, count: int) -> Tree:
-        """Return `count` rows of the identity, split and shaped like the tree's leaves."""
-        tangents = []
-        for leaf in leaves(tree):
-            rows = torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
-            hot = range(max(first, 0), min(first + count, leaf.numel()))
-            for column in hot:
-                rows[column - first, column] = 1
-            tangents.append(rows.view(count, *leaf.shape))
-            first -= leaf.numel()
-        return rebuild(tree, tangents)
+    def differentiable(
+        self,
+        run: Callable[..., tuple[Tree, Tree]],
+        pull: Callable[..., tuple[Tree, Tree]],
+        probe: Callable[..., Tree],
+        lam: Tree,
+        start: Tree,
+        data: Any,
+    ) -> Tree:
+        """Return the value as a node of autograd's graph."""
+        if _in_transform():
+            raise RuntimeError(
+                "within a transform of torch.func only Unrolled can be differentiated: take "
+                "engine=Unrolled(), or ordinary autograd over a problem with many tasks"
+            )
+        if not torch.is_grad_enabled():
+            return run(*self.detach((lam, start)), data, False)[0]
+        if any(leaf.requires_grad for leaf in leaves((lam, start))):
+            _refuse_captured(probe(*self.detach((lam, start)), data))
+        call = _Call(run=run, pull=pull, data=data, inputs=_places((lam, start)))
+        outputs = _Solve.apply(call, *leaves((lam, start)))  # type: ignore[no-untyped-call]
+        return rebuild(call.value, list(outputs))
 
-    def from_entries(self, parts: list[torch.Tensor], like: Tree) -> Tree:
-        """Return the entries with the shapes and types of the tree's leaves."""
-        sizes = [leaf.numel() for leaf in leaves(like)]
-        pieces = torch.split(torch.cat(parts), sizes)
-        shaped = [p.view_as(x).to(x.dtype) for p, x in zip(pieces, leaves(like), strict=True)]
-        return rebuild(like, shaped)
-
-    def size(self, tree: Tree) -> int:
-        """Return the number of entries."""
-        return sum(leaf.numel() for leaf in leaves(tree))
-
-    def dot(self, x: Tree, y: Tree) -> torch.Tensor:
-        """Return ⟨x, y⟩."""
-        products = leaves(map_leaves(lambda a, b: torch.sum(a * b), x, y))
-        return torch.stack(products).sum()
-
-    def solve(self, matrix: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Return the solution by LU decomposition."""
-        solution, info = torch.linalg.solve_ex(matrix, b)
-        return torch.where(info == 0, solution, torch.nan)
+    def mapped(
+        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
+    ) -> Callable[..., Tree]:
+        """Return `torch.func.vmap` of the function."""
+        return torch.func.vmap(function, in_dims=axes, randomness="different")
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:
         """Make `factory(list of tensors)`, such as `partial(torch.optim.Adam, lr=1e-2)`."""
         return TorchOptimizer(factory, lam)
+
+
+def _refuse_captured(values: Tree) -> None:
+    """Refuse values that are still part of a graph, although all they were given is not."""
+    if any(leaf.requires_grad for leaf in leaves(values)):
+        raise ValueError(
+            "the inner objective, init or the dynamics depend on a tensor that requires a gradient "
+            "and stands neither in λ nor in the start, so its derivative would be lost: put it "
+            "into λ, detach it, or use Unrolled"
+        )

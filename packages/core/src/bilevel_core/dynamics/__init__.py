@@ -2,9 +2,18 @@
 
 from bilevel_core.dynamics.adam import Adam
 from bilevel_core.dynamics.custom import Custom
+from bilevel_core.dynamics.first_order import FirstOrder
 from bilevel_core.dynamics.gradient_descent import GradientDescent
 from bilevel_core.dynamics.heavy_ball import HeavyBall
 from bilevel_core.dynamics.nesterov import Nesterov
 from bilevel_core.dynamics.projected_gradient import ProjectedGradient
 
-__all__ = ["Adam", "Custom", "GradientDescent", "HeavyBall", "Nesterov", "ProjectedGradient"]
+__all__ = [
+    "Adam",
+    "Custom",
+    "FirstOrder",
+    "GradientDescent",
+    "HeavyBall",
+    "Nesterov",
+    "ProjectedGradient",
+]

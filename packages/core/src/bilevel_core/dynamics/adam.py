@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Tree
 from bilevel_core.dynamics.coefficient import Coefficient, spread
 from bilevel_core.tree import map_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["Adam"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from bilevel_core.abstract import Tree
 from bilevel_core.tree import map_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["Coefficient", "spread"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Tree
+from bilevel_core.types import Tree
 
 __all__ = ["Custom"]
 

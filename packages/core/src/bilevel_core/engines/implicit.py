@@ -1,4 +1,4 @@
-"""The hypergradient of the converged inner problem, by the implicit function theorem."""
+"""The derivative of the converged inner problem, by the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
-from bilevel_core.abstract import Backend, LinearSolver, Tree
-from bilevel_core.flow import Flow, run_ends
+from bilevel_core.abstract import Backend, LinearSolver
+from bilevel_core.arrays import distance, epsilon, norm, zeros
+from bilevel_core.divergence import diagnose
+from bilevel_core.flow import Instance, run_ends
 from bilevel_core.linear.conjugate_gradient import ConjugateGradient
-from bilevel_core.results import Code, Hypergradient, Result, diagnose
+from bilevel_core.results import Code, Pulled, Result, Solution
 from bilevel_core.tree import map_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["Implicit"]
 
@@ -19,11 +22,11 @@ __all__ = ["Implicit"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Implicit:
-    """∇f = ∇_λ E - (∂_λ ∇_w L)ᵀ v,  where (∇²_w L) v = ∇_w E, at w = w_T.
+    """(∂w/∂λ)ᵀ c = -(∂_λ ∇_w L)ᵀ v,  where (∇²_w L) v = c, at w = w_T.
 
     It differentiates the stationarity condition ∇_w L_λ(w) = 0 and not the dynamics, so the
-    operator is symmetric whatever the dynamics are. It is the gradient of f, not of f_T: exact as
-    far as w_T has converged, which is checked, as is the solution of the system.
+    operator is symmetric whatever the dynamics are. It is the derivative of w_λ, not of w_T: exact
+    as far as w_T has converged, which is checked, as is the solution of the system.
 
     Attributes:
         solver: solves with the Hessian, which it is told is symmetric.
@@ -58,40 +61,46 @@ class Implicit:
             if bound is not None and not bound > 0:
                 raise ValueError(f"{name} must be above 0, or None to accept any, found {bound}")
 
-    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
-        """Return E(w_T, λ) and the implicit gradient."""
-        backend, problem = flow.backend, flow.problem
-        if problem.batches is not None:
+    def run(self, instance: Instance, *, keep: bool) -> Solution:
+        """Run all T steps."""
+        del keep
+        if instance.flow.problem.batches is not None:
             raise ValueError(
                 "Implicit differentiates the whole inner objective, but the problem has batches: "
                 "give a problem without, and stochastic dynamics as Custom, or use Reverse"
             )
-        head, tail = run_ends(flow, lam, steps)
-        w_0, w = (flow.dynamics.params(state) for state in (head[0], tail[-1]))
-        outer, pull_back = backend.vjp(problem.outer, w, lam)
-        towards_w, direct = backend.detach(pull_back(backend.ones_like(outer)))
+        ends = run_ends(instance)
+        w_0 = instance.flow.dynamics.params(ends[0][0])
+        return Solution(state=ends[1][-1], memory=(w_0,), result=diagnose(instance, ends))
+
+    def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
+        """Solve the system at w_T, and judge w_T and the solution."""
+        flow, backend = instance.flow, instance.backend
+        w, seen = flow.dynamics.params(solution.state), flow.seen(1, instance.data)
 
         def slope(w: Tree, lam: Tree) -> Tree:
-            return backend.gradient(lambda w: problem.inner(w, lam))(w)
+            return flow.slope(lam, seen)(w)
 
-        slope_w, pull_slope = backend.vjp(slope, w, lam)
+        slope_w, pull_slope = backend.vjp(slope, w, instance.lam)
 
         def hessian(v: Tree) -> Tree:
             return backend.detach(pull_slope(v)[0])
 
-        v = self.solver(hessian, towards_w, backend, symmetric=True)
+        guess = {} if instance.guess is None else {"guess": instance.guess}
+        v = self.solver(hessian, cotangent, backend, symmetric=True, **guess)
         _, through_lam = backend.detach(pull_slope(v))
-        result = diagnose(flow, lam, steps, head, tail)
-        if result.code is Code.SUCCESS and self.stationarity is not None:
-            first, last = (backend.norm(g) for g in (slope(w_0, lam), slope_w))
+        result = Result()
+        if self.stationarity is not None:
+            (w_0,) = solution.memory
+            first, last = (norm(g, backend) for g in (slope(w_0, instance.lam), slope_w))
             result = _judge_stationarity(backend, hessian, first, last, w, self.stationarity)
         if result.code is Code.SUCCESS:
-            result = _judge_solution(backend, hessian, v, towards_w, self.tolerance)
-        return Hypergradient(
-            value=backend.detach(outer),
-            grad=map_leaves(lambda a, b: a - b, direct, through_lam),
-            state=tail[-1],
+            result = _judge_solution(backend, hessian, v, cotangent, self.tolerance)
+        return Pulled(
+            lam=map_leaves(lambda leaf: -leaf, through_lam),
+            start=zeros(instance.start, backend),
             result=result,
+            guess=v,
         )
 
 
@@ -110,27 +119,30 @@ def _judge_stationarity(
 
 
 def _rounding(backend: Backend, hessian: Callable[[Tree], Tree], w: Tree) -> float:
-    """Return 100 ε ‖H‖ (1 + ‖w‖), which scales as L does; ‖H‖ is from powers on w and on ones."""
+    """Return 100 ε ‖H‖ (1 + ‖w‖), which scales as L does; ‖H‖ is from powers on w and on ones.
+
+    In half precision, 100 ε would be near 1 and accept anything: 0.03 takes its place.
+    """
     curvature = 0.0
-    for probe in (w, map_leaves(backend.ones_like, w)):
+    for probe in (w, map_leaves(backend.namespace.ones_like, w)):
         image = hessian(probe)
         for before, after in ((probe, image), (image, hessian(image))):
-            size = backend.norm(before)
-            curvature = max(curvature, backend.norm(after) / size if size > 0 else 0.0)
-    return 100 * backend.epsilon(w) * curvature * (1 + backend.norm(w))
+            size = norm(before, backend)
+            curvature = max(curvature, norm(after, backend) / size if size > 0 else 0.0)
+    return min(100 * epsilon(w, backend), 0.03) * curvature * (1 + norm(w, backend))
 
 
 def _judge_solution(
     backend: Backend, hessian: Callable[[Tree], Tree], v: Tree, b: Tree, largest: float | None
 ) -> Result:
-    size = backend.norm(b)
+    size = norm(b, backend)
     if not math.isfinite(size):
         return Result()  # The outer objective is at fault, not the solver: the gradient shows it.
-    if not math.isfinite(backend.norm(v)):
+    if not math.isfinite(norm(v, backend)):
         return Result(code=Code.NOT_SOLVED, measured=math.inf)
     if largest is None:
         return Result()
-    residual = backend.norm(map_leaves(lambda a, c: a - c, hessian(v), b))
+    residual = distance(hessian(v), b, backend)
     if residual <= largest * size:
         return Result()
     return Result(code=Code.NOT_SOLVED, measured=residual / size if size > 0 else math.inf)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Tree
-from bilevel_core.engines.sweep import start_sweep, sweep_through, through_start
-from bilevel_core.flow import Flow, advance, trajectory
-from bilevel_core.results import Hypergradient, diagnose
+from bilevel_core.divergence import diagnose
+from bilevel_core.engines.shared.backward import back_through, begin, finish
+from bilevel_core.flow import Instance, Trajectory, advance, start_state, trajectory
+from bilevel_core.results import Pulled, Solution
+from bilevel_core.types import Tree
 
 __all__ = ["Truncated"]
 
@@ -16,7 +17,7 @@ __all__ = ["Truncated"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Truncated:
-    """The backward sweep, stopped after K steps: s_{T-K} is taken not to depend on λ.
+    """The backward pass, stopped after K steps: s_{T-K} is taken not to depend on λ.
 
     Attributes:
         horizon: K ≥ 1. With K ≥ T the gradient is exact.
@@ -34,17 +35,25 @@ class Truncated:
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, found {self.horizon}")
 
-    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
-        """Return f_T(λ) and the truncated gradient."""
-        cut = max(0, steps - self.horizon)
-        start = flow.backend.detach(flow.start(lam))
-        head = trajectory(flow, lam, start, 0, min(1, steps)).head()
-        way = trajectory(flow, lam, advance(flow, lam, start, 0, cut), cut, steps)
-        value, sweep = start_sweep(flow, lam, way.last)
-        sweep = sweep_through(lam, sweep, way)
-        return Hypergradient(
-            value=value,
-            grad=through_start(flow, lam, sweep) if cut == 0 else sweep[1],
-            state=way.last,
-            result=diagnose(flow, lam, steps, head, way.tail()),
+    def run(self, instance: Instance, *, keep: bool) -> Solution:
+        """Run all T steps and store the last K states."""
+        del keep
+        cut, start = self._cut(instance), start_state(instance)
+        head = trajectory(instance, start, 0, min(1, instance.steps)).head()
+        way = trajectory(instance, advance(instance, start, 0, cut), cut, instance.steps)
+        return Solution(
+            state=way.last, memory=way.history, result=diagnose(instance, (head, way.tail()))
         )
+
+    def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
+        """Go back over the last K steps."""
+        cut = self._cut(instance)
+        way = Trajectory(
+            position=cut, end=instance.steps, history=solution.memory, last=solution.state
+        )
+        passed = begin(instance, way.last, cotangent)
+        passed = back_through(instance, passed, way)
+        return finish(instance, passed, (way.head(), way.tail()), whole=cut == 0)
+
+    def _cut(self, instance: Instance) -> int:
+        return max(0, instance.steps - self.horizon)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Backend, Tree
+from bilevel_core.abstract import Backend
+from bilevel_core.arrays import dot, norm
 from bilevel_core.tree import map_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["ConjugateGradient"]
 
@@ -16,7 +18,7 @@ __all__ = ["ConjugateGradient"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class ConjugateGradient:
-    """x_{k+1} = x_k + α_k p_k along conjugate directions, from x_0 = 0.
+    """x_{k+1} = x_k + α_k p_k along conjugate directions, from x_0 = 0 or a guess.
 
     Attributes:
         steps: products at most; the dimension is enough in exact arithmetic.
@@ -39,7 +41,13 @@ class ConjugateGradient:
             raise ValueError(f"steps must be at least 1, found {self.steps}")
 
     def __call__(
-        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+        self,
+        product: Callable[[Tree], Tree],
+        b: Tree,
+        backend: Backend,
+        *,
+        symmetric: bool,
+        guess: Tree | None = None,
     ) -> Tree:
         """Return x, near A⁻¹ b, or raise `ValueError` where A is not symmetric."""
         if not symmetric:
@@ -48,11 +56,15 @@ class ConjugateGradient:
                 "be: the iterates would tend to no solution; use Neumann or FixedPoint"
             )
         # By a power of two, which changes no digit: squares of a small b would vanish.
-        unit = _power_of_two(backend.norm(b))
+        unit = _power_of_two(norm(b, backend))
         b = map_leaves(lambda leaf: leaf / unit, b)
-        x = map_leaves(lambda leaf: 0 * leaf, b)
-        residual = direction = b
-        square = start = backend.dot(b, b)
+        start = dot(b, b, backend)
+        if guess is None:
+            x, residual = map_leaves(lambda leaf: 0 * leaf, b), b
+        else:
+            x = map_leaves(lambda _, leaf: leaf / unit, b, guess)
+            residual = map_leaves(lambda c, a: c - a, b, product(x))
+        direction, square = residual, dot(residual, residual, backend)
         for _ in range(self.steps):
             # Looked at before the step, so that the iterate that converged is the one returned,
             # and a zero residual is never divided by.
@@ -60,10 +72,10 @@ class ConjugateGradient:
                 break
             along = product(direction)
             # Plain numbers, which leave each leaf the type it has.
-            rate = float(square / backend.dot(direction, along))
+            rate = float(square / dot(direction, along, backend))
             x = map_leaves(lambda u, p, rate=rate: u + rate * p, x, direction)
             residual = map_leaves(lambda r, a, rate=rate: r - rate * a, residual, along)
-            previous, square = square, backend.dot(residual, residual)
+            previous, square = square, dot(residual, residual, backend)
             turn = float(square / previous)
             direction = map_leaves(lambda r, p, turn=turn: r + turn * p, residual, direction)
         return map_leaves(lambda leaf: leaf * unit, x)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Array, Backend, Tree
-from bilevel_core.tree import leaves, map_leaves
+from bilevel_core.abstract import Backend
+from bilevel_core.arrays import entries, from_entries, size, solve, unit_tangents
+from bilevel_core.tree import map_leaves
+from bilevel_core.types import Array, Tree
 
-__all__ = ["Dense", "entries", "matrix_of", "solve_matrix"]
+__all__ = ["Dense", "matrix_of", "solve_matrix"]
 
 
 @final
@@ -26,10 +28,16 @@ class Dense:
     """
 
     def __call__(
-        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+        self,
+        product: Callable[[Tree], Tree],
+        b: Tree,
+        backend: Backend,
+        *,
+        symmetric: bool,
+        guess: Tree | None = None,
     ) -> Tree:
         """Return x; A need not be symmetric."""
-        del symmetric
+        del symmetric, guess  # a direct solver starts nowhere
         return solve_matrix(matrix_of(product, b, backend), b, backend)
 
 
@@ -41,7 +49,7 @@ def solve_matrix(matrix: Array, b: Tree, backend: Backend) -> Tree:
         b: a tree of n entries, in the order of the matrix.
         backend: the framework.
     """
-    return backend.from_entries([backend.solve(matrix, entries(b, b, backend))], b)
+    return from_entries([solve(matrix, entries(b, b, backend), backend)], b, backend)
 
 
 def matrix_of(product: Callable[[Tree], Tree], like: Tree, backend: Backend) -> Array:
@@ -52,14 +60,7 @@ def matrix_of(product: Callable[[Tree], Tree], like: Tree, backend: Backend) -> 
     Cost: n products, one after another, and memory of n² numbers.
     """
     columns = []
-    for index in range(backend.size(like)):
-        unit = map_leaves(lambda row: row[0], backend.unit_tangents(like, index, 1))
+    for index in range(size(like)):
+        unit = map_leaves(lambda row: row[0], unit_tangents(like, index, 1, backend))
         columns.append(entries(product(unit), like, backend))
     return backend.namespace.stack(columns, 1)
-
-
-def entries(tree: Tree, like: Tree, backend: Backend) -> Array:
-    """Return the entries (n,) of a tree in the order of the leaves of `like`."""
-    # By key and not by order: a framework may return dicts in another order than it was given.
-    ordered = map_leaves(lambda _, leaf: leaf, like, tree)
-    return backend.namespace.concatenate([leaf.reshape(-1) for leaf in leaves(ordered)])

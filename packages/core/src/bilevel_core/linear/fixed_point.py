@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.abstract import Backend, Tree
+from bilevel_core.abstract import Backend
+from bilevel_core.arrays import norm
 from bilevel_core.tree import map_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["FixedPoint"]
 
@@ -15,7 +17,7 @@ __all__ = ["FixedPoint"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class FixedPoint:
-    """x_{k+1} = x_k - η (A x_k - b), from x_0 = 0, until the residual is small.
+    """x_{k+1} = x_k - η (A x_k - b), from x_0 = 0 or a guess, until the residual is small.
 
     Its iterates are the partial sums of `Neumann`; this one looks at the residual and stops.
 
@@ -42,15 +44,21 @@ class FixedPoint:
             raise ValueError(f"steps must be at least 1, found {self.steps}")
 
     def __call__(
-        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, *, symmetric: bool
+        self,
+        product: Callable[[Tree], Tree],
+        b: Tree,
+        backend: Backend,
+        *,
+        symmetric: bool,
+        guess: Tree | None = None,
     ) -> Tree:
         """Return x, near A⁻¹ b; A need not be symmetric."""
         del symmetric
-        eta, enough = float(self.step_size), self.tolerance * backend.norm(b)
-        x = map_leaves(lambda leaf: 0 * leaf, b)
+        eta, enough = float(self.step_size), self.tolerance * norm(b, backend)
+        x = map_leaves(lambda leaf: 0 * leaf, b) if guess is None else guess
         for _ in range(self.steps):
             residual = map_leaves(lambda a, c: a - c, product(x), b)
-            if backend.norm(residual) <= enough:
+            if norm(residual, backend) <= enough:
                 break
             x = map_leaves(lambda u, r: u - eta * r, x, residual)
         return x

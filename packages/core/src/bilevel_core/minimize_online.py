@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, final
 
-from bilevel_core.abstract import Dynamics, Tree
-from bilevel_core.coordinates import coordinates
+from bilevel_core.abstract import Dynamics
+from bilevel_core.arrays import from_entries, norm, size, unit_tangents
+from bilevel_core.constraints.reparametrization import coordinates
 from bilevel_core.engines.forward import Carry, Forward
-from bilevel_core.flow import Flow
-from bilevel_core.outer import OuterStep
+from bilevel_core.flow import Instance, start_state
+from bilevel_core.hypergradient import checked_run
+from bilevel_core.minimize import OuterStep
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, DivergenceError
-from bilevel_core.validation import checked_flow, refuse_unused
+from bilevel_core.types import Tree
+from bilevel_core.validation import refuse_unused
 
 __all__ = ["OnlineRun", "minimize_online"]
 
@@ -43,6 +46,7 @@ def minimize_online(
     problem: Problem,
     dynamics: Dynamics,
     lam: Tree,
+    data: Any = None,
     *,
     steps: int,
     optimizer: Callable[..., Any],
@@ -64,6 +68,7 @@ def minimize_online(
         problem: as for `hypergradient`.
         dynamics: the inner optimiser.
         lam: where λ starts; it is not changed.
+        data: as for `hypergradient`.
         steps: T, inner steps in all.
         optimizer: as for `minimize`.
         every: inner steps from one update to the next, at least 1.
@@ -91,33 +96,34 @@ def minimize_online(
         raise ValueError(
             f"every = {every} is more than the {steps} inner steps in all: λ would never move"
         )
-    Forward(chunk=chunk)  # refuses a chunk below 1
-    flow, lam = checked_flow(problem, dynamics, lam, steps)
-    backend = flow.backend
+    engine = Forward(chunk=chunk)  # refuses a chunk below 1
+    instance = checked_run(problem, dynamics, lam, data, steps=steps, engine=engine)
+    lam, backend = instance.lam, instance.backend
     space = coordinates(backend, lam, reparametrize=reparametrize, project=project)
     theta = space.free(lam)
     updater = backend.outer_optimizer(optimizer, theta)
-    state, chunks = _start(flow, lam, chunk)
+    state, chunks = _start(instance, chunk)
     values: list[float] = []
     losses: list[float] = []
     lams: list[Tree] = []
     for position in range(0, steps, every):
         end = min(position + every, steps)
-        state, chunks = _advance(flow, lam, state, chunks, range(position + 1, end + 1))
+        state, chunks = _advance(instance, state, chunks, range(position + 1, end + 1))
         if end - position < every:
             break
-        value, grad = _direction(flow, lam, state, chunks, end)
+        value, grad = _direction(instance, state, chunks, end)
         if position == 0:
-            refuse_unused(flow, lam, grad, steps)
+            refuse_unused(instance, grad)
         values.append(value)
-        losses.append(_loss(flow, lam, state, end))
+        losses.append(_loss(instance, state, end))
         lams.append(lam)
-        norm = backend.norm(grad)
-        step = OuterStep(index=len(lams) - 1, value=value, grad_norm=norm, lam=lam)
+        length = norm(grad, backend)
+        step = OuterStep(index=len(lams) - 1, value=value, grad_norm=length, lam=lam)
         if callback is not None and callback(step):
             break
         theta = space.project(updater.update(space.pull(grad, theta), theta))
         lam = space.inside(theta)
+        instance = replace(instance, lam=lam)
     return OnlineRun(
         lam=lam, state=state, values=tuple(values), losses=tuple(losses), lams=tuple(lams)
     )
@@ -127,29 +133,35 @@ _Chunks: TypeAlias = list[tuple[Tree, Tree]]
 """For every chunk of hyperparameters, their rows of the identity and the products with Z_t."""
 
 
-def _start(flow: Flow, lam: Tree, chunk: int | None) -> tuple[Tree, _Chunks]:
+def _start(instance: Instance, chunk: int | None) -> tuple[Tree, _Chunks]:
     """Return s_0 and Z_0."""
-    backend, size = flow.backend, flow.backend.size(lam)
-    width = min(chunk or size, size)
+    backend, lam, count = instance.backend, instance.lam, size(instance.lam)
+    width = min(chunk or count, count)
     chunks: _Chunks = []
+
+    def start(lam: Tree) -> Tree:
+        return instance.flow.start(lam, (), instance.data)
+
     with backend.values_only():
-        for first in range(0, size, width):
-            units = backend.unit_tangents(lam, first, min(width, size - first))
-            _, tangents = backend.detach(backend.jvps(flow.start, (lam,), (units,)))
+        for first in range(0, count, width):
+            units = unit_tangents(lam, first, min(width, count - first), backend)
+            _, tangents = backend.detach(backend.jvps(start, (lam,), (units,)))
             chunks.append((units, tangents))
-        return backend.detach(flow.start(lam)), chunks
+        return start_state(instance), chunks
 
 
 def _advance(
-    flow: Flow, lam: Tree, state: Tree, chunks: _Chunks, times: range
+    instance: Instance, state: Tree, chunks: _Chunks, times: range
 ) -> tuple[Tree, _Chunks]:
     """Return the state and Z after the steps `times`, all at one λ."""
-    backend, before, carried = flow.backend, state, []
+    backend, before, carried = instance.backend, state, []
+    body = Carry(instance.flow)
     with backend.values_only():
         for units, tangents in chunks:
-            state, moved = backend.fold(Carry(flow), (before, tangents), (lam, units), times)
+            fixed = (instance.lam, units, instance.data)
+            _, (state, moved) = backend.loop(body, (before, tangents), fixed, times)
             carried.append((units, moved))
-    if not math.isfinite(backend.norm(state)):
+    if not math.isfinite(norm(state, backend)):
         raise DivergenceError(
             f"the inner run is not finite after step {times[-1]}: {Code.NOT_FINITE.value}, or "
             "lower the step size of the outer optimiser"
@@ -157,14 +169,18 @@ def _advance(
     return state, carried
 
 
-def _direction(flow: Flow, lam: Tree, state: Tree, chunks: _Chunks, t: int) -> tuple[float, Tree]:
+def _direction(instance: Instance, state: Tree, chunks: _Chunks, t: int) -> tuple[float, Tree]:
     """Return E(w_t, λ) and ∇_λ E + ∇_s E Z_t."""
-    backend = flow.backend
+    backend, flow, lam = instance.backend, instance.flow, instance.lam
+
+    def objective(state: Tree, lam: Tree) -> Tree:
+        return flow.outer(flow.dynamics.params(state), lam, instance.data)
+
     with backend.values_only():
-        ends = [backend.jvps(flow.objective, (state, lam), (z, units)) for units, z in chunks]
+        ends = [backend.jvps(objective, (state, lam), (z, units)) for units, z in chunks]
     value = float(ends[0][0])
-    grad = backend.from_entries([backend.detach(part) for _, part in ends], lam)
-    if not math.isfinite(value) or not math.isfinite(backend.norm(grad)):
+    grad = from_entries([backend.detach(part) for _, part in ends], lam, backend)
+    if not math.isfinite(value) or not math.isfinite(norm(grad, backend)):
         raise DivergenceError(
             f"the outer objective or its hypergradient is not finite after step {t}, although the "
             "inner run is: look for a division by zero or a logarithm of zero in the objectives"
@@ -172,6 +188,7 @@ def _direction(flow: Flow, lam: Tree, state: Tree, chunks: _Chunks, t: int) -> t
     return value, grad
 
 
-def _loss(flow: Flow, lam: Tree, state: Tree, t: int) -> float:
+def _loss(instance: Instance, state: Tree, t: int) -> float:
+    flow, lam = instance.flow, instance.lam
     with flow.backend.values_only():
-        return float(flow.problem.inner_at(t)(flow.dynamics.params(state), lam))
+        return float(flow.inner(flow.dynamics.params(state), lam, flow.seen(t, instance.data)))

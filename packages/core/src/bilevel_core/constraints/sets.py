@@ -1,7 +1,7 @@
 """Sets that λ is kept in: by coordinates that cannot leave them, or by projection.
 
 Every set acts on one array. A prefix tree says which leaves of λ are kept in which set: a set
-stands for every leaf under its place, and None leaves them free (`coordinates.py`).
+stands for every leaf under its place, and None leaves them free (reparametrization.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
-from bilevel_core.abstract import Array, Backend
+from bilevel_core.abstract import Backend
+from bilevel_core.arrays import epsilon
+from bilevel_core.types import Array
 
 __all__ = ["Constraint", "Interval", "Positive", "Simplex"]
 
@@ -124,7 +126,7 @@ class Simplex:
         """Say whether every row is non-negative, or positive, and sums to 1 up to rounding."""
         if lam.ndim == 0:
             return False
-        rounding = 10 * backend.epsilon(lam) * lam.shape[-1]
+        rounding = 10 * epsilon(lam, backend) * lam.shape[-1]
         signs = ((lam > 0) if strictly else (lam >= 0)).all()
         return bool(signs & (abs(lam.sum(-1) - 1) <= rounding).all())
 

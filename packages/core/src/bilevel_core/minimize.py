@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
-from bilevel_core.abstract import Dynamics, Engine, Tree
-from bilevel_core.coordinates import coordinates
+from bilevel_core.abstract import Dynamics, Engine
+from bilevel_core.arrays import norm
+from bilevel_core.constraints.reparametrization import coordinates
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import ONCE, run_engine
+from bilevel_core.flow import Instance
+from bilevel_core.hypergradient import checked_run, run_engine
 from bilevel_core.problem import Problem
-from bilevel_core.results import ConvergenceError, DivergenceError
+from bilevel_core.results import ConvergenceError, DivergenceError, Hypergradient
 from bilevel_core.stopping import OuterRecord, StoppingRule
-from bilevel_core.validation import checked_flow
+from bilevel_core.types import Tree
 
 __all__ = ["OuterRun", "OuterStep", "minimize"]
 
@@ -75,11 +77,13 @@ def minimize(
     problem: Problem | Callable[[int], Problem],
     dynamics: Dynamics,
     lam: Tree,
+    data: Any = None,
     *,
     steps: int,
     outer_steps: int,
     optimizer: Callable[..., Any],
     engine: Engine = REVERSE,
+    warm_start: bool = False,
     reparametrize: Tree = None,
     project: Tree = None,
     stop: StoppingRule | None = None,
@@ -94,12 +98,18 @@ def minimize(
             problems are then compared where the best is looked for.
         dynamics: the inner optimiser.
         lam: where λ starts; it is not changed.
+        data: as for `hypergradient`; or a function of the hyper-iteration (from 0) that returns
+            them, such as a new task or mini-batch each time.
         steps: T, inner steps a hyper-iteration.
         outer_steps: hyper-iterations, at most.
         optimizer: makes the framework's optimiser; in torch a function of the list of tensors,
             such as `partial(torch.optim.Adam, lr=1e-2)`. It has one hypergradient a step: one that
-            evaluates the objective again within a step, such as L-BFGS, cannot be used.
+            evaluates the objective again within a step, such as L-BFGS, is for a loop of your own
+            over `outer_objective`.
         engine: how hypergradients are computed.
+        warm_start: start the inner run where that of the last hyper-iteration ended, and the linear
+            system of `Implicit` at its last solution. With mini-batches as data this is the
+            stochastic implicit method of Grazzi et al. (2021) and of Ji et al. (2021, stocBiO).
         reparametrize: sets for leaves of λ, such as `{"rate": Positive(), "shift": None}`, or one
             for all. The optimiser moves θ with λ = inside(θ), along (∂λ/∂θ)ᵀ ∇f_T.
         project: sets for leaves of λ onto which they are projected after every step.
@@ -117,14 +127,25 @@ def minimize(
     Cost: `outer_steps` hypergradients; memory of one of them, the optimiser's, and the best λ.
 
     Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
-    al., 2018), section 2.3.
+    al., 2018), section 2.3; Convergence Properties of Stochastic Hypergradients (Grazzi, Pontil,
+    Salzo, 2021); Bilevel Optimization: Convergence Analysis and Enhanced Design (Ji, Yang, Liang,
+    2021).
     """
     if outer_steps < 0:
         raise ValueError(f"outer_steps must be at least 0, found {outer_steps}")
-    first = problem if isinstance(problem, Problem) else problem(0)
-    once = isinstance(engine, ONCE)
-    flow, lam = checked_flow(first, dynamics, lam, steps, once=once)
-    backend = flow.backend
+
+    def instance_of(index: int, lam: Tree) -> Instance:
+        return checked_run(
+            problem if isinstance(problem, Problem) else problem(index),
+            dynamics,
+            lam,
+            data(index) if callable(data) else data,
+            steps=steps,
+            engine=engine,
+        )
+
+    instance, computed = instance_of(0, lam), None
+    lam, backend = instance.lam, instance.backend
     space = coordinates(backend, lam, reparametrize=reparametrize, project=project)
     theta = space.free(lam)
     updater = backend.outer_optimizer(optimizer, theta)
@@ -136,15 +157,17 @@ def minimize(
 
     for index in range(outer_steps):
         began = clock()
-        if index > 0 and not isinstance(problem, Problem):
-            flow, lam = checked_flow(problem(index), dynamics, lam, steps, once=once)
+        if index > 0:
+            instance = instance_of(index, lam)
+        if warm_start:
+            instance = _warm(instance, computed)
         with _noting(index):
-            computed = run_engine(engine, flow, lam, steps)
-        value, norm = float(computed.value), backend.norm(computed.grad)
-        history.append(OuterRecord(value=value, grad_norm=norm, seconds=clock() - began))
+            computed = run_engine(engine, instance)
+        value, length = float(computed.value), norm(computed.grad, backend)
+        history.append(OuterRecord(value=value, grad_norm=length, seconds=clock() - began))
         if value < best:
             best, best_lam = value, lam
-        step = OuterStep(index=index, value=value, grad_norm=norm, lam=lam)
+        step = OuterStep(index=index, value=value, grad_norm=length, lam=lam)
         if callback is not None and callback(step):
             return ended("callback")
         if stop is not None and stop(history):
@@ -153,6 +176,13 @@ def minimize(
         theta = space.project(updater.update(slope, theta))
         lam = space.inside(theta)
     return ended("outer_steps")
+
+
+def _warm(instance: Instance, last: Hypergradient | None) -> Instance:
+    """Return the run with the end of the last one for its start."""
+    if last is None:
+        return instance
+    return replace(instance, start=instance.flow.dynamics.params(last.state), guess=last.guess)
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from bilevel_core.abstract import Array, Backend, Tree
-from bilevel_core.flow import Flow
-from bilevel_core.linear.dense import entries, matrix_of
+from bilevel_core.abstract import Backend
+from bilevel_core.arrays import distance, entries, epsilon, from_entries, norm, zeros
+from bilevel_core.flow import Flow, Instance
+from bilevel_core.linear.dense import matrix_of
 from bilevel_core.results import DivergenceError
-from bilevel_core.tree import add, leaves, map_leaves, rebuild
+from bilevel_core.tree import add, is_nothing, leaves, map_leaves, plain, rebuild
+from bilevel_core.types import Array, Tree
 
 __all__ = ["Expansion", "expand", "pull_expansion", "refuse_batches", "refuse_other"]
 
@@ -42,20 +45,20 @@ def refuse_batches(flow: Flow, engine: str) -> None:
         )
 
 
-def expand(flow: Flow, lam: Tree, engine: str) -> Expansion:
-    """Return the expansion of L_λ about w_0 = Φ_0(λ).
+def expand(instance: Instance, engine: str) -> Expansion:
+    """Return the expansion of L_λ about w_0.
 
     Raises:
         DivergenceError: the gradient or the Hessian is not finite.
 
     Cost: n Hessian-vector products for n parameters, and memory of n² numbers.
     """
-    backend = flow.backend
-    start = backend.detach(flow.initial(lam))
-    slope, pull_back = backend.vjp(backend.gradient(lambda w: flow.problem.inner(w, lam)), start)
+    backend = instance.backend
+    start = backend.detach(_first(instance))
+    slope, pull_back = backend.vjp(_slope(instance), start)
     slope = map_leaves(lambda _, leaf: leaf, start, backend.detach(slope))
     hessian = matrix_of(lambda v: backend.detach(pull_back(v)[0]), start, backend)
-    if not math.isfinite(backend.norm((slope, hessian))):
+    if not math.isfinite(norm((slope, hessian), backend)):
         raise DivergenceError(
             "the inner objective's gradient or Hessian is not finite at w_0: look for a division "
             "by zero or a logarithm of zero in it"
@@ -63,39 +66,50 @@ def expand(flow: Flow, lam: Tree, engine: str) -> Expansion:
     return Expansion(engine=engine, start=start, slope=slope, hessian=hessian)
 
 
-def refuse_other(flow: Flow, lam: Tree, about: Expansion, w: Tree, largest: float) -> None:
+def _first(instance: Instance) -> Tree:
+    """Return w_0."""
+    if is_nothing(instance.start):
+        return instance.flow.initial(instance.lam, instance.data)
+    return plain(instance.start)
+
+
+def _slope(instance: Instance) -> Callable[[Tree], Tree]:
+    flow = instance.flow
+    return flow.slope(instance.lam, flow.seen(1, instance.data))
+
+
+def refuse_other(instance: Instance, about: Expansion, w: Tree, largest: float) -> None:
     """Refuse an L that is not quadratic, seen by its gradient at w.
 
     The gradient may be √ε (‖g_0‖ + ‖A‖ ‖w‖) away from that of the expansion, with ε the machine
     epsilon.
 
     Args:
-        flow: the maps.
-        lam: λ.
+        instance: the run.
         about: the expansion.
         w: where to look.
         largest: ‖A‖.
     """
-    backend = flow.backend
+    backend = instance.backend
     way = map_leaves(lambda a, b: a - b, w, about.start)
     change = about.hessian @ entries(way, about.start, backend)
-    expected = add(about.slope, backend.from_entries([change], about.start))
-    found = backend.detach(backend.gradient(lambda w: flow.problem.inner(w, lam))(w))
-    off = backend.norm(map_leaves(lambda a, b: a - b, expected, found))
-    allowed = math.sqrt(backend.epsilon(w)) * (
-        backend.norm(about.slope) + largest * backend.norm(w)
+    expected = add(about.slope, from_entries([change], about.start, backend))
+    found = backend.detach(_slope(instance)(w))
+    off = distance(expected, found, backend)
+    allowed = math.sqrt(epsilon(w, backend)) * (
+        norm(about.slope, backend) + largest * norm(w, backend)
     )
     # Written so that a NaN is refused.
     if not off <= allowed:
         raise ValueError(
             f"{about.engine} needs an inner objective that is quadratic in w, and the gradient of "
             f"this one is {off:.3g} away from that of its expansion about w_0, of norm "
-            f"{backend.norm(expected):.3g}: use Implicit or Reverse"
+            f"{norm(expected, backend):.3g}: use Implicit or Reverse"
         )
 
 
 def pull_expansion(
-    flow: Flow, lam: Tree, about: Expansion, by_slope: Array, by_hessian: Array, reach: float
+    instance: Instance, about: Expansion, by_slope: Array, by_hessian: Array, reach: float
 ) -> Tree:
     """Return ∂_λ (⟨σ, g_0⟩ + ⟨Γ, A⟩) at a fixed w_0, a tree like λ.
 
@@ -103,8 +117,7 @@ def pull_expansion(
     derivative of ∇L in λ are needed: no third derivatives, and no more than the rank of Γ.
 
     Args:
-        flow: the maps.
-        lam: λ.
+        instance: the run.
         about: the expansion.
         by_slope: σ, (n,).
         by_hessian: Γ, (n, n).
@@ -113,23 +126,20 @@ def pull_expansion(
     Cost: an eigendecomposition, n³, and one product for each θ_k above ε max|θ|, with ε the
     machine epsilon.
     """
-    backend, xp = flow.backend, flow.backend.namespace
-    if not math.isfinite(backend.norm(by_hessian)):
+    backend, lam, xp = instance.backend, instance.lam, instance.backend.namespace
+    if not math.isfinite(norm(by_hessian, backend)):
         return map_leaves(lambda leaf: math.nan * leaf, lam)  # which has no eigenvectors
     theta, u = xp.linalg.eigh((by_hessian + by_hessian.T) / 2)
     order = xp.argsort(-abs(theta))
     theta, u = theta[order], u[:, order]
-    kept = abs(theta) > backend.epsilon(theta) * abs(theta[0])
+    kept = abs(theta) > epsilon(theta, backend) * abs(theta[0])
     parts = u.T * (theta * kept / reach)[:, None]
     offsets = xp.concatenate([0 * u[:1], reach * u.T])
     cotangents = xp.concatenate([(by_slope - parts.sum(0))[None], parts])
-    nothing = map_leaves(lambda leaf: 0 * leaf, lam)
-    fixed = (
-        lam,
-        about.start,
-        *(_batch(rows, about.start, backend) for rows in (offsets, cotangents)),
-    )
-    return backend.fold(_Mixed(flow), nothing, fixed, range(1 + int(kept.sum())))
+    rows = (_batch(rows, about.start, backend) for rows in (offsets, cotangents))
+    fixed = (*instance.fixed, about.start, *rows)
+    times = range(1 + int(kept.sum()))
+    return backend.loop(_Mixed(instance.flow), zeros(lam, backend), fixed, times)[1]
 
 
 @final
@@ -143,11 +153,11 @@ class _Mixed:
 
     flow: Flow
 
-    def __call__(self, gathered: Tree, fixed: tuple[Tree, Tree, Tree, Tree], t: int) -> Tree:
-        lam, start, offsets, cotangents = fixed
-        backend, inner = self.flow.backend, self.flow.problem.inner
+    def __call__(self, gathered: Tree, fixed: tuple[Any, ...], t: int) -> Tree:
+        lam, data, start, offsets, cotangents = fixed
+        flow, backend = self.flow, self.flow.backend
         w = map_leaves(lambda leaf, rows: leaf + rows[t], start, offsets)
-        _, pull_back = backend.vjp(lambda x: backend.gradient(lambda w: inner(w, x))(w), lam)
+        _, pull_back = backend.vjp(lambda x: flow.slope(x, flow.seen(1, data))(w), lam)
         (partial,) = pull_back(map_leaves(lambda rows: rows[t], cotangents))
         return backend.detach(add(gathered, partial))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from bilevel_core.abstract import Backend, Tree
+from bilevel_core.abstract import Backend
+from bilevel_core.arrays import framework
 from bilevel_core.tree import named_leaves
+from bilevel_core.types import Tree
 
 __all__ = ["backend_of"]
 
@@ -48,8 +50,8 @@ def backend_of(tree: Tree, name: str) -> Backend:
             raise TypeError(_refusal(path, leaf))
         if found is not None and owner != found:
             raise TypeError(
-                f"{path} is a {owner.name} array, but {name} begins with {found.name} arrays: "
-                f"make all of {name} arrays of one framework"
+                f"{path} is a {framework(owner)} array, but {name} begins with "
+                f"{framework(found)} arrays: make all of {name} arrays of one framework"
             )
         found = owner
     if found is None:

@@ -29,9 +29,11 @@ from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, TypeVar, final
 
-from bilevel_core.abstract import Array, Backend, Dynamics, Tree
+from bilevel_core.abstract import Backend, Dynamics
 from bilevel_core.dynamics import GradientDescent, HeavyBall, Nesterov
+from bilevel_core.flow import KnownGradient
 from bilevel_core.tree import leaves, map_leaves, rebuild
+from bilevel_core.types import Array, Tree
 
 __all__ = ["LinearSystem", "differences", "linear_system", "refuse_unfit", "response"]
 
@@ -114,7 +116,7 @@ def linear_system(dynamics: Dynamics, lam: Tree, like: Array, backend: Backend) 
         like: an array (n,) of w's kind, n ≥ 1.
         backend: the framework.
     """
-    xp, one = backend.namespace, backend.ones_like(like[:1])
+    xp, one = backend.namespace, backend.namespace.ones_like(like[:1])
     rest = dynamics.init(0 * one, lam)
     count = len(leaves(rest))
 
@@ -125,7 +127,9 @@ def linear_system(dynamics: Dynamics, lam: Tree, like: Array, backend: Backend) 
             asked.append(w)
             return slope
 
-        moved = map_leaves(lambda _, z: z, rest, dynamics.step(gradient, state, lam, ANY_STEP))
+        moved = map_leaves(
+            lambda _, z: z, rest, dynamics.step(KnownGradient(gradient), state, lam, ANY_STEP)
+        )
         return xp.concatenate([z.reshape(1) for z in leaves(moved)]), asked[0].reshape(1)
 
     units = [

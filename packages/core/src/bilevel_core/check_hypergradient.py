@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
-from bilevel_core.abstract import Array, Backend, Dynamics, Engine, Tree
+from bilevel_core.abstract import Backend, Dynamics, Engine
+from bilevel_core.arrays import dot, epsilon, norm, size
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import ONCE, run_engine
+from bilevel_core.hypergradient import checked_run, run_engine
 from bilevel_core.problem import Problem
 from bilevel_core.tree import leaves, named_leaves, rebuild
-from bilevel_core.validation import checked_flow
+from bilevel_core.types import Array, Tree
 
 __all__ = ["CheckedDirection", "HypergradientCheck", "check_hypergradient"]
 
 REVERSE = Reverse()
+COARSEST = 1e-4
+"""The largest machine epsilon with which differences mean anything: not half precision."""
 
 
 @final
@@ -74,6 +77,7 @@ def check_hypergradient(
     problem: Problem,
     dynamics: Dynamics,
     lam: Tree,
+    data: Any = None,
     *,
     steps: int,
     engine: Engine = REVERSE,
@@ -82,6 +86,9 @@ def check_hypergradient(
     seed: int = 0,
 ) -> HypergradientCheck:
     """Compare ∇f_T with central differences, leaf by leaf of λ.
+
+    What it says of an engine holds for `outer_objective` and `solve_inner` too, which are
+    differentiated by the same two maps.
 
     It shows what no error does: an outer objective that draws random numbers, a `detach` on the way
     of a part of λ, an engine that leaves a part of the derivative out (`Direct`, `Truncated`, and
@@ -92,6 +99,7 @@ def check_hypergradient(
         problem: as for `hypergradient`.
         dynamics: likewise.
         lam: λ, where it is looked.
+        data: as for `hypergradient`.
         steps: T.
         engine: what is checked. Its own values of f_T are taken, which for `Exact` are f.
         directions: how many for each leaf, ≥ 1.
@@ -100,7 +108,8 @@ def check_hypergradient(
         seed: of the signs.
 
     Raises:
-        ValueError: no direction is asked for; and whatever `hypergradient` raises.
+        ValueError: no direction is asked for, or numbers are of half precision; and whatever
+            `hypergradient` raises.
 
     Cost: 2 hypergradients for each direction of each leaf, and one.
 
@@ -120,34 +129,40 @@ def check_hypergradient(
     """
     if directions < 1:
         raise ValueError(f"directions must be at least 1, found {directions}")
-    flow, lam = checked_flow(problem, dynamics, lam, steps, once=isinstance(engine, ONCE))
-    backend, found = flow.backend, run_engine(engine, flow, lam, steps)
-    epsilon = backend.epsilon((lam, found.state, found.value))
+    instance = checked_run(problem, dynamics, lam, data, steps=steps, engine=engine)
+    lam, backend = instance.lam, instance.backend
+    found = run_engine(engine, instance)
+    rounding = epsilon((lam, found.state, found.value), backend)
+    if rounding > COARSEST:
+        raise ValueError(
+            f"a machine epsilon of {rounding:.1g} leaves no digit to a difference: check in "
+            "float32 or, better, in float64"
+        )
     draw = random.Random(seed)
     rows = []
 
     def value(at: Tree) -> float:
-        return float(run_engine(engine, flow, at, steps).value)
+        return float(run_engine(engine, replace(instance, lam=at)).value)
 
     flat = leaves(lam)
     for index, (path, leaf) in enumerate(named_leaves(lam, "λ")):
-        slope, count = leaves(found.grad)[index], backend.size(leaf)
+        slope, count = leaves(found.grad)[index], size(leaf)
         for _ in range(directions if count else 0):
             v = _signs(backend, leaf, draw)
             # The difference is wrong by some h², and by rounding of some ε / h.
-            h = epsilon ** (1 / 3) * (backend.norm(leaf) / count**0.5 or 1.0)
+            h = rounding ** (1 / 3) * (norm(leaf, backend) / count**0.5 or 1.0)
             there, back = (
                 value(rebuild(lam, [*flat[:index], leaf + step * v, *flat[index + 1 :]]))
                 for step in (h, -h)
             )
-            derivative, difference = float(backend.dot(slope, v)), (there - back) / (2 * h)
-            size = max(backend.norm(slope), abs(difference))
+            derivative, difference = float(dot(slope, v, backend)), (there - back) / (2 * h)
+            length = max(norm(slope, backend), abs(difference))
             rows.append(
                 CheckedDirection(
                     leaf=path,
                     derivative=derivative,
                     difference=difference,
-                    error=abs(derivative - difference) / size if size else 0.0,
+                    error=abs(derivative - difference) / length if length else 0.0,
                 )
             )
     return HypergradientCheck(
@@ -155,13 +170,13 @@ def check_hypergradient(
         error=max(
             (row.error for row in rows), key=lambda error: (math.isnan(error), error), default=0.0
         ),
-        tolerance=epsilon**0.25 if tolerance is None else tolerance,
+        tolerance=rounding**0.25 if tolerance is None else tolerance,
     )
 
 
 def _signs(backend: Backend, leaf: Array, draw: random.Random) -> Array:
     """Return an array like a leaf whose entries are 1 and -1 at random."""
-    count = backend.size(leaf)
+    count = size(leaf)
     bits = f"{draw.getrandbits(count):0{count}b}"
     signs = [1.0 if bit == "1" else -1.0 for bit in bits]
     flat = backend.namespace.asarray(signs, dtype=leaf.dtype, device=leaf.device)

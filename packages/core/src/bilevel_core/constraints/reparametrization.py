@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
-from bilevel_core.abstract import Array, Backend, Tree
-from bilevel_core.constraints import Constraint
+from bilevel_core.abstract import Backend
+from bilevel_core.constraints.sets import Constraint
 from bilevel_core.tree import leaves, map_leaves, named_leaves, rebuild
+from bilevel_core.types import Array, Tree
 
 __all__ = ["Coordinates", "coordinates"]
 
@@ -63,8 +64,8 @@ def coordinates(backend: Backend, lam: Tree, *, reparametrize: Tree, project: Tr
             its interior, for `reparametrize`).
         TypeError: a tree holds something else.
     """
-    within = rebuild(lam, list(_spread(reparametrize, lam, "reparametrize")))
-    onto = rebuild(lam, list(_spread(project, lam, "project")))
+    within = rebuild(lam, list(_expand_prefix(reparametrize, lam, "reparametrize")))
+    onto = rebuild(lam, list(_expand_prefix(project, lam, "project")))
     for (path, leaf), inner, outer in zip(
         named_leaves(lam, "λ"), leaves(within), leaves(onto), strict=True
     ):
@@ -80,7 +81,7 @@ def coordinates(backend: Backend, lam: Tree, *, reparametrize: Tree, project: Tr
     return Coordinates(backend=backend, within=within, onto=onto)
 
 
-def _spread(prefix: Tree, lam: Tree, path: str) -> Iterator[Constraint | None]:
+def _expand_prefix(prefix: Tree, lam: Tree, path: str) -> Iterator[Constraint | None]:
     """Yield the set of every leaf of λ, in order."""
     if prefix is None or isinstance(prefix, Constraint):
         yield from (prefix for _ in leaves(lam))
@@ -92,7 +93,7 @@ def _spread(prefix: Tree, lam: Tree, path: str) -> Iterator[Constraint | None]:
                 "each, None where λ is free"
             )
         for key, child in expected.items():
-            yield from _spread(below[key], child, f"{path}[{key!r}]")
+            yield from _expand_prefix(below[key], child, f"{path}[{key!r}]")
     else:
         raise TypeError(f"{path} is a {type(prefix).__name__}: expected a set such as Positive()")
 

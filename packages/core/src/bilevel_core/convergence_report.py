@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import final
+from typing import Any, final
 
-from bilevel_core.abstract import Backend, Dynamics, Engine, Tree
+from bilevel_core.abstract import Dynamics, Engine
+from bilevel_core.arrays import distance, epsilon, norm
 from bilevel_core.engines.implicit import Implicit
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.hypergradient import run_engine
+from bilevel_core.hypergradient import checked_run, run_engine
 from bilevel_core.problem import Problem
-from bilevel_core.tree import map_leaves
-from bilevel_core.validation import checked_flow
+from bilevel_core.types import Tree
 
 __all__ = ["ConvergenceReport", "ConvergenceRow", "convergence_report"]
 
@@ -73,6 +73,7 @@ def convergence_report(
     dynamics: Dynamics,
     lam: Tree,
     steps_list: Sequence[int],
+    data: Any = None,
     *,
     limit_steps: int | None = None,
     engine: Engine = REVERSE,
@@ -85,6 +86,7 @@ def convergence_report(
         dynamics: the inner optimiser.
         lam: λ.
         steps_list: the T to look at, at least one.
+        data: as for `hypergradient`.
         limit_steps: steps of the run that stands for the limit; None takes ten times the largest T.
         engine: of ∇f_T.
         implicit: the engine of ∇f at the end of the long run.
@@ -102,29 +104,25 @@ def convergence_report(
         raise ValueError("steps_list is empty: give the numbers of steps to look at")
     ordered = sorted(steps_list)
     longest = limit_steps if limit_steps is not None else 10 * max(1, ordered[-1])
-    flow, lam = checked_flow(problem, dynamics, lam, longest)
-    backend = flow.backend
-    limit = run_engine(implicit, flow, lam, longest)
+    instance = checked_run(problem, dynamics, lam, data, steps=longest, engine=engine)
+    backend = instance.backend
+    limit = run_engine(implicit, instance)
     w, f = dynamics.params(limit.state), float(limit.value)
-    size = backend.norm(limit.grad)
+    size = norm(limit.grad, backend)
     rows = []
     for steps in ordered:
-        computed = run_engine(engine, flow, lam, steps)
+        computed = run_engine(engine, replace(instance, steps=steps))
         rows.append(
             ConvergenceRow(
                 steps=steps,
                 value=float(computed.value),
                 value_gap=float(computed.value) - f,
-                distance=_distance(backend, dynamics.params(computed.state), w),
-                grad_error=_distance(backend, computed.grad, limit.grad) / size if size else 0.0,
+                distance=distance(dynamics.params(computed.state), w, backend),
+                grad_error=distance(computed.grad, limit.grad, backend) / size if size else 0.0,
             )
         )
-    rounding = backend.epsilon(w) * (1 + backend.norm(w)) * 100
+    rounding = min(100 * epsilon(w, backend), 0.03) * (1 + norm(w, backend))
     return ConvergenceReport(rows=tuple(rows), limit=f, rate=_rate(rows, rounding))
-
-
-def _distance(backend: Backend, x: Tree, y: Tree) -> float:
-    return backend.norm(map_leaves(lambda a, b: a - b, x, y))
 
 
 def _rate(rows: list[ConvergenceRow], rounding: float) -> float | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
-from bilevel_core.abstract import Array, Tree
 from bilevel_core.problem import Problem
+from bilevel_core.types import Array, Tree
 
 __all__ = ["in_turn", "joint_problem", "sampled"]
 

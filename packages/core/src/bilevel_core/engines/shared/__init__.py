@@ -1,0 +1,1 @@
+"""What engines share: reverse mode's way back, and the algebra of quadratic objectives."""
