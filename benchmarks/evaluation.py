@@ -44,7 +44,7 @@ from bilevel_apps.runs.build import make_task
 from bilevel_apps.scoring.score import score_episodes
 from bilevel_data import EpisodeSampler, EpisodeSpec, ImageSplit
 from bilevel_meta.episodes import Episodes, to_device
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import RUNNING, Encoder, heads
 
 SHAPE, CLASSES, EACH = (28, 28, 1), 423, 20
@@ -75,22 +75,27 @@ class Part:
     share: float
 
 
-def make_tasks(options: argparse.Namespace, sampler: EpisodeSampler) -> dict[str, MetaTask]:
+def make_tasks(
+    options: argparse.Namespace, sampler: EpisodeSampler
+) -> dict[str, HyperRepresentation]:
     """Return the preset's task in each precision, with the same weights and settled averages."""
     device = torch.device(options.device)
-    tasks: dict[str, MetaTask] = {}
+    tasks: dict[str, HyperRepresentation] = {}
     for precision in dict.fromkeys((*precisions(options), "float32")):
         settings = load_preset(options.preset) | {"precision": precision}
         task = make_task(parse_config(settings, options.preset), SHAPE, device)
         for number in range(SETTLE):
             batch = to_device(sampler.batch(number, 1), sampler.spec.way, device)
-            task.encoder.encode(batch.support, batch.query, training=True)
+            task.encoder(batch.support, batch.query, training=True)
         tasks[precision] = task
     return tasks
 
 
 def make_sides(
-    tasks: Mapping[str, MetaTask], sampler: EpisodeSampler, count: int, device: torch.device
+    tasks: Mapping[str, HyperRepresentation],
+    sampler: EpisodeSampler,
+    count: int,
+    device: torch.device,
 ) -> dict[str, Callable[[], Any]]:
     """Return what takes turns; those that score return the mean accuracy."""
     sides: dict[str, Callable[[], Any]] = {}
@@ -118,7 +123,9 @@ def scored_batches(sampler: EpisodeSampler, count: int, device: torch.device) ->
     return batches
 
 
-def _ours(task: MetaTask, sampler: EpisodeSampler, count: int, device: torch.device) -> float:
+def _ours(
+    task: HyperRepresentation, sampler: EpisodeSampler, count: int, device: torch.device
+) -> float:
     return score_episodes(task.accuracies, sampler, episodes=count, device=device).accuracy
 
 
@@ -131,11 +138,11 @@ def _bare(encoder: Encoder, batches: list[Episodes]) -> None:
 
 
 def _loop(
-    network: nn.Module, task: MetaTask, sampler: EpisodeSampler, count: int, graph: bool
+    network: nn.Module, task: HyperRepresentation, sampler: EpisodeSampler, count: int, graph: bool
 ) -> float:
     """Score episode by episode, as an example of a few-shot library does."""
-    device = task.model.log_lr.device
-    lr, scale = task.model.log_lr.exp(), task.model.log_scale.exp()
+    device = task.log_lr.device
+    lr, scale = task.log_lr.exp(), task.log_scale.exp()
     total = 0.0
     for number in range(count):
         batch = to_device(sampler.batch(number, 1), sampler.spec.way, device)
@@ -166,7 +173,7 @@ def _head(h: Tensor, labels: Tensor, lr: Tensor, steps: int, graph: bool) -> tup
 
 
 def parts(
-    task: MetaTask, sampler: EpisodeSampler, sizes: list[int], device: torch.device
+    task: HyperRepresentation, sampler: EpisodeSampler, sizes: list[int], device: torch.device
 ) -> dict[str, float]:
     """Return the milliseconds that each part of `score_episodes` takes, in batches of `sizes`."""
     way, spent = sampler.spec.way, dict.fromkeys(("draw", "images", "encode", "heads"), 0.0)
@@ -179,17 +186,17 @@ def parts(
     for first, number in zip(accumulate(sizes, initial=0), sizes, strict=False):
         drawn = timed("draw", partial(sampler.batch, first, number))
         batch = timed("images", partial(to_device, drawn, way, device))
-        encode = partial(task.encoder.encode, batch.support, batch.query, training=False)
+        encode = partial(torch.no_grad()(task.encoder), batch.support, batch.query, training=False)
         features = timed("encode", encode)
-        timed("heads", partial(_heads, task, batch, features.support, features.query))
+        timed("heads", partial(_heads, task, batch, *features))
     return spent
 
 
 @torch.no_grad()
-def _heads(task: MetaTask, batch: Episodes, support: Tensor, query: Tensor) -> Tensor:
-    scale = task.model.log_scale.exp()
+def _heads(task: HyperRepresentation, batch: Episodes, support: Tensor, query: Tensor) -> Tensor:
+    scale = task.log_scale.exp()
     targets = heads.one_hot(batch.support_labels, batch.way, support)
-    lr = task.model.log_lr.exp()
+    lr = task.log_lr.exp()
     head = heads.descend(support, targets, steps=task.steps, step_size=lr, scale=scale)
     return heads.accuracy(heads.logits(head, query), batch.query_labels)
 
@@ -204,7 +211,7 @@ def check(sides: Mapping[str, Callable[[], Any]]) -> float:
 
 
 def measure(
-    tasks: Mapping[str, MetaTask], sampler: EpisodeSampler, options: argparse.Namespace
+    tasks: Mapping[str, HyperRepresentation], sampler: EpisodeSampler, options: argparse.Namespace
 ) -> list[Row]:
     """Return a row a side, printed."""
     device, best = torch.device(options.device), next(iter(tasks))
@@ -231,7 +238,7 @@ def measure(
 
 
 def measure_parts(
-    tasks: Mapping[str, MetaTask], sampler: EpisodeSampler, options: argparse.Namespace
+    tasks: Mapping[str, HyperRepresentation], sampler: EpisodeSampler, options: argparse.Namespace
 ) -> list[Part]:
     """Return a row a part of ours, printed; medians over the turns."""
     print("\n| part of ours | precision | seconds | share |\n| --- | --- | --- | --- |")

@@ -29,7 +29,7 @@ from bilevel_models import Normalization, create_model
 
 WAY, SHOT, QUERY = 5, 1, 15
 FIVE = {"way": WAY}
-INDUCTIVE = {"normalization": Normalization.SUPPORT}
+INDUCTIVE = {"norm": "support"}
 WIDE = Diet(way=20, shot=1, query=5, episodes=4)
 NARROW = Diet(way=5, shot=1, query=15, episodes=4)
 
@@ -78,7 +78,7 @@ RECIPES = {
     "meta-networks": Recipe(method="meta-networks", settings={**FIVE, "embedding": 32}),
     "meta-sgd": inner("meta-sgd", steps=1, step_size=0.4),
     "neural-statistician": Recipe(
-        method="neural-statistician", settings={"channels": 1, "image_size": 28}, diet=WIDE
+        method="neural-statistician", settings={"image_shape": (28, 28, 1)}, diet=WIDE
     ),
     "prototypical": Recipe(method="prototypical", settings={}, diet=WIDE),
     "relation": Recipe(method="relation", settings={"channels": 64}),

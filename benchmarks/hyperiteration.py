@@ -3,7 +3,7 @@
 All sides see the same images and take turns; ratios are medians of the ratio turn by turn.
 
 bare         one forward and backward pass of the backbone, at the best of several chunk sizes
-ours         `MetaTask.hypergradient`
+ours         `HyperRepresentation.loss(episodes).backward()`
 loop, …      the loops of episode_loops.py, in float32
 
 Bare and ours run in the machine's best precision and in float32. Every side has a process of its
@@ -42,8 +42,8 @@ from torch import Tensor
 from workers import answer, worker
 
 from bilevel_meta.episodes import Episodes
-from bilevel_meta.task import HyperRepresentation, MetaTask
-from bilevel_models import EACH_SET, Encoder, Normalization, create_model, keep_freed_memory
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_models import EACH_SET, Encoder, create_model, keep_freed_memory
 from bilevel_models.registry import list_models
 
 OWN = ("bare", "ours")
@@ -157,24 +157,18 @@ def _side(setting: Setting, device: torch.device) -> Callable[[int], float]:
     torch.manual_seed(0)
     backbone = create_model(case.model, channels=case.channels, image_size=case.size)
     episodes = _episodes(case, device)
-    model = HyperRepresentation(backbone, inner_lr=0.1, scale=10.0, learn_lr=True, learn_scale=True)
+    model = HyperRepresentation(backbone, bfloat16=setting.precision == "bfloat16")
     if setting.side in LOOPS:
         return partial(
             _loop, setting.side, model.to(device), stock_network(backbone).to(device), episodes
         )
     model.to(memory_format=torch.channels_last).to(device)
-    encoder = Encoder(
-        backbone=backbone,
-        normalization=Normalization.GHOST,
-        unit_length=True,
-        bfloat16=setting.precision == "bfloat16",
-    )
     if setting.side == "ours":
-        return partial(_ours, MetaTask(model=model, encoder=encoder, steps=0), episodes)
+        return partial(_ours, model, episodes)
     images = torch.cat((episodes.support, episodes.query), dim=1)
     each, count = images.shape[1], images[:, :, 0, 0, 0].numel()
     sizes = {each // 8, each, 2 * each, 4 * each, count} if setting.tries > 1 else {each}
-    return _best_chunks(encoder, images, sizes, setting.tries)
+    return _best_chunks(model.encoder, images, sizes, setting.tries)
 
 
 def _episodes(case: Case, device: torch.device) -> Episodes:
@@ -204,8 +198,12 @@ def _loop(
     )
 
 
-def _ours(task: MetaTask, episodes: Episodes, steps: int) -> float:
-    return replace(task, steps=steps).hypergradient(episodes).loss
+def _ours(learner: HyperRepresentation, episodes: Episodes, steps: int) -> float:
+    learner.steps = steps
+    learner.zero_grad()
+    loss = learner.loss(episodes)
+    loss.backward()
+    return float(loss.detach())
 
 
 def _best_chunks(

@@ -42,7 +42,7 @@ from bilevel_apps.system.processes import ALONE
 from bilevel_apps.training.data_parallel import Shard, shared_hypergradient
 from bilevel_data import EpisodeLoader, EpisodeSampler, EpisodeSpec
 from bilevel_meta.episodes import Episodes, to_device
-from bilevel_meta.task import MetaTask
+from bilevel_meta.learner import Learner
 
 LIMIT = 0.03
 FED, THREAD = "fed", "thread"
@@ -178,12 +178,12 @@ def make_step(config: Config, shape: tuple[int, int, int], device: torch.device)
     """Return a function that takes one outer step on a meta-batch."""
     task = make_task(config, shape, device)
     optimizer = torch.optim.AdamW(
-        [p for p in task.model.parameters() if p.requires_grad], lr=config.train.lr
+        [p for p in task.parameters() if p.requires_grad], lr=config.train.lr
     )
     return partial(_outer_step, task, optimizer)
 
 
-def _outer_step(task: MetaTask, optimizer: torch.optim.Optimizer, episodes: Episodes) -> None:
+def _outer_step(task: Learner, optimizer: torch.optim.Optimizer, episodes: Episodes) -> None:
     shared_hypergradient(task, episodes, ALONE, stop=False)
     optimizer.step()
 

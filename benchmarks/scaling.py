@@ -40,8 +40,8 @@ from workers import answer, worker
 from bilevel_apps.system.processes import ALONE, Processes, connected
 from bilevel_apps.training.data_parallel import shared_hypergradient
 from bilevel_meta.episodes import Episodes
-from bilevel_meta.task import HyperRepresentation, MetaTask
-from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_models import create_model, keep_freed_memory
 
 QUERY = 15
 GROWTH = 1.05  # of memory, from the smallest T to any other: room for T small matrices
@@ -118,19 +118,17 @@ def tables(options: argparse.Namespace) -> Table:
     return {"base": base} | {name: s for name, s in found.items() if s != base}
 
 
-def make_task(precision: str, device: torch.device) -> MetaTask:
-    """Return the task of all settings, T = 0."""
+def make_task(precision: str, device: torch.device) -> HyperRepresentation:
+    """Return the learner of all settings, T = 0."""
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=28)
-    model = HyperRepresentation(backbone, inner_lr=0.1, scale=10.0, learn_lr=True, learn_scale=True)
-    model.to(memory_format=torch.channels_last).to(device)
-    encoder = Encoder(
-        backbone=backbone,
-        normalization=Normalization.GHOST,
-        unit_length=True,
-        bfloat16=precision == "bfloat16",
-    )
-    return MetaTask(model=model, encoder=encoder, steps=0)
+    learner = HyperRepresentation(backbone, steps=0, bfloat16=precision == "bfloat16")
+    return learner.to(memory_format=torch.channels_last).to(device)
+
+
+def run(learner: HyperRepresentation, episodes: Episodes) -> float:
+    """Make one hypergradient; return the loss."""
+    return shared_hypergradient(learner, episodes, ALONE, stop=False)[0].loss
 
 
 def make_episodes(setting: Setting, device: torch.device) -> Episodes:
@@ -155,9 +153,7 @@ def growth(precision: str, options: argparse.Namespace, device: torch.device) ->
     """Return the rows of all tables, printed."""
     task, settings = make_task(precision, device), tables(options)
     sides = {
-        name: partial(
-            replace(task, steps=setting.steps).hypergradient, make_episodes(setting, device)
-        )
+        name: partial(run, task.varied(steps=setting.steps), make_episodes(setting, device))
         for name, setting in settings.items()
     }
     times = take_turns(sides, options.repeats, device)
@@ -200,7 +196,7 @@ def make_member(
         query_labels=whole.query_labels[part],
         way=whole.way,
     )
-    task = replace(make_task(precision, torch.device("cpu")), steps=setting.steps)
+    task = make_task(precision, torch.device("cpu")).varied(steps=setting.steps)
     with connected(processes):
         yield lambda _: shared_hypergradient(task, episodes, processes, stop=False)[0].loss
 
@@ -279,13 +275,13 @@ def peak(precision: str, steps: int, threads: int, device_name: str) -> int | No
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     task, episodes = make_task(precision, device), make_episodes(Setting(), device)
-    run = replace(task, steps=steps).hypergradient
-    replace(task, steps=1).hypergradient(episodes)
+    run(task.varied(steps=1), episodes)
+    task.steps = steps
     if device.type != "cuda":
-        return peak_above(partial(run, episodes))
+        return peak_above(partial(run, task, episodes))
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run(episodes)
+    run(task, episodes)
     return torch.cuda.max_memory_allocated(device) - before
 
 

@@ -21,7 +21,7 @@ def worker(make: Make, *arguments: Any) -> Iterator[Connection]:
     several = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if several else "spawn")
     if several:
-        context.set_forkserver_preload(["bilevel_meta.task"])
+        context.set_forkserver_preload(["bilevel_meta.methods.hyper_representation"])
     pipe, other = context.Pipe()
     process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
     process.start()

@@ -48,7 +48,7 @@ def learner(case, seed=0, **settings):
         "meta-sgd": {"way": WAY},
         "reptile": {"way": WAY, "steps": 2, "test_steps": None, "step_size": 0.02},
         "relation": {"channels": 4, "width": 4},
-        "neural-statistician": {"channels": 1, "image_size": SIDE, "context": 4, "width": 8},
+        "neural-statistician": {"image_shape": (SIDE, SIDE, 1), "context": 4, "width": 8},
         "snail": {"way": WAY, "shot": 2, "filters": 8},
         "simpleshot": {"classes": CLASSES},
     }

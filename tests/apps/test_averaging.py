@@ -21,16 +21,16 @@ def walk(task, steps):
     torch.manual_seed(1)
     for _ in range(steps):
         with torch.no_grad():
-            for tensor in task.model.state_dict().values():
+            for tensor in task.state_dict().values():
                 tensor.copy_(torch.randn_like(tensor))
-        yield {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+        yield {name: tensor.clone() for name, tensor in task.state_dict().items()}
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.9, 0.999])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_it_is_the_weighted_mean(config, decay, steps):
     task = make_task(config(), SHAPE, CPU)
-    task.model.double()
+    task.double()
     average = weight_average(task, decay)
     seen = []
     for step, state in enumerate(walk(task, steps), start=1):
@@ -50,9 +50,9 @@ def test_following_leaves_the_weights_alone(config):
     average = weight_average(task, 0.5)
     for step, state in enumerate(walk(task, 3), start=1):
         average.follow(step)
-        assert all(torch.equal(task.model.state_dict()[k], v) for k, v in state.items())
-    assert not any(p.requires_grad for p in average.task.model.parameters())
-    assert average.task.encoder.backbone is average.task.model.backbone
+        assert all(torch.equal(task.state_dict()[k], v) for k, v in state.items())
+    assert not any(p.requires_grad for p in average.task.parameters())
+    assert average.task.backbone is not task.backbone
 
 
 def test_the_average_is_scored_saved_and_evaluated(tmp_path, config):
@@ -65,10 +65,10 @@ def test_the_average_is_scored_saved_and_evaluated(tmp_path, config):
     episodes = chosen.train.validate_episodes
 
     def scored(weights):
-        run.task.model.load_state_dict(weights)
+        run.task.load_state_dict(weights)
         return score_episodes(run.task.accuracies, sampler, episodes=episodes, device=CPU)
 
-    used = {name: tensor.clone() for name, tensor in run.task.model.state_dict().items()}
+    used = {name: tensor.clone() for name, tensor in run.task.state_dict().items()}
     averaged, raw = (part_of(saved.tensors, part) for part in ("average", "model"))
     assert all(torch.equal(used[name], averaged[name]) for name in averaged)
     assert averaged.keys() == raw.keys()
@@ -98,9 +98,9 @@ def test_validation_leaves_the_average_alone(tmp_path, config, monkeypatch):
     whole = module.score_task
 
     def watch(task, *arguments, **options):
-        before = {k: v.clone() for k, v in task.model.state_dict().items()}
+        before = {k: v.clone() for k, v in task.state_dict().items()}
         found = whole(task, *arguments, **options)
-        seen.append(all(torch.equal(before[k], v) for k, v in task.model.state_dict().items()))
+        seen.append(all(torch.equal(before[k], v) for k, v in task.state_dict().items()))
         return found
 
     monkeypatch.setattr(module, "score_task", watch)

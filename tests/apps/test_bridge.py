@@ -1,6 +1,5 @@
 """The hypergradient through the bridge is Algorithm 1's with the whole network inside λ."""
 
-import dataclasses
 import math
 import weakref
 
@@ -9,13 +8,15 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from bilevel_core import DivergenceError, Problem, Reverse, Unrolled, hypergradient
+from bilevel_apps.training.gradients import outer_steps
+from bilevel_core import DivergenceError, GradientDescent, Problem, hypergradient
 from bilevel_meta.episodes import Episodes
-from bilevel_meta.task import LEARNED_STEP, HyperRepresentation, MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model, heads
 
 BATCH, WAY, SHOT, QUERY, SIZE = 2, 3, 2, 3, 8
 MODES = list(Normalization)
+LEARNED_STEP = GradientDescent(step_size=lambda lam, _t: lam["log_lr"].exp())
 
 
 def make_episodes(seed=1):
@@ -40,17 +41,20 @@ def make_episodes(seed=1):
 def make_task(mode, *, steps, unit_length, scale=3.0, **choices):
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=SIZE, filters=4)
-    model = HyperRepresentation(
-        backbone, inner_lr=0.2, scale=scale, learn_lr=True, learn_scale=True
-    ).double()
     for norm in backbone.norms:  # zero offsets would hide a wrong one
         torch.nn.init.normal_(norm.bias, std=0.3)
-    encoder = Encoder(backbone=model.backbone, normalization=mode, unit_length=unit_length)
-    return MetaTask(model=model, encoder=encoder, steps=steps, **choices)
+    choices |= {"norm": mode, "unit_length": unit_length, "steps": steps}
+    return HyperRepresentation(backbone, step_size=0.2, scale=scale, **choices).double()
+
+
+def step_of(task, episodes, parts=1):
+    """Put the gradient of a meta-batch into the `grad`; return the outer step that it is of."""
+    (step,) = outer_steps(task, episodes, parts)
+    return step
 
 
 def gradients(task):
-    return {name: p.grad for name, p in task.model.named_parameters()}
+    return {name: p.grad for name, p in task.named_parameters()}
 
 
 def assert_equal(found, expected):
@@ -62,11 +66,11 @@ def assert_equal(found, expected):
 
 def reference(task, episodes):
     """f_T and ∇f_T by core's engine; each objective runs the network itself, on λ's weights."""
-    mode, unit = task.encoder.normalization, task.encoder.unit_length
+    mode, unit = task.normalization, task.unit_length
     n = WAY * SHOT
 
     def features(weights, images, statistics):
-        h = functional_call(task.model.backbone, weights, (images, statistics))
+        h = functional_call(task.backbone, weights, (images, statistics))
         return functional.normalize(h, dim=-1) if unit else h
 
     def encode(weights):
@@ -102,14 +106,14 @@ def reference(task, episodes):
         inner=lambda w, lam: heads.cross_entropy(scores(w, lam, 0), episodes.support_labels).sum(),
         outer=outer,
         init=lambda lam: {
-            "weight": torch.zeros(BATCH, task.model.backbone.dim, WAY, dtype=torch.float64),
+            "weight": torch.zeros(BATCH, task.backbone.dim, WAY, dtype=torch.float64),
             "bias": torch.zeros(BATCH, 1, WAY, dtype=torch.float64),
         },
     )
     lam = {
-        "backbone": {k: p.detach().clone() for k, p in task.model.backbone.named_parameters()},
-        "log_lr": task.model.log_lr.detach().clone(),
-        "log_scale": task.model.log_scale.detach().clone(),
+        "backbone": {k: p.detach().clone() for k, p in task.backbone.named_parameters()},
+        "log_lr": task.log_lr.detach().clone(),
+        "log_scale": task.log_scale.detach().clone(),
     }
     computed = hypergradient(problem, LEARNED_STEP, lam, steps=task.steps)
     grads = {f"backbone.{k}": g for k, g in computed.grad["backbone"].items()}
@@ -122,40 +126,25 @@ def reference(task, episodes):
 def test_equals_the_engine_with_the_network_inside(mode, steps, unit_length):
     task, episodes = make_task(mode, steps=steps, unit_length=unit_length), make_episodes()
     value, expected = reference(task, episodes)
-    outcome = task.hypergradient(episodes)
+    outcome = step_of(task, episodes)
     assert outcome.loss == pytest.approx(float(value), rel=1e-12)
     assert_equal(gradients(task), expected)
     norm = torch.linalg.vector_norm(expected["backbone.convolutions.0.weight"])
     assert (norm > 1e-3) == (steps > 0)  # a head that stays zero teaches the network nothing
 
 
-@pytest.mark.parametrize("engine", [Reverse(), Unrolled()], ids=["reverse", "unrolled"])
-@pytest.mark.parametrize("steps", [0, 1, 64])
-def test_the_heads_give_what_an_engine_gives(steps, engine):
-    episodes, outcomes, grads = make_episodes(), [], []
-    for chosen in (None, engine):
-        task = make_task(Normalization.GHOST, steps=steps, unit_length=True, engine=chosen)
-        outcomes.append(task.hypergradient(episodes))
-        grads.append(gradients(task))
-    assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-12)
-    assert outcomes[0].accuracy == outcomes[1].accuracy
-    assert_equal(*grads)
-
-
-@pytest.mark.parametrize("engine", [None, Reverse()], ids=["heads", "reverse"])
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
-def test_smoothed_labels_are_in_the_outer_loss_alone(smoothing, engine):
+def test_smoothed_labels_are_in_the_outer_loss_alone(smoothing):
     episodes = make_episodes()
-    task = make_task(
-        Normalization.GHOST, steps=5, unit_length=True, label_smoothing=smoothing, engine=engine
-    )
+    task = make_task(Normalization.GHOST, steps=5, unit_length=True, label_smoothing=smoothing)
     value, expected = reference(task, episodes)
-    outcome = task.hypergradient(episodes)
+    outcome = step_of(task, episodes)
     assert outcome.loss == pytest.approx(float(value), rel=1e-12)
     assert_equal(gradients(task), expected)
-    plain = dataclasses.replace(task, label_smoothing=0.0)
-    assert outcome.loss != pytest.approx(plain.hypergradient(episodes).loss, rel=1e-3)
-    assert outcome.accuracy == plain.hypergradient(episodes).accuracy  # the heads are the same
+    task.label_smoothing = 0.0
+    plain = step_of(task, episodes)
+    assert outcome.loss != pytest.approx(plain.loss, rel=1e-3)
+    assert outcome.accuracy == plain.accuracy  # the heads are the same
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -171,29 +160,27 @@ def test_in_parts_it_is_the_same_hypergradient(mode, parts):
         },
     )
     whole = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1)
-    divided = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1, parts=parts)
-    outcomes = whole.hypergradient(episodes), divided.hypergradient(episodes)
+    divided = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1)
+    outcomes = step_of(whole, episodes), step_of(divided, episodes, parts)
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-12)
     assert outcomes[0].accuracy == pytest.approx(outcomes[1].accuracy, rel=1e-12)
     assert_equal(gradients(divided), gradients(whole))
-    assert_equal(dict(divided.model.named_buffers()), dict(whole.model.named_buffers()))
+    assert_equal(dict(divided.named_buffers()), dict(whole.named_buffers()))
 
 
 def test_one_part_is_in_memory_at_a_time(monkeypatch):
     sizes, graphs = [], []
-    whole = Encoder.encode
+    whole = Encoder.__call__
 
     def encode(encoder, support, query, *, training):
         sizes.append(len(support))
-        assert not any(graph() for graph in graphs)  # the part before has been freed
+        assert not any(graph() is not None for graph in graphs)  # the part before has been freed
         found = whole(encoder, support, query, training=training)
-        graphs.append(weakref.ref(found.pull_back))
+        graphs.extend(weakref.ref(features) for features in found)
         return found
 
-    monkeypatch.setattr(Encoder, "encode", encode)
-    make_task(Normalization.GHOST, steps=2, unit_length=True, parts=2).hypergradient(
-        make_episodes()
-    )
+    monkeypatch.setattr(Encoder, "__call__", encode)
+    step_of(make_task(Normalization.GHOST, steps=2, unit_length=True), make_episodes(), parts=2)
     assert sizes == [1, 1]
 
 
@@ -202,14 +189,12 @@ def test_parts_of_a_meta_batch_are_equal():
         list(make_episodes().parts(3))
 
 
-@pytest.mark.parametrize("engine", [None, Reverse()], ids=["heads", "reverse"])
-def test_divergence_is_one_error(engine):
+def test_divergence_is_one_error():
     task, episodes = make_task(Normalization.GHOST, steps=3, unit_length=False), make_episodes()
     with torch.no_grad():
-        task.model.log_lr.fill_(800.0)
-    task = dataclasses.replace(task, engine=engine)
+        task.log_lr.fill_(800.0)
     with pytest.raises(DivergenceError, match="lower the"):
-        task.hypergradient(episodes)
+        step_of(task, episodes)
     with pytest.raises(DivergenceError, match="lower the"):
         task.accuracies(episodes)
 
@@ -218,7 +203,7 @@ def test_a_loss_that_is_no_number_is_refused():
     task, episodes = make_task(Normalization.SUPPORT, steps=1, unit_length=False), make_episodes()
     episodes.query[0, 0, 0, 0, 0] = float("nan")
     with pytest.raises(DivergenceError, match="the loss on the query images is nan after T = 1"):
-        task.hypergradient(episodes)
+        step_of(task, episodes)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -229,8 +214,8 @@ def test_step_size_and_scale_by_finite_differences(name, steps):
     def loss(offset):
         task = make_task(Normalization.SUPPORT, steps=steps, unit_length=True)
         with torch.no_grad():
-            getattr(task.model, name).add_(offset)
-        return task.hypergradient(episodes).loss, float(getattr(task.model, name).grad)
+            getattr(task, name).add_(offset)
+        return step_of(task, episodes).loss, float(getattr(task, name).grad)
 
     h = 1e-5
     difference = (loss(h)[0] - loss(-h)[0]) / (2 * h)
@@ -240,25 +225,25 @@ def test_step_size_and_scale_by_finite_differences(name, steps):
 
 def test_what_is_not_learned_gets_no_gradient():
     task = make_task(Normalization.SUPPORT, steps=2, unit_length=True)
-    task.model.log_lr.requires_grad_(False)
-    task.hypergradient(make_episodes())
-    assert task.model.log_lr.grad is None
-    assert task.model.log_scale.grad is not None
+    task.log_lr.requires_grad_(False)
+    step_of(task, make_episodes())
+    assert task.log_lr.grad is None
+    assert task.log_scale.grad is not None
 
 
 def test_gradients_do_not_add_up_over_hyper_iterations():
     task, episodes = make_task(Normalization.SUPPORT, steps=2, unit_length=True), make_episodes()
-    task.hypergradient(episodes)
-    once = {k: p.grad.clone() for k, p in task.model.named_parameters()}
-    task.hypergradient(episodes)
-    assert all(torch.equal(p.grad, once[k]) for k, p in task.model.named_parameters())
+    step_of(task, episodes)
+    once = {k: p.grad.clone() for k, p in task.named_parameters()}
+    step_of(task, episodes)
+    assert all(torch.equal(p.grad, once[k]) for k, p in task.named_parameters())
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_accuracy_is_that_of_the_trained_heads(mode):
     """With training's statistics; the modes that keep running averages have others in test."""
     task, episodes = make_task(mode, steps=5, unit_length=True, scale=10.0), make_episodes()
-    trained = task.hypergradient(episodes).accuracy
+    trained = step_of(task, episodes).accuracy
     scored = task.accuracies(episodes)
     assert scored.shape == (BATCH,)
     assert all(math.isclose(a * 9, round(a * 9), abs_tol=1e-9) for a in scored.tolist())

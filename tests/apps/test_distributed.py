@@ -34,6 +34,7 @@ from bilevel_apps.training.data_parallel import (
     shared_hypergradient,
     use_own_gpu,
 )
+from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.state import prepare
 from bilevel_data import open_store
@@ -114,7 +115,7 @@ def sampler(store):
 
 def task_of(config, **changes):
     task = make_task(config(**changes), (16, 16, 1), CPU)
-    task.model.double()
+    task.double()
     return task
 
 
@@ -130,7 +131,7 @@ def test_a_divided_hyper_iteration_is_the_whole_one(sampler, config, norm, size)
     expected, *copies = (copy.deepcopy(task) for _ in range(size + 1))
     steps = range(3)  # with the same weights: what moves is the running averages
     for step in steps:
-        whole = expected.hypergradient(in_double(sampler.batch(6 * step, 6)))
+        (whole,) = outer_steps(expected, in_double(sampler.batch(6 * step, 6)))
 
     def work(process):
         mine = copies[process.rank]
@@ -144,13 +145,13 @@ def test_a_divided_hyper_iteration_is_the_whole_one(sampler, config, norm, size)
         assert outcome.loss == pytest.approx(whole.loss, rel=1e-12)
         assert outcome.accuracy == pytest.approx(whole.accuracy, rel=1e-12)
         assert stop is False
-    grads = {name: p.grad for name, p in expected.model.named_parameters()}
+    grads = {name: p.grad for name, p in expected.named_parameters()}
     assert sum(bool(grad.abs().max() > 0) for grad in grads.values()) > 6
     for mine in copies:
-        for name, parameter in mine.model.named_parameters():
+        for name, parameter in mine.named_parameters():
             torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-10, atol=1e-13)
-        for name, average in expected.model.named_buffers():
-            found = mine.model.get_buffer(name)
+        for name, average in expected.named_buffers():
+            found = mine.get_buffer(name)
             torch.testing.assert_close(found, average, rtol=1e-12, atol=1e-14)
             assert (found.std() > 1e-3) == (norm == "ghost")
 
@@ -172,8 +173,8 @@ def test_alone_nothing_is_shared(sampler, config):
     episodes = in_double(sampler.batch(0, 2))
     outcome, stop = shared_hypergradient(task, episodes, ALONE, stop=True)
     assert stop is True
-    assert outcome == other.hypergradient(episodes)
-    for mine, its in zip(task.model.parameters(), other.model.parameters(), strict=True):
+    assert [outcome] == list(outer_steps(other, episodes))
+    for mine, its in zip(task.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine.grad, its.grad)
     assert Shard(whole=sampler, processes=ALONE).batch(3, 2).query.shape[0] == 2
     values = torch.tensor([2.0])

@@ -20,7 +20,7 @@ from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_data import open_store
 from bilevel_meta.adapt import CHUNK, learner_of
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 from bilevel_models import heads
 
 SHAPE = (16, 16, 1)
@@ -39,7 +39,7 @@ def learner(config):
 
     def make(**changes):
         task = make_task(config(**changes), SHAPE, torch.device("cpu"))
-        for name, buffer in task.model.named_buffers():
+        for name, buffer in task.named_buffers():
             if name.endswith("running_mean"):
                 buffer.fill_(-0.1)
         return learner_of(task)
@@ -75,16 +75,17 @@ def test_it_is_the_head_that_evaluation_scores(trained, images):
     support, query = images[:5, 0], images[:5, 1:4].reshape(-1, *SHAPE)
     model = FewShotClassifier(trained).fit(support, np.arange(5))
     s, q = (torch.from_numpy(x / 255).float().movedim(-1, -3)[None] for x in (support, query))
-    features = run.task.encoder.encode(s, q, training=False)
-    scale = run.task.model.log_scale.detach().exp()
+    with torch.no_grad():
+        h_s, h_q = run.task.encoder(s, q, training=False)
+    scale = run.task.log_scale.detach().exp()
     head = heads.descend(
-        features.support,
+        h_s,
         torch.eye(5)[None],
         steps=run.task.steps,
-        step_size=run.task.model.log_lr.detach().exp(),
+        step_size=run.task.log_lr.detach().exp(),
         scale=scale,
     )
-    expected = heads.logits(head, features.query)[0].softmax(dim=-1).numpy()
+    expected = heads.logits(head, h_q)[0].softmax(dim=-1).numpy()
     np.testing.assert_allclose(model.predict_proba(query), expected, rtol=0, atol=1e-4)
 
 

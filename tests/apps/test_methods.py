@@ -34,9 +34,10 @@ from bilevel_apps.runs.load import load_run
 from bilevel_apps.system.processes import ALONE
 from bilevel_apps.training import loop as train_module
 from bilevel_apps.training.data_parallel import shared_gradients
+from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.state import prepare, resolve
-from bilevel_core import Direct, DivergenceError, Problem, Reverse, hypergradient
+from bilevel_core import Direct, DivergenceError, GradientDescent, Problem, Reverse, hypergradient
 from bilevel_data import (
     EpisodeSampler,
     EpisodeSpec,
@@ -46,10 +47,8 @@ from bilevel_data import (
     write_store,
 )
 from bilevel_meta.episodes import Episodes, to_device
-from bilevel_meta.inner_problem import LEARNED_STEP
-from bilevel_meta.methods import METHODS
-from bilevel_meta.task import HyperRepresentation, MetaTask
-from bilevel_models import EACH_SET, Encoder, Normalization, Statistics, create_model, heads
+from bilevel_meta.methods.variants import VARIANTS
+from bilevel_models import EACH_SET, Normalization, Statistics, create_model, heads
 from bilevel_models.backbones.linear_output import (
     LinearOutputs,
     LinearOutputsOfSets,
@@ -60,6 +59,7 @@ CPU = torch.device("cpu")
 WAY, SHOT, QUERY, SIZE, CLASSES = 3, 2, 3, 8, 7
 SUPPORT_SET, TOGETHER = WAY * SHOT, WAY * (SHOT + QUERY)
 MODES = list(Normalization)
+LEARNED_STEP = GradientDescent(step_size=lambda lam, _t: lam["log_lr"].exp())
 OWN = (Normalization.EPISODE, Normalization.SUPPORT)
 # Whether D_val is D_tr, and whether the gradient goes through the inner steps.
 BILEVEL = {
@@ -91,7 +91,7 @@ def make_episodes(batch=2, seed=1):
     )
 
 
-def make_small_task(mode, *, steps=3, unit_length=True, outputs=None, **choices):
+def make_small_task(mode, *, name="hyper-representation", steps=3, outputs=None, **choices):
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=SIZE, filters=4)
     for norm in backbone.norms:  # zero offsets would hide a wrong one
@@ -99,24 +99,22 @@ def make_small_task(mode, *, steps=3, unit_length=True, outputs=None, **choices)
     if outputs is not None:
         backbone = with_linear_outputs(backbone, outputs)
         torch.nn.init.normal_(backbone.linear.bias)
-    model = HyperRepresentation(
-        backbone, inner_lr=0.2, scale=3.0, learn_lr=True, learn_scale=True
-    ).double()
-    encoder = Encoder(backbone=model.backbone, normalization=mode, unit_length=unit_length)
-    return MetaTask(model=model, encoder=encoder, steps=steps, **choices)
+    choices |= {"norm": mode, "steps": steps, "step_size": 0.2, "scale": 3.0}
+    return VARIANTS[name](backbone, **choices).double()
 
 
 def task_for(name, mode, **choices):
-    return make_small_task(mode, outputs=CLASSES if name == "multiclass" else None, **choices)
+    outputs = CLASSES if name == "multiclass" else None
+    return make_small_task(mode, name=name, outputs=outputs, **choices)
 
 
 def gradients(task):
-    return {k: p.grad for k, p in task.model.named_parameters() if p.grad is not None}
+    return {k: p.grad for k, p in task.named_parameters() if p.grad is not None}
 
 
-def only(name, task, episodes):
+def only(task, episodes):
     """Return what a method yields that takes one outer step."""
-    (outcome,) = METHODS[name](task, episodes)
+    (outcome,) = outer_steps(task, episodes)
     return outcome
 
 
@@ -129,20 +127,20 @@ def assert_equal(found, expected):
 
 def leaves_of(task):
     """Return λ as leaves of their own, by the model's names."""
-    named = task.model.named_parameters()
+    named = task.named_parameters()
     return {name: p.detach().clone().requires_grad_() for name, p in named}
 
 
 def features(task, lam, images, statistics, *, unit_length):
     own = {k.removeprefix("backbone."): v for k, v in lam.items() if k.startswith("backbone.")}
-    h = functional_call(task.model.backbone, own, (images, statistics))
+    h = functional_call(task.backbone, own, (images, statistics))
     return functional.normalize(h, dim=-1) if unit_length else h
 
 
 def encode(task, lam, episodes, *, unit_length=None):
     """Return features of support and query, or of the union twice, one plain pass after another."""
-    mode = task.encoder.normalization
-    unit = task.encoder.unit_length if unit_length is None else unit_length
+    mode = task.normalization
+    unit = task.unit_length if unit_length is None else unit_length
     united = episodes.support is episodes.query
     if united and mode is Normalization.BATCH:
         h = features(task, lam, episodes.support.flatten(0, 1), EACH_SET, unit_length=unit)
@@ -201,10 +199,10 @@ def by_hand(task, episodes, *, through):
 @pytest.mark.parametrize("name", BILEVEL)
 def test_bilevel_and_approximate_gradients_by_hand(name, mode, steps):
     united, through = BILEVEL[name]
-    task, episodes = make_small_task(mode, steps=steps, label_smoothing=0.1), make_episodes()
+    task, episodes = task_for(name, mode, steps=steps, label_smoothing=0.1), make_episodes()
     seen = episodes.united() if united else episodes
     loss, accuracy, expected = by_hand(task, seen, through=through)
-    outcome = only(name, task, episodes)
+    outcome = only(task, episodes)
     assert outcome.loss == pytest.approx(loss, rel=1e-12)
     assert outcome.accuracy == pytest.approx(accuracy, rel=1e-12)
     assert_equal(gradients(task), expected)
@@ -217,7 +215,7 @@ def test_bilevel_and_approximate_gradients_by_hand(name, mode, steps):
 def test_bilevel_and_approximate_gradients_by_cores_engines(name):
     """Bilevel-train is Reverse on the union, Approx is Direct; the whole network is in λ."""
     united, through = BILEVEL[name]
-    task, episodes = make_small_task(Normalization.GHOST, steps=4), make_episodes()
+    task, episodes = task_for(name, Normalization.GHOST, steps=4), make_episodes()
     seen = episodes.united() if united else episodes
     lam = {k: v.detach() for k, v in leaves_of(task).items()}
 
@@ -227,30 +225,20 @@ def test_bilevel_and_approximate_gradients_by_cores_engines(name):
     problem = Problem(
         inner=lambda w, lam: heads.cross_entropy(scores(w, lam, 0), seen.support_labels).sum(),
         outer=lambda w, lam: heads.cross_entropy(scores(w, lam, 1), seen.query_labels).mean(),
-        init=lambda lam: heads.zeros(torch.zeros(2, 1, task.model.backbone.dim).double(), WAY),
+        init=lambda lam: heads.zeros(torch.zeros(2, 1, task.backbone.dim).double(), WAY),
     )
     engine = Reverse() if through else Direct()
     expected = hypergradient(problem, LEARNED_STEP, lam, steps=4, engine=engine)
-    assert only(name, task, episodes).loss == pytest.approx(float(expected.value), rel=1e-12)
+    assert only(task, episodes).loss == pytest.approx(float(expected.value), rel=1e-12)
     assert_equal(gradients(task), expected.grad)
-
-
-@pytest.mark.parametrize("name", BILEVEL)
-def test_a_tasks_engine_gives_the_same_where_there_is_something_to_go_through(name):
-    episodes, found = make_episodes(), []
-    for engine in (None, Reverse()):
-        task = make_small_task(Normalization.GHOST, steps=4, engine=engine)
-        found.append((only(name, task, episodes), gradients(task)))
-    assert found[0][0].loss == pytest.approx(found[1][0].loss, rel=1e-12)
-    assert_equal(found[0][1], found[1][1])
 
 
 def test_the_four_gradients_differ():
     """Otherwise the comparison of the paper would be one of a thing with itself."""
     episodes, found = make_episodes(), {}
     for name in BILEVEL:
-        task = make_small_task(Normalization.GHOST, steps=5)
-        only(name, task, episodes)
+        task = task_for(name, Normalization.GHOST, steps=5)
+        only(task, episodes)
         found[name] = torch.cat([g.flatten() for g in gradients(task).values()])
     for a, b in itertools.combinations(found, 2):
         apart = torch.linalg.vector_norm(found[a] - found[b])
@@ -260,7 +248,7 @@ def test_the_four_gradients_differ():
 def joint_descent(task, episodes, rate):
     """λ and all heads by plain gradient descent on one loss; return losses, gradients and λ."""
     lam, seen = leaves_of(task), episodes.united()
-    dim, batch = task.model.backbone.dim, len(episodes.support)
+    dim, batch = task.backbone.dim, len(episodes.support)
     weight = torch.zeros(batch, dim, WAY, dtype=torch.float64)
     bias = torch.zeros(batch, 1, WAY, dtype=torch.float64)
     losses, seen_grads = [], []
@@ -281,13 +269,13 @@ def joint_descent(task, episodes, rate):
     return losses, seen_grads, lam
 
 
-def descend_along(task, method, episodes, rate):
-    """Take a plain step along each gradient that a method yields; return what it told."""
+def descend_along(task, steps, rate):
+    """Take a plain step along each gradient that comes; return what it told."""
     found = []
-    for outcome in method(task, episodes):
+    for outcome in steps:
         found.append((outcome, {k: g.clone() for k, g in gradients(task).items()}))
         with torch.no_grad():
-            for parameter in task.model.parameters():
+            for parameter in task.parameters():
                 if parameter.grad is not None:
                     parameter -= rate * parameter.grad
     return found
@@ -298,14 +286,14 @@ def descend_along(task, method, episodes, rate):
 @pytest.mark.parametrize("mode", MODES)
 def test_classic_trains_representation_and_heads_together(mode, batch, smoothing):
     episodes = make_episodes(batch)
-    task = make_small_task(mode, steps=5, label_smoothing=smoothing)
+    task = task_for("classic-train", mode, steps=5, label_smoothing=smoothing)
     losses, expected, lam = joint_descent(task, episodes, rate=0.5)
-    found = descend_along(task, METHODS["classic-train"], episodes, rate=0.5)
+    found = descend_along(task, outer_steps(task, episodes), rate=0.5)
     assert len(found) == 5
     assert [outcome.loss for outcome, _ in found] == pytest.approx(losses, rel=1e-12)
     for (_, grads), grad in zip(found, expected, strict=True):
         assert_equal(grads, grad)
-    assert_equal(dict(task.model.named_parameters()), lam)
+    assert_equal(dict(task.named_parameters()), lam)
     assert all(float(g.abs().max()) < 1e-15 for g in found[0][1].values())  # heads of zero
     assert float(found[1][1]["backbone.convolutions.0.weight"].abs().max()) > 1e-4
     assert losses[-1] < losses[0]
@@ -314,8 +302,8 @@ def test_classic_trains_representation_and_heads_together(mode, batch, smoothing
 def test_classic_begins_each_meta_batch_with_new_heads():
     """What it does is a function of the weights and the meta-batch, as a resume needs."""
     episodes = make_episodes()
-    task = make_small_task(Normalization.SUPPORT, steps=3)
-    first, second = ([o.loss for o in METHODS["classic-train"](task, episodes)] for _ in range(2))
+    task = task_for("classic-train", Normalization.SUPPORT, steps=3)
+    first, second = ([o.loss for o in outer_steps(task, episodes)] for _ in range(2))
     assert first == second
     assert first[0] == pytest.approx(np.log(WAY), rel=1e-12)
 
@@ -324,13 +312,13 @@ def test_classic_begins_each_meta_batch_with_new_heads():
 @pytest.mark.parametrize("batch", [2, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_multiclass_is_a_linear_layer_and_cross_entropy(mode, batch, smoothing):
-    task = make_small_task(mode, outputs=CLASSES, label_smoothing=smoothing)
+    task = task_for("multiclass", mode, label_smoothing=smoothing)
     bare, episodes = make_small_task(mode), make_episodes(batch)
     lam, seen = leaves_of(task), episodes.united()
     inside = "backbone.network."
     network = {k.replace(inside, "backbone."): v for k, v in lam.items() if k.startswith(inside)}
     g, _ = encode(bare, network, seen, unit_length=False)
-    layer = torch.nn.Linear(bare.model.backbone.dim, CLASSES).double()
+    layer = torch.nn.Linear(bare.backbone.dim, CLASSES).double()
     for name in ("weight", "bias"):
         getattr(layer, name).data.copy_(lam[f"backbone.linear.{name}"].detach())
     own = torch.stack([c[y] for c, y in zip(seen.classes, seen.support_labels, strict=True)])
@@ -338,7 +326,7 @@ def test_multiclass_is_a_linear_layer_and_cross_entropy(mode, batch, smoothing):
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
     value = criterion(scores, own.flatten())
     value.backward()
-    outcome = only("multiclass", task, episodes)
+    outcome = only(task, episodes)
     assert outcome.loss == pytest.approx(float(value.detach()), rel=1e-12)
     right = (scores.argmax(-1) == own.flatten()).double().mean()
     assert outcome.accuracy == pytest.approx(float(right), rel=1e-12)
@@ -350,7 +338,7 @@ def test_multiclass_is_a_linear_layer_and_cross_entropy(mode, batch, smoothing):
 def test_multiclass_asks_for_classes():
     task = task_for("multiclass", Normalization.GHOST)
     with pytest.raises(ValueError, match="do not say which classes they have"):
-        only("multiclass", task, replace(make_episodes(), classes=None))
+        only(task, replace(make_episodes(), classes=None))
 
 
 class SetBySet(torch.nn.Module):
@@ -368,16 +356,15 @@ class SetBySet(torch.nn.Module):
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_set_is_encoded_once(mode, batch, at_once, monkeypatch):
-    """Features and pull-back are those of plain passes, and no image goes twice.
+    """Features and their gradient are those of plain passes, and no image goes twice.
 
     Set by set is how a GPU does it, and a network that cannot otherwise.
     """
     task, episodes = make_small_task(mode), make_episodes(batch).united()
     if not at_once:
-        task.model.backbone = SetBySet(task.model.backbone)
-        task = replace(task, encoder=replace(task.encoder, backbone=task.model.backbone))
+        task.backbone = SetBySet(task.backbone)
     lam, counted = leaves_of(task), []
-    network, way_in = type(task.model.backbone), "forward_sets" if at_once else "forward"
+    network, way_in = type(task.backbone), "forward_sets" if at_once else "forward"
     whole = getattr(network, way_in)
 
     def count(backbone, images, *how, **options):
@@ -386,51 +373,49 @@ def test_a_set_is_encoded_once(mode, batch, at_once, monkeypatch):
 
     expected, _ = encode(task, lam, episodes)
     monkeypatch.setattr(network, way_in, count)
-    found, pull_back = task.encoder.encode_set(episodes.support, training=True)
+    (found,) = task.encoder(episodes.support, training=True)
     assert sum(counted) == TOGETHER * batch
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
-    assert not found.requires_grad
     direction = torch.randn(found.shape, dtype=torch.float64)
     learned = [name for name in lam if name.startswith("backbone.")]
     grads = torch.autograd.grad((expected * direction).sum(), [lam[name] for name in learned])
-    pull_back(direction)
+    (found * direction).sum().backward()
     assert_equal(gradients(task), dict(zip(learned, grads, strict=True)))
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_running_averages_follow_where_they_are_used(name, mode):
     task, episodes = task_for(name, mode), make_episodes(3)
-    before = {k: v.clone() for k, v in task.model.named_buffers()}
-    for _ in METHODS[name](task, episodes):
+    before = {k: v.clone() for k, v in task.named_buffers()}
+    for _ in outer_steps(task, episodes):
         pass
-    moved = {not torch.equal(v, before[k]) for k, v in task.model.named_buffers()}
+    moved = {not torch.equal(v, before[k]) for k, v in task.named_buffers()}
     assert moved == {mode not in OWN}
     expected = make_small_task(mode)
     passes = task.steps if name == "classic-train" else 1
-    together = replace(expected.encoder, normalization=mode)
     for _ in range(passes):  # support and query share statistics where they are tracked at all
-        together.encode(episodes.support, episodes.query, training=True)
-    for key, value in expected.model.named_buffers():
+        expected.encoder(episodes.support, episodes.query, training=True)
+    for key, value in expected.named_buffers():
         inside = key.replace("backbone.", "backbone.network.") if name == "multiclass" else key
-        found = task.model.get_buffer(inside)
+        found = task.get_buffer(inside)
         assert torch.allclose(found, value, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if m is not Normalization.BATCH])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_in_parts_it_is_the_same(name, mode):
     episodes, found = make_episodes(4), []
     for parts in (1, 2, 4):
-        task = task_for(name, mode, parts=parts, label_smoothing=0.1)
-        found.append((task, descend_along(task, METHODS[name], episodes, rate=0.3)))
+        task = task_for(name, mode, label_smoothing=0.1)
+        found.append((task, descend_along(task, outer_steps(task, episodes, parts), rate=0.3)))
     (whole, steps), *others = found
     for divided, told in others:
         for (a, g), (b, h) in zip(steps, told, strict=True):
             assert b.loss == pytest.approx(a.loss, rel=1e-12)
             assert b.accuracy == pytest.approx(a.accuracy, rel=1e-12)
             assert_equal(h, g)
-        assert_equal(divided.model.state_dict(), whole.model.state_dict())
+        assert_equal(divided.state_dict(), whole.state_dict())
 
 
 class Pair:
@@ -448,11 +433,11 @@ class Pair:
 
 
 @pytest.mark.parametrize("mode", [m for m in MODES if m is not Normalization.BATCH])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_come_to_what_one_comes_to(name, mode):
     episodes = make_episodes(4)
     whole = task_for(name, mode, label_smoothing=0.1)
-    expected = descend_along(whole, METHODS[name], episodes, rate=0.3)
+    expected = descend_along(whole, outer_steps(whole, episodes), rate=0.3)
     copies, told, parts = (
         [copy.deepcopy(task_for(name, mode, label_smoothing=0.1)) for _ in "ab"],
         {},
@@ -463,13 +448,13 @@ def test_two_processes_come_to_what_one_comes_to(name, mode):
     def work(rank):
         process, mine = Pair(rank, parts, barrier), copies[rank]
 
-        def shared(task, part):
-            steps = shared_gradients(METHODS[name](task, part), task, part, process, stop=rank == 1)
-            for outcome, stop in steps:
+        def shared(part):
+            own = outer_steps(mine, part)
+            for outcome, stop in shared_gradients(own, mine, part, process, stop=rank == 1):
                 assert stop is True
                 yield outcome
 
-        told[rank] = descend_along(mine, shared, shares[rank], rate=0.3), process.sums
+        told[rank] = descend_along(mine, shared(shares[rank]), rate=0.3), process.sums
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -482,48 +467,48 @@ def test_two_processes_come_to_what_one_comes_to(name, mode):
         for (a, g), (b, h) in zip(expected, found, strict=True):
             assert b.loss == pytest.approx(a.loss, rel=1e-12)
             assert_equal(h, g)
-        assert_equal(mine.model.state_dict(), whole.model.state_dict())
+        assert_equal(mine.state_dict(), whole.state_dict())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_alone_the_method_is_left_as_it_is(name):
     task, other, episodes = *(task_for(name, Normalization.GHOST) for _ in "ab"), make_episodes()
-    steps = METHODS[name](task, episodes)
+    steps = outer_steps(task, episodes)
     found = list(shared_gradients(steps, task, episodes, ALONE, stop=True))
-    assert found == [(outcome, True) for outcome in METHODS[name](other, episodes)]
+    assert found == [(outcome, True) for outcome in outer_steps(other, episodes)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_what_a_method_does_not_use_of_the_scalars_stays(name):
     """To the bit, also under an optimiser that divides by the gradient's size."""
     task, episodes = task_for(name, Normalization.GHOST), make_episodes()
-    start = {k: v.detach().clone() for k, v in task.model.named_parameters()}
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.1, weight_decay=0.0)
+    start = {k: v.detach().clone() for k, v in task.named_parameters()}
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.1, weight_decay=0.0)
     for _ in range(3):
-        for _ in METHODS[name](task, episodes):
+        for _ in outer_steps(task, episodes):
             optimizer.step()
-    moved = {k for k, v in task.model.named_parameters() if not torch.equal(v, start[k])}
+    moved = {k for k, v in task.named_parameters() if not torch.equal(v, start[k])}
     assert "backbone.norms.0.bias" in moved or name == "multiclass"
     assert ("log_lr" in moved) == (name in ("hyper-representation", "bilevel-train"))
     assert ("log_scale" in moved) == (name != "multiclass")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_scalars_that_are_not_learned_get_no_gradient(name):
     task = task_for(name, Normalization.SUPPORT)
-    task.model.log_lr.requires_grad_(False)
-    task.model.log_scale.requires_grad_(False)
-    for _ in METHODS[name](task, make_episodes()):
+    task.log_lr.requires_grad_(False)
+    task.log_scale.requires_grad_(False)
+    for _ in outer_steps(task, make_episodes()):
         assert not {"log_lr", "log_scale"} & gradients(task).keys()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "multiclass"])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "multiclass"])
 def test_divergence_is_one_error(name):
-    task = make_small_task(Normalization.GHOST, unit_length=False)
+    task = task_for(name, Normalization.GHOST, unit_length=False)
     with torch.no_grad():
-        task.model.log_lr.fill_(800.0)
+        task.log_lr.fill_(800.0)
     with pytest.raises(DivergenceError, match="lower the"):
-        list(METHODS[name](task, make_episodes()))
+        list(outer_steps(task, make_episodes()))
 
 
 def test_linear_outputs_are_the_representation():
@@ -531,7 +516,7 @@ def test_linear_outputs_are_the_representation():
     episodes = make_episodes()
     for unit in (False, True):
         task = task_for("multiclass", Normalization.SUPPORT, unit_length=unit)
-        inside, layer = task.model.backbone.network, task.model.backbone.linear
+        inside, layer = task.backbone.network, task.backbone.linear
         first = Statistics(first=SUPPORT_SET)
         both = [
             layer(inside(torch.cat((s, q)), first))
@@ -539,18 +524,19 @@ def test_linear_outputs_are_the_representation():
         ]
         expected = torch.stack(both).detach()
         expected = functional.normalize(expected, dim=-1) if unit else expected
-        found = task.encoder.encode(episodes.support, episodes.query, training=False)
-        together = torch.cat((found.support, found.query), dim=1)
-        assert together.shape[-1] == task.model.backbone.dim == CLASSES
+        with torch.no_grad():
+            support, query = task.encoder(episodes.support, episodes.query, training=False)
+        together = torch.cat((support, query), dim=1)
+        assert together.shape[-1] == task.backbone.dim == CLASSES
         assert torch.allclose(together, expected, rtol=1e-12, atol=1e-14)
         head = heads.descend(
-            found.support,
-            heads.one_hot(episodes.support_labels, WAY, found.support),
+            support,
+            heads.one_hot(episodes.support_labels, WAY, support),
             steps=task.steps,
             step_size=0.2,
             scale=3.0,
         )
-        scores = heads.logits(head, found.query)
+        scores = heads.logits(head, query)
         assert torch.equal(task.accuracies(episodes), heads.accuracy(scores, episodes.query_labels))
 
 
@@ -613,10 +599,10 @@ def test_united_episodes_are_support_and_query_at_once():
 
 def test_methods_are_those_of_the_configuration():
     """Under the names of Table 4, in its order but for our own, which is the default."""
-    assert set(METHODS) == set(get_args(Config.model_fields["method"].annotation))
+    assert set(VARIANTS) == set(get_args(Config.model_fields["method"].annotation))
     assert Config().method == "hyper-representation"
     described = describe_keys()["method"]
-    assert all(name in described for name in METHODS)
+    assert all(name in described for name in VARIANTS)
     with pytest.raises(InputError, match="--set: method: input should be 'hyper-representation', "):
         parse_config(with_settings({}, ["method=approximate"]), "--set")
 
@@ -639,7 +625,7 @@ def test_one_output_for_each_training_class(config):
     assert settled_outputs(config(), 48) is None
     assert settled_outputs(config(model__outputs=3), 48) == 3  # a choice like that of filters
     task = make_task(config(model__outputs=3), (16, 16, 1), CPU)
-    assert task.model.backbone.dim == 3
+    assert task.backbone.dim == 3
 
 
 @pytest.fixture(scope="module")
@@ -680,15 +666,15 @@ def wide(tmp_path_factory):
 @pytest.mark.parametrize("preset", list_presets())
 def test_every_preset_can_be_trained_by_every_method(preset, wide, tmp_path):
     store = wide["mini-imagenet" if "mini-imagenet" in preset else "omniglot"]
-    for name in METHODS:
+    for name in VARIANTS:
         settings = with_settings(load_preset(preset), [f"method={name}", "threads=1"])
         config = parse_config(settings | {"data": str(store)}, preset)
         opened = open_store(store)
         config = resolve(config, opened, CPU, ALONE)
         training = prepare(config, RunFolder(tmp_path / "run"), opened, CPU, ALONE)
-        assert training.method is METHODS[name]
+        assert training.method is VARIANTS[name]
         outputs = {"omniglot": 60, "mini-imagenet": 20}[store.stem]
-        assert (training.task.model.backbone.dim == outputs) == (name == "multiclass")
+        assert (training.task.backbone.dim == outputs) == (name == "multiclass")
         assert config.model.outputs == (outputs if name == "multiclass" else None)
         assert parse_config(config.model_dump(mode="json"), "saved") == config
     assert not (tmp_path / "run").exists()
@@ -732,7 +718,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("norm", ["ghost", "episode"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_resumed_to_the_bit(name, norm, tmp_path, config, stop_after):
     chosen = config(**EVERYTHING, method=name, model__norm=norm)
     train(chosen, tmp_path / "whole", resume=False)
@@ -752,7 +738,7 @@ def test_resumed_to_the_bit(name, norm, tmp_path, config, stop_after):
 def runs(tmp_path_factory, config):
     """A short run of every method."""
     folders = {}
-    for name in METHODS:
+    for name in VARIANTS:
         folders[name] = tmp_path_factory.mktemp("methods") / name
         train(config(method=name, train__average=0.5), folders[name], resume=False)
     return folders
@@ -795,7 +781,7 @@ def command(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_of_any_method_is_evaluated_looked_at_and_used(name, runs, command, tmp_path, store):
     folder = runs[name]
     report = json.loads(
@@ -806,7 +792,7 @@ def test_a_run_of_any_method_is_evaluated_looked_at_and_used(name, runs, command
     assert set(report["baselines"]) == {"raw-pixel nearest neighbour", "untrained network"}
     command("embed", folder, "--out", tmp_path / "pictures", "--dpi", 50, "--pairs", 1)
     with np.load(tmp_path / "pictures" / "embeddings.npz", allow_pickle=False) as held:
-        assert held["features"].shape[1] == load_run(folder, "cpu").task.model.backbone.dim
+        assert held["features"].shape[1] == load_run(folder, "cpu").task.backbone.dim
     images = open_store(store).load("test").images.reshape(6, 20, 16, 16)
     for c in range(2):
         (tmp_path / "support" / str(c)).mkdir(parents=True)
@@ -828,7 +814,7 @@ def test_a_run_of_any_method_is_exported(name, runs, command, tmp_path):
     assert (tmp_path / "program.pt2").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_command_trains_by_every_method(name, command, tmp_path, wide):
     small = ["train.steps=1", "train.meta_batch=2", "train.way=4", "train.query=2"]
     small += ["train.validate_episodes=2", "tracking.enabled=false", "threads=1"]

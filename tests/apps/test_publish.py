@@ -67,8 +67,8 @@ def own(tmp_path, store):
 def test_a_tag_stands_in_for_the_run_that_it_is_from(publish, trained, store, own):
     publish(trained)
     before, now = load_run(trained, "cpu"), load_run(TAG, "cpu")
-    expected = before.task.model.state_dict()
-    for name, tensor in now.task.model.state_dict().items():
+    expected = before.task.state_dict()
+    for name, tensor in now.task.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
     for name in ("step", "image_shape", "preprocessing", "data"):
         assert getattr(now, name) == getattr(before, name)
@@ -136,7 +136,7 @@ def test_the_card_says_what_was_run_and_no_more(publish, trained, store, tmp_pat
     run = load_run(trained, "cpu")
     assert (card.model, card.normalization, card.unit_length) == ("omniglot-net", "ghost", True)
     assert (card.steps, card.training["seed"], card.training["step"]) == (5, 0, run.step)
-    learned = run.task.model.state_dict()
+    learned = run.task.state_dict()
     assert card.step_size == pytest.approx(float(learned["log_lr"].exp()), rel=1e-6)
     assert card.scale == pytest.approx(float(learned["log_scale"].exp()), rel=1e-6)
     text = (tmp_path / "weights" / "tiny.json").read_text("utf-8")

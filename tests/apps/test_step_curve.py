@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from bilevel_apps.scoring.feature_table import episode_keys, feature_table
 from bilevel_apps.scoring.heads import HeadScores, head_scores
 from bilevel_apps.scoring.score import episode_accuracies, score
 from bilevel_data import open_store
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 
 CPU = torch.device("cpu")
 INNER = [InnerLoop(*pair) for pair in ((0, 1.0), (1, 1.0), (4, 1.0), (9, 1.0), (9, 0.05))]
@@ -38,7 +37,7 @@ def sampler_of(opened, *, rotations, seed=0):
 
 def task_of(config, norm):
     task = make_task(config(model__norm=norm, inner__lr=1.0), (16, 16, 1), CPU)
-    for module in task.model.modules():  # running averages that are not those of a fresh network
+    for module in task.modules():  # running averages that are not those of a fresh network
         if hasattr(module, "running_mean"):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 2.0)
@@ -65,8 +64,8 @@ def test_every_t_and_step_size_is_scored_as_alone(opened, config, norm, rotation
     found = head_scores(task, sampler, inner=INNER, episodes=7, device=CPU, table=table)
     assert found.diverged == {}
     for loop in INNER:
-        task.model.set_lr(loop.lr)
-        alone = replace(task, steps=loop.steps).accuracies
+        task.set_lr(loop.lr)
+        alone = task.varied(steps=loop.steps).accuracies
         expected = episode_accuracies(alone, sampler, episodes=7, device=CPU)
         assert found.accuracies[loop].tolist() == expected.tolist()
     rows = {loop: tuple(row) for loop, row in found.accuracies.items()}
@@ -91,7 +90,7 @@ def test_an_image_is_encoded_once(opened, config, monkeypatch):
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     turned = episode_keys(samplers[0], 0, 9)[1]
-    assert table.of(turned).shape == (9, 12, task.model.backbone.dim)
+    assert table.of(turned).shape == (9, 12, task.backbone.dim)
 
 
 def test_a_table_that_is_too_large_is_not_made(opened, config, monkeypatch):

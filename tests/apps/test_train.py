@@ -20,7 +20,6 @@ from bilevel_apps.scoring.score import episode_accuracies, score
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
 from bilevel_core import DivergenceError
-from bilevel_meta.task import MetaTask
 from bilevel_models import Encoder
 
 
@@ -539,15 +538,15 @@ def test_divergence_in_validation(tmp_path, config, monkeypatch):
 
 
 def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, config, monkeypatch):
-    whole = MetaTask.hypergradient
+    whole = module.outer_steps
 
-    def overflow(task, episodes):
-        outcome = whole(task, episodes)
-        if (tmp_path / "run" / "last.safetensors").exists():
-            next(task.model.backbone.parameters()).grad[0] = float("inf")
-        return outcome
+    def overflow(task, *arguments):
+        for outer in whole(task, *arguments):
+            if (tmp_path / "run" / "last.safetensors").exists():
+                next(task.backbone.parameters()).grad[0] = float("inf")
+            yield outer
 
-    monkeypatch.setattr(MetaTask, "hypergradient", overflow)
+    monkeypatch.setattr(module, "outer_steps", overflow)
     with pytest.raises(RunError, match="hyper-iteration 2: the gradient of the weights is not"):
         train(config(), tmp_path / "run", resume=False)
     assert all(

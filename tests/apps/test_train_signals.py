@@ -21,7 +21,7 @@ from bilevel_apps.tracking.tracker import Tracker
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
 from bilevel_data import open_store
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 CPU = torch.device("cpu")
 # What of a validation is done in parts, where an image's features depend on the episode and where
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 PARTS = {
     "images": ("ghost", feature_table, "_encoded"),
     "heads": ("ghost", head_scores, "_accuracies"),
-    "episodes": ("support", MetaTask, "accuracies"),
+    "episodes": ("support", HyperRepresentation, "accuracies"),
 }
 
 

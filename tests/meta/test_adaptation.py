@@ -249,7 +249,7 @@ def test_maml_that_moves_the_head_alone_is_anil():
     torch.manual_seed(0)
     maml = Maml(network(), way=WAY, moves=lambda name: name.startswith("head.")).double()
     backbone, head = same_weights(maml)
-    anil = Anil(backbone, way=WAY, normalization=Normalization.EPISODE).double()
+    anil = Anil(backbone, way=WAY, norm=Normalization.EPISODE).double()
     anil.weight.data.copy_(head.weight.mT)
     anil.bias.data.copy_(head.bias)
     batch = episodes()

@@ -59,7 +59,7 @@ def test_a_fit_is_all_that_a_method_needs():
 
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_classifier_says_of_queries_what_the_scores_say(normalization):
-    learner, batch = Ridge(Flat(), normalization=normalization).eval(), episodes()
+    learner, batch = Ridge(Flat(), norm=normalization).eval(), episodes()
     classifier = learner.adapt(batch.support, batch.support_labels, batch.way)
     torch.testing.assert_close(classifier.logits(batch.query), learner.scores(batch))
 

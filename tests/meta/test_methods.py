@@ -60,10 +60,10 @@ def test_query_labels_do_not_matter(case):
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_query_alone_is_a_query_among_others_where_that_is_said(case, normalization):
     if normalization not in LEARNERS[CASES[case][0]].allowed:
-        with pytest.raises(ValueError, match="normalization"):
-            learner(case, normalization=normalization)
+        with pytest.raises(ValueError, match="norm="):
+            learner(case, norm=normalization)
         return
-    made, batch = learner(case, normalization=normalization).eval(), episodes(query=4)
+    made, batch = learner(case, norm=normalization).eval(), episodes(query=4)
     classifier = made.adapt(batch.support, batch.support_labels, WAY)
     alone = torch.cat([classifier.logits(x) for x in batch.query.split(1, dim=1)], dim=1)
     close = torch.allclose(alone, classifier.logits(batch.query))

@@ -95,7 +95,7 @@ def _differing(config: Config, preset: str) -> dict[str, Any]:
 
 
 def _weights(run: TrainedRun) -> bytes:
-    state = run.task.model.backbone.state_dict()
+    state = run.task.backbone.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors)
     if len(content) > LARGEST:
@@ -134,8 +134,8 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             unit_length=model.unit_length,
             steps=task.steps,
             # In float64, so that the logarithm is the model's own again.
-            step_size=float(task.model.log_lr.detach().double().exp()),
-            scale=float(task.model.log_scale.detach().double().exp()),
+            step_size=float(task.log_lr.detach().double().exp()),
+            scale=float(task.log_scale.detach().double().exp()),
             accuracy=accuracy,
             training=_training(run, store.manifest.name),
             sha256=hashlib.sha256(content).hexdigest(),

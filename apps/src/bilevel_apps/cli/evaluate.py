@@ -181,7 +181,7 @@ def _print(report: dict[str, Any]) -> None:
 
 def _print_curve(report: dict[str, Any]) -> None:
     from bilevel_apps.evaluate.curve import best_of
-    from bilevel_meta.inner_problem import InnerLoop
+    from bilevel_meta.methods.hyper_representation import InnerLoop
 
     own = InnerLoop(report["steps"], report["lr"])
     best = best_of(report["curve"], own)

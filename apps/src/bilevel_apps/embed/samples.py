@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.runs.load import TrainedRun
@@ -44,8 +45,9 @@ def embed_episode(run: TrainedRun, sampler: EpisodeSampler) -> Embedded:
     """Encode all images, support and query, of a sampler's first episode."""
     batch = sampler.batch(0, 1)
     episodes = to_device(batch, sampler.spec.way, run.device)
-    features = run.task.encoder.encode(episodes.support, episodes.query, training=False)
-    parts = (features.support[0].cpu().numpy(), features.query[0].cpu().numpy())
+    with torch.no_grad():
+        sets = run.task.encoder(episodes.support, episodes.query, training=False)
+    parts = [features[0].cpu().numpy() for features in sets]
     return Embedded(
         pixels=np.concatenate([batch.support[0], batch.query[0]]),
         features=np.concatenate(parts),
@@ -73,8 +75,9 @@ def embed_images(
     for part in np.array_split(order, math.ceil(len(order) / size)):
         images = as_images(pixels[part], run.device)[None]
         # An encoder takes two sets; the second, of two images, is not looked at.
-        found = run.task.encoder.encode(images, images[:, :2], training=False)
-        features.append(found.support[0].cpu().numpy())
+        with torch.no_grad():
+            found, _ = run.task.encoder(images, images[:, :2], training=False)
+        features.append(found[0].cpu().numpy())
     back = np.argsort(order)
     return Embedded(pixels=pixels, features=np.concatenate(features)[back], labels=labels)
 

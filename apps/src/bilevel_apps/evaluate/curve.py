@@ -14,7 +14,7 @@ from bilevel_apps.scoring.heads import HeadScores
 from bilevel_apps.scoring.score import score
 from bilevel_apps.system.files import write_whole
 from bilevel_apps.system.terminal import warn
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.evaluate.curve import best_of, curve_of, draw_curve, picture_path
 from bilevel_apps.runs.build import make_task
@@ -22,9 +24,7 @@ from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score,
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
-from bilevel_meta.episodes import to_device
-from bilevel_meta.inner_problem import InnerLoop
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import Normalization
 
 __all__ = ["Request", "evaluate_run"]
@@ -109,11 +109,7 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
     if norm not in list(Normalization):
         known = ", ".join(Normalization)
         raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
-    return replace(run, task=_with_statistics(run.task, Normalization(norm)))
-
-
-def _with_statistics(task: MetaTask, normalization: Normalization) -> MetaTask:
-    return replace(task, encoder=replace(task.encoder, normalization=normalization))
+    return replace(run, task=run.task.varied(normalization=Normalization(norm)))
 
 
 def _several(request: Request) -> bool:
@@ -221,7 +217,7 @@ def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
 
 def _measured(
     what: str,
-    task: MetaTask,
+    task: HyperRepresentation,
     jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
     request: Request,
@@ -281,7 +277,7 @@ def _baselines(
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
     scores = {"raw-pixel nearest neighbour": _entry(pixels)}
     fresh = make_task(run.config, run.image_shape, run.device)
-    untrained = _with_statistics(fresh, run.task.encoder.normalization)
+    untrained = fresh.varied(normalization=run.task.normalization)
     try:
         _calibrate(untrained, store, run)
         own = InnerLoop(steps, untrained.inner.lr)
@@ -292,15 +288,16 @@ def _baselines(
     return scores
 
 
-def _calibrate(untrained: MetaTask, store: Store, run: TrainedRun) -> None:
+def _calibrate(untrained: HyperRepresentation, store: Store, run: TrainedRun) -> None:
     """Let the running averages of fresh weights settle, so that the baseline is a fair one."""
     if "train" not in store.splits:
         return
     rotations = bool(run.config.episode.rotations)
     sampler = run.sampler(store, "train", seed=run.config.seed, rotations=rotations)
     for index in range(CALIBRATION_EPISODES):
-        batch = to_device(sampler.batch(index, 1), sampler.spec.way, run.device)
-        untrained.encoder.encode(batch.support, batch.query, training=True)
+        batch = untrained.take(sampler.batch(index, 1))
+        with torch.no_grad():
+            untrained.encoder(batch.support, batch.query, training=True)
 
 
 def _entry(found: Score) -> dict[str, float]:

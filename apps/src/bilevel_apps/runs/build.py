@@ -13,16 +13,15 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.system.plugins import VARIABLE
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
-from bilevel_meta.methods import METHODS, Method
-from bilevel_meta.task import HyperRepresentation, MetaTask
-from bilevel_models import Encoder, Normalization, create_model, keep_freed_memory, list_models
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.methods.variants import VARIANTS
+from bilevel_models import create_model, keep_freed_memory, list_models
 from bilevel_models.backbones.linear_output import with_linear_outputs
 
 __all__ = [
     "backbone_options",
     "episode_sampler",
     "make_task",
-    "method_of",
     "model_tensors",
     "part_of",
     "settled_outputs",
@@ -82,8 +81,10 @@ def episode_sampler(
         raise InputError(f"{store.path}: {error} (change {keys})") from None
 
 
-def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device) -> MetaTask:
-    """Return a task with fresh weights, drawn from the configuration's seed.
+def make_task(
+    config: Config, image_shape: tuple[int, ...], device: torch.device
+) -> HyperRepresentation:
+    """Return a learner with fresh weights, drawn from the configuration's seed.
 
     Args:
         config: the run's.
@@ -108,42 +109,25 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         raise InputError(f"model.name={name}: {error}{hint}") from None
     if config.model.outputs is not None:
         backbone = with_linear_outputs(backbone, config.model.outputs)
-    model = HyperRepresentation(
-        backbone,
-        inner_lr=config.inner.lr,
-        scale=config.inner.scale,
-        learn_lr=config.inner.learn_lr,
-        learn_scale=config.inner.learn_scale,
-    )
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.to(device)
-    encoder = Encoder(
-        backbone=model.backbone,
-        normalization=Normalization(config.model.norm),
-        unit_length=config.model.unit_length,
-        bfloat16=config.precision == "bfloat16",
-    )
-    return MetaTask(
-        model=model,
-        encoder=encoder,
-        steps=config.inner.steps,
-        parts=config.train.accumulate,
-        label_smoothing=config.train.label_smoothing,
-    )
-
-
-def method_of(config: Config) -> Method:
-    """Return what a hyper-iteration does.
-
-    Raises:
-        InputError: it would do nothing.
-    """
     if config.method == "classic-train" and config.inner.steps == 0:
         raise InputError(
             "inner.steps=0: method=classic-train moves representation and heads together so many "
             "times a meta-batch: set inner.steps to 1 or more"
         )
-    return METHODS[config.method]
+    learner = VARIANTS[config.method](
+        backbone,
+        norm=config.model.norm,
+        unit_length=config.model.unit_length,
+        bfloat16=config.precision == "bfloat16",
+        steps=config.inner.steps,
+        step_size=config.inner.lr,
+        scale=config.inner.scale,
+        learn_step_size=config.inner.learn_lr,
+        learn_scale=config.inner.learn_scale,
+        label_smoothing=config.train.label_smoothing,
+    )
+    learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return learner.to(device)
 
 
 def settled_outputs(config: Config, classes: int) -> int | None:

@@ -19,8 +19,7 @@ from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.system.hardware import choose_device, set_threads
 from bilevel_data import DataError, EpisodeSampler, ImageSplit, Preprocessing, Store, common_ink
-from bilevel_meta.inner_problem import InnerLoop
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
 
@@ -48,7 +47,7 @@ class TrainedRun:
     """
 
     config: Config
-    task: MetaTask
+    task: HyperRepresentation
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -173,12 +172,12 @@ def run_of(
     set_threads(record.config.threads)
     task = make_task(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
-    task.model.load_state_dict(model_tensors(checkpoint.tensors))
+    task.load_state_dict(model_tensors(checkpoint.tensors))
     trained = task.inner
     if chosen.steps is not None:
-        task = replace(task, steps=chosen.steps)
+        task.steps = chosen.steps
     if chosen.lr is not None:
-        task.model.set_lr(chosen.lr)
+        task.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,
         task=task,

@@ -24,7 +24,7 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import make_task, model_tensors
 from bilevel_apps.runs.checkpoint import REMEDY, Checkpoint
 from bilevel_apps.training.stopping import Ending
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["Environment", "RunRecord", "read_record"]
 
@@ -130,7 +130,7 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
     except (ValueError, RuntimeError, OverflowError):  # sizes beyond what can be counted
         raise _other_weights(path) from None
     weights = model_tensors(checkpoint.tensors)
-    if _kinds(weights) != _kinds(task.model.state_dict()):
+    if _kinds(weights) != _kinds(task.state_dict()):
         raise _other_weights(path)
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path}: its weights are not all finite numbers: {REMEDY}")
@@ -140,7 +140,7 @@ def _kinds(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.d
     return {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
 
 
-def _without_memory(record: RunRecord) -> MetaTask:
+def _without_memory(record: RunRecord) -> HyperRepresentation:
     try:
         with torch.device("meta"):
             return make_task(record.config, record.image_shape, torch.device("meta"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from bilevel_apps.scoring.score import BATCH_PIXELS, unless_stopped
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import Normalization, as_images
 
 __all__ = ["FeatureTable", "episode_keys", "feature_table"]
@@ -49,7 +49,7 @@ class FeatureTable:
 
 
 def feature_table(
-    task: MetaTask,
+    task: HyperRepresentation,
     samplers: Sequence[EpisodeSampler],
     *,
     episodes: int,
@@ -84,7 +84,7 @@ def feature_table(
     drawn = [keys for each in samplers for keys in episode_keys(each, 0, episodes)]
     wanted = np.unique(np.concatenate([keys.reshape(-1) for keys in drawn]))
     images = samplers[0].split.images
-    dim = cast("int", task.model.backbone.dim)
+    dim = cast("int", task.backbone.dim)
     if len(wanted) * dim * torch.float32.itemsize > TABLE_BYTES:
         return None
     features = torch.zeros(len(wanted), dim, device=device)
@@ -126,8 +126,9 @@ def _turned(images: NDArray[np.uint8], keys: Integers) -> NDArray[np.uint8]:
     return pixels
 
 
-def _encoded(task: MetaTask, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _encoded(task: HyperRepresentation, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return the features (n, dim) of n > 1 images: to the encoder, one episode of one support."""
     images = as_images(pixels, device)[None]
-    features = task.encoder.encode(images[:, :1], images[:, 1:], training=False)
-    return torch.cat((features.support[0], features.query[0]))
+    with torch.no_grad():
+        first, others = task.encoder(images[:, :1], images[:, 1:], training=False)
+    return torch.cat((first[0], others[0]))

@@ -16,8 +16,7 @@ from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
 from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
 from bilevel_data import EpisodeSampler
 from bilevel_meta.episodes import to_device
-from bilevel_meta.inner_problem import InnerLoop
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import heads
 
 __all__ = ["HeadScores", "head_scores"]
@@ -52,7 +51,7 @@ class _Encoded:
 
 
 def head_scores(
-    task: MetaTask,
+    task: HyperRepresentation,
     sampler: EpisodeSampler,
     *,
     inner: Sequence[InnerLoop],
@@ -100,25 +99,26 @@ def head_scores(
 
 
 @torch.no_grad()
-def _accuracies(task: MetaTask, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
+def _accuracies(task: HyperRepresentation, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
     """Return the accuracies (batch,) of heads trained from zero."""
-    scale = task.model.log_scale.exp()
+    scale = task.log_scale.exp()
     targets = heads.one_hot(batch.support_labels, way, batch.support)
     head = heads.descend(batch.support, targets, steps=inner.steps, step_size=inner.lr, scale=scale)
     return heads.accuracy(heads.logits(head, batch.query), batch.query_labels)
 
 
 def _encoded(
-    task: MetaTask, sampler: EpisodeSampler, episodes: int, device: torch.device
+    task: HyperRepresentation, sampler: EpisodeSampler, episodes: int, device: torch.device
 ) -> Iterator[_Encoded]:
     """Encode episodes with the statistics of their own."""
     for first, count in _parts(episodes, episodes_at_once(sampler)):
         images = to_device(sampler.batch(first, count), sampler.spec.way, device)
-        features = task.encoder.encode(images.support, images.query, training=False)
+        with torch.no_grad():
+            support, query = task.encoder(images.support, images.query, training=False)
         yield _Encoded(
             first=first,
-            support=features.support,
-            query=features.query,
+            support=support,
+            query=query,
             support_labels=images.support_labels,
             query_labels=images.query_labels,
         )

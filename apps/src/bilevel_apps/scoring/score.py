@@ -114,7 +114,7 @@ def episode_accuracies(
     """Return the accuracy of each of the first `episodes` episodes of a sampler, (episodes,).
 
     Args:
-        classify: accuracies (batch,) of a meta-batch, such as `MetaTask.accuracies`.
+        classify: accuracies (batch,) of a meta-batch, such as `HyperRepresentation.accuracies`.
         sampler: fixes the episodes: the same ones for everything that is compared on them.
         episodes: how many.
         device: where to put the images.

@@ -15,13 +15,13 @@ from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["score_task", "task_accuracies"]
 
 
 def score_task(
-    task: MetaTask,
+    task: HyperRepresentation,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -38,7 +38,7 @@ def score_task(
 
 
 def task_accuracies(
-    task: MetaTask,
+    task: HyperRepresentation,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -96,7 +96,7 @@ def task_accuracies(
 
 
 def _from_table(
-    task: MetaTask,
+    task: HyperRepresentation,
     table: FeatureTable,
     sampler: EpisodeSampler,
     episodes: int,

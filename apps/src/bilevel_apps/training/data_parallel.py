@@ -1,7 +1,8 @@
 """A hyper-iteration divided among processes: each takes a part of the meta-batch.
 
 The outer gradient is a mean over episodes, so the mean of the processes' own is that of the whole
-meta-batch. Wrapping the model would not do: the pull-back is not the backward pass of one loss.
+meta-batch. DistributedDataParallel would do for it; here the running averages and the wish to stop
+travel in the same all-reduce, so that all processes have what one would have.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.system.processes import Processes
+from bilevel_apps.training.gradients import OuterStep, outer_steps
 from bilevel_data import EpisodeBatch
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_meta.episodes import Episodes
-from bilevel_meta.methods.hyper_representation import hyper_representation
-from bilevel_meta.task import MetaTask, Outcome
+from bilevel_meta.learner import Learner
 from bilevel_models import Normalization
 
 __all__ = [
@@ -98,26 +99,26 @@ def use_own_gpu(processes: Processes) -> None:
 
 
 def shared_hypergradient(
-    task: MetaTask, episodes: Episodes, processes: Processes, *, stop: bool
-) -> tuple[Outcome, bool]:
-    """Put ∇f_T of the whole meta-batch into the `grad` of the model's parameters.
+    learner: Learner, episodes: Episodes, processes: Processes, *, stop: bool
+) -> tuple[OuterStep, bool]:
+    """Put the gradient of the whole meta-batch into the `grad` of the parameters.
 
-    What `shared_gradients` does for a hyper-representation, which takes one outer step.
+    What `shared_gradients` does for a learner that takes one outer step.
     """
-    gradients = hyper_representation(task, episodes)
-    ((outcome, stops),) = shared_gradients(gradients, task, episodes, processes, stop=stop)
-    return outcome, stops
+    steps = outer_steps(learner, episodes)
+    ((step, stops),) = shared_gradients(steps, learner, episodes, processes, stop=stop)
+    return step, stops
 
 
 def shared_gradients(
-    gradients: Iterator[Outcome],
-    task: MetaTask,
+    steps: Iterator[OuterStep],
+    learner: Learner,
     episodes: Episodes,
     processes: Processes,
     *,
     stop: bool,
-) -> Iterator[tuple[Outcome, bool]]:
-    """Let each gradient that a method puts into the `grad` be that of the whole meta-batch.
+) -> Iterator[tuple[OuterStep, bool]]:
+    """Let each gradient that a learner puts into the `grad` be that of the whole meta-batch.
 
     With R processes, each of which has computed g_r and moved the running averages from a to a_r,
 
@@ -127,8 +128,8 @@ def shared_gradients(
     takes all episodes one after the other.
 
     Args:
-        gradients: what the method yields for this process's part.
-        task: what it differentiates.
+        steps: what `outer_steps` yields for this process's part.
+        learner: λ.
         episodes: this process's part of the meta-batch, as many in every process.
         processes: who divides it.
         stop: whether this process was asked to stop.
@@ -143,32 +144,33 @@ def shared_gradients(
     Cost: beside the method's, one all-reduce an outer step of as many numbers as the model has.
     """
     if processes.size == 1:
-        yield from ((outcome, stop) for outcome in gradients)
+        yield from ((step, stop) for step in steps)
         return
-    averages = _averages_before(task, len(episodes.support))
-    for outcome in gradients:
-        yield _summed(outcome, averages, task, processes, stop=stop)
-        averages = _averages_before(task, len(episodes.support))
+    averages = _averages_before(learner, len(episodes.support))
+    for step in steps:
+        yield _summed(step, averages, learner, processes, stop=stop)
+        averages = _averages_before(learner, len(episodes.support))
 
 
 def _summed(
-    outcome: Outcome,
+    step: OuterStep,
     averages: Sequence[_Average],
-    task: MetaTask,
+    learner: Learner,
     processes: Processes,
     *,
     stop: bool,
-) -> tuple[Outcome, bool]:
+) -> tuple[OuterStep, bool]:
     """Make one gradient, and the running averages that were moved for it, those of all."""
-    grads = [p.grad.div_(processes.size) for p in task.model.parameters() if p.grad is not None]
+    grads = [p.grad.div_(processes.size) for p in learner.parameters() if p.grad is not None]
     for average in averages:
         average.leave_part(processes)
-    figures = task.model.log_lr.new_tensor([outcome.loss, outcome.accuracy, stop])
+    first = next(learner.parameters())
+    figures = first.new_tensor([step.loss, step.accuracy, stop])
     _sum([*grads, *(average.tensor for average in averages), figures], processes)
     for average in averages:
         average.make_whole(processes)
     loss, accuracy, stops = figures.tolist()
-    mean = replace(outcome, loss=loss / processes.size, accuracy=accuracy / processes.size)
+    mean = replace(step, loss=loss / processes.size, accuracy=accuracy / processes.size)
     return mean, stops > 0
 
 
@@ -197,13 +199,13 @@ class _Average:
         self.tensor.add_(self.kept**processes.size * self.before)
 
 
-def _averages_before(task: MetaTask, episodes: int) -> list[_Average]:
+def _averages_before(learner: Learner, episodes: int) -> list[_Average]:
     """Return the running averages that an outer step on so many episodes will move."""
-    if task.encoder.normalization is not Normalization.GHOST:
+    if getattr(learner, "normalization", None) is not Normalization.GHOST:
         return []
     return [
         _Average(tensor=tensor, before=tensor.clone(), kept=kept**episodes)
-        for tensor, kept in _running_averages(task.model)
+        for tensor, kept in _running_averages(learner)
     ]
 
 

@@ -28,6 +28,7 @@ from bilevel_apps.system.terminal import progress_bar, say
 from bilevel_apps.tracking.run import start_tracking
 from bilevel_apps.tracking.tracker import Tracker, closing
 from bilevel_apps.training.data_parallel import check_shareable, shared_gradients, use_own_gpu
+from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.messages import diverged, not_finite, say_beginning, say_ending
 from bilevel_apps.training.optimizer import clipped_norm
 from bilevel_apps.training.schedules import learning_rate
@@ -78,7 +79,7 @@ def _prepare(config: Config, folder: RunFolder, store: Store, processes: Process
         use_own_gpu(processes)
     config = resolve(config, store, device, processes)
     training = prepare(config, folder, store, device, processes)
-    check_shareable(config, training.task.model, processes)
+    check_shareable(config, training.task, processes)
     return training
 
 
@@ -201,18 +202,19 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
     episodes = to_device(batch, training.train_episodes.spec.way, training.device)
     over = finished(config, 0, training.clock.seconds()) is not None
     wish = bool(training.signals) or (over and training.processes.first)
-    gradients = training.method(task, episodes)
-    shared = shared_gradients(gradients, task, episodes, training.processes, stop=wish)
+    steps = outer_steps(task, episodes, config.accumulate)
+    shared = shared_gradients(steps, task, episodes, training.processes, stop=wish)
     figures = {}
     try:
-        for outcome, stop in shared:
-            norm = clipped_norm(task.model, config.clip)
+        for outer, stop in shared:
+            norm = clipped_norm(task, config.clip)
             if not math.isfinite(norm):  # a step along it would spoil the weights that are saved
                 raise not_finite(training)
             training.optimizer.step()
             training.stop = stop
-            figures = {"train/loss": outcome.loss, "train/accuracy": outcome.accuracy}
-            figures["outer/grad_norm"] = norm
+            figures = {"train/loss": outer.loss, "outer/grad_norm": norm}
+            if not math.isnan(outer.accuracy):
+                figures["train/accuracy"] = outer.accuracy
     except DivergenceError as error:
         raise diverged(training, "after", error) from error
     training.step += 1
@@ -222,7 +224,7 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
 
 
 def _scalars(training: Training) -> dict[str, float]:
-    model = training.task.model
+    model = training.task
     return {
         "inner/lr": float(model.log_lr.detach().exp()),
         "inner/scale": float(model.log_scale.detach().exp()),

@@ -16,7 +16,7 @@ __all__ = ["diverged", "not_finite", "say_beginning", "say_ending"]
 def say_beginning(training: Training) -> None:
     """Say what is trained, and where a resumed run goes on, if it does."""
     config, task = training.config, training.task
-    parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
     spec = training.train_episodes.spec
     say(
         f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel_apps.config import TrainSection
 from bilevel_apps.training.muon import Muon
-from bilevel_meta.task import HyperRepresentation
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["clipped_norm", "load_optimizer", "make_optimizer", "optimizer_tensors"]
 

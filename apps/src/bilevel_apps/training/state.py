@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task, method_of, part_of, settled_outputs
+from bilevel_apps.runs.build import episode_sampler, make_task, part_of, settled_outputs
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Environment, RunRecord, read_record
@@ -29,8 +29,7 @@ from bilevel_apps.training.weight_average import WeightAverage, weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
-from bilevel_meta.methods import Method
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
@@ -50,8 +49,7 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: MetaTask
-    method: Method
+    task: HyperRepresentation
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
@@ -71,7 +69,7 @@ class Training:
     stop: bool = False
 
     @property
-    def scored(self) -> MetaTask:
+    def scored(self) -> HyperRepresentation:
         """The weights that are validated: their average, if there is one."""
         return self.task if self.average is None else self.average.task
 
@@ -87,7 +85,7 @@ class Training:
         """Return all that a resume needs."""
         limited = self.config.train.minutes is not None
         parts = {
-            "model": self.task.model.state_dict(),
+            "model": self.task.state_dict(),
             "average": {} if self.average is None else self.average.state(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
@@ -118,7 +116,7 @@ class Training:
             InputError: the tensors are not those of this configuration.
         """
         try:
-            self.task.model.load_state_dict(part_of(tensors, "model"))
+            self.task.load_state_dict(part_of(tensors, "model"))
             if self.average is not None:
                 self.average.load(part_of(tensors, "average"))
             load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
@@ -199,9 +197,8 @@ def prepare(
         config=config,
         folder=folder,
         task=task,
-        method=method_of(config),
         average=None if average is None else weight_average(task, average),
-        optimizer=make_optimizer(training, task.model),
+        optimizer=make_optimizer(training, task),
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         device=device,

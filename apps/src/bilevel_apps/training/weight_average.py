@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from bilevel_meta.task import HyperRepresentation, MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["WeightAverage", "weight_average"]
 
@@ -31,7 +31,7 @@ class WeightAverage:
     """
 
     decay: float
-    task: MetaTask
+    task: HyperRepresentation
     _averages: list[Tensor]
     _followed: list[Tensor]
 
@@ -45,27 +45,27 @@ class WeightAverage:
 
     def state(self) -> dict[str, Tensor]:
         """Return θ̂ under the model's own names."""
-        return self.task.model.state_dict()
+        return self.task.state_dict()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go back to a θ̂ that `state` gave."""
-        self.task.model.load_state_dict(state)
+        self.task.load_state_dict(state)
 
 
-def weight_average(task: MetaTask, decay: float) -> WeightAverage:
+def weight_average(task: HyperRepresentation, decay: float) -> WeightAverage:
     """Return an average that follows the weights of a task; at first it equals them."""
-    model: HyperRepresentation = copy.deepcopy(task.model).requires_grad_(False)
+    model = copy.deepcopy(task).requires_grad_(False)
     # A model's state shares its memory, so these lists stay good while the weights change.
     pairs = [
         (mean, tensor)
         for mean, tensor in zip(
-            model.state_dict().values(), task.model.state_dict().values(), strict=True
+            model.state_dict().values(), task.state_dict().values(), strict=True
         )
         if mean.is_floating_point()
     ]
     return WeightAverage(
         decay=decay,
-        task=replace(task, model=model, encoder=replace(task.encoder, backbone=model.backbone)),
+        task=model,
         _averages=[mean for mean, _ in pairs],
         _followed=[tensor for _, tensor in pairs],
     )

@@ -1,8 +1,9 @@
 """Few-shot image data sets as verified HDF5 stores, and reproducible episodes."""
 
 from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
+from bilevel_data.episodes.episode import EpisodeBatch, EpisodeIndices, EpisodeSpec
 from bilevel_data.episodes.loader import EpisodeLoader
-from bilevel_data.episodes.sampler import EpisodeBatch, EpisodeIndices, EpisodeSampler, EpisodeSpec
+from bilevel_data.episodes.sampler import EpisodeSampler
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.ink import Ink, common_ink, ink_of
 from bilevel_data.preprocessing import Preprocessing

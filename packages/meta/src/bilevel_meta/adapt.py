@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from bilevel_meta.task import MetaTask
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import Encoder, Normalization, heads
 
 __all__ = ["FewShotHead", "FewShotLearner", "learner_of"]
@@ -75,8 +75,9 @@ class FewShotLearner:
         """
         dtype = next(self.encoder.backbone.parameters()).dtype
         s, q = support[None].to(dtype), query[None].to(dtype)
-        found = self.encoder.encode(s, q, training=False)
-        return found.support[0].double(), found.query[0].double()
+        with torch.no_grad():
+            h_s, h_q = self.encoder(s, q, training=False)
+        return h_s[0].double(), h_q[0].double()
 
 
 @final
@@ -108,7 +109,7 @@ class FewShotHead:
         return heads.logits(self.head, h[None])[0]
 
 
-def learner_of(task: MetaTask) -> FewShotLearner:
+def learner_of(task: HyperRepresentation) -> FewShotLearner:
     """Return what trains heads as a task does, made inductive.
 
     With `episode` normalisation queries take the statistics of the support images, which the heads
@@ -118,7 +119,7 @@ def learner_of(task: MetaTask) -> FewShotLearner:
     own, backbone = task.encoder.normalization, deepcopy(task.encoder.backbone)
     # In plain order, as an exported program has its weights: other kernels round otherwise.
     backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    if task.model.log_lr.is_cuda:  # kernels are chosen by the number of images, and may be TF32
+    if task.log_lr.is_cuda:  # kernels are chosen by the number of images, and may be TF32
         backbone.double()
     encoder = replace(
         task.encoder,
@@ -129,6 +130,6 @@ def learner_of(task: MetaTask) -> FewShotLearner:
     return FewShotLearner(
         encoder=encoder,
         steps=task.steps,
-        step_size=float(task.model.log_lr.detach().exp()),
-        scale=float(task.model.log_scale.detach().exp()),
+        step_size=float(task.log_lr.detach().exp()),
+        scale=float(task.log_scale.detach().exp()),
     )

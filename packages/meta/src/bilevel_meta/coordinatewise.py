@@ -52,6 +52,6 @@ def flat(weights: Weights) -> Tensor:
 
 def unflat(numbers: Tensor, like: Weights) -> Weights:
     """Return the weights of those shapes that numbers (n,) are."""
-    parts = numbers.split([leaf.numel() for leaf in like.values()])
+    parts = torch.split(numbers, [leaf.numel() for leaf in like.values()])
     pairs = zip(like.items(), parts, strict=True)
     return {name: part.view_as(leaf) for (name, leaf), part in pairs}

@@ -35,9 +35,10 @@ def each_task(
     first = inputs[0]
     count = len(first if isinstance(first, Tensor) else next(iter(first.values())))
     found = [function(*(_of(x, i) for x in inputs)) for i in range(count)]
-    if isinstance(found[0], Tensor):
-        return torch.stack(found)  # type: ignore[arg-type]
-    return {key: torch.stack([each[key] for each in found]) for key in found[0]}
+    trees = [each for each in found if isinstance(each, dict)]
+    if not trees:
+        return torch.stack([each for each in found if isinstance(each, Tensor)])
+    return {key: torch.stack([each[key] for each in trees]) for key in trees[0]}
 
 
 def _of(stacked: Stacked, index: int) -> Stacked:

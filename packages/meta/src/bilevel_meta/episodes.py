@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel_data import EpisodeBatch
 from bilevel_models import as_images
 
-__all__ = ["Episodes", "to_device"]
+__all__ = ["Batch", "Episodes", "as_episodes", "to_device"]
 
 
 @final
@@ -37,6 +37,17 @@ class Episodes:
     way: int
     classes: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Episodes:
+        """Return the same meta-batch on another device."""
+        return replace(
+            self,
+            support=self.support.to(device),
+            query=self.query.to(device),
+            support_labels=self.support_labels.to(device),
+            query_labels=self.query_labels.to(device),
+            classes=None if self.classes is None else self.classes.to(device),
+        )
+
     def parts(self, count: int) -> Iterator[Episodes]:
         """Yield the meta-batch in so many parts of as many episodes, which share its memory.
 
@@ -58,6 +69,17 @@ class Episodes:
         return replace(
             self, support=images, query=images, support_labels=labels, query_labels=labels
         )
+
+
+Batch: TypeAlias = Episodes | EpisodeBatch
+"""A meta-batch, as tensors or as sampled pixels."""
+
+
+def as_episodes(batch: Batch, device: torch.device) -> Episodes:
+    """Return a meta-batch as tensors on a device."""
+    if isinstance(batch, EpisodeBatch):
+        return to_device(batch, batch.classes.shape[1], device)
+    return batch if batch.support.device == device else batch.to(device)
 
 
 def to_device(batch: EpisodeBatch, way: int, device: torch.device) -> Episodes:

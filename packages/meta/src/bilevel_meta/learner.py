@@ -5,35 +5,37 @@
     HeadLearner  a learner whose inner problem lives on features, each image encoded once
 
 A method of one's own implements `adapt`, or, on `HeadLearner`, `fit_head`. It inherits the loss,
-which is ordinary autograd: `learner.loss(episodes).backward()`. One with a training signal of its
-own implements `loss`, or `losses` where a meta-batch is worth several outer steps.
+which is ordinary autograd: `learner.loss(batch).backward()`. One with a training signal of its own
+implements `loss`, or `losses` where a meta-batch is worth several outer steps.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypedDict, cast, final
+from pathlib import Path
+from typing import ClassVar, Protocol, TypedDict, cast, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bilevel_meta.classifier import Classifier, Fitted, fitted
 from bilevel_meta.diet import Diet
-from bilevel_models import Encoder, Normalization, heads
+from bilevel_meta.episodes import Batch, Episodes, as_episodes
+from bilevel_meta.weights import load_weights, save_weights
+from bilevel_models import Encoder, Normalization, create_model, heads
 
-if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
-
-__all__ = ["Classifier", "Encoding", "FeatureHead", "HeadLearner", "Learner", "head_logits"]
-
-
-class Classifier(Protocol):
-    """What became of the support images of a meta-batch: one classifier an episode."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Return (episodes, n, way) of images (episodes, n, channels, height, width)."""
-        ...
+__all__ = [
+    "Classifier",
+    "Encoding",
+    "FeatureHead",
+    "HeadLearner",
+    "Learner",
+    "head_logits",
+    "named_backbone",
+]
 
 
 class FeatureHead(Protocol):
@@ -60,11 +62,14 @@ class Learner(nn.Module, ABC):
         diet: the episodes of its paper's training, as a default.
         allowed: the normalisations with which the method makes sense.
         label_smoothing: ε of the default loss.
+        accuracy: mean accuracy on the images that the last loss judged, for a log; None where the
+            method's loss is not one of classification.
     """
 
     diet: ClassVar[Diet] = Diet()
     allowed: ClassVar[frozenset[Normalization]] = frozenset(Normalization)
     label_smoothing: float = 0.0
+    accuracy: Tensor | None = None
 
     @abstractmethod
     def adapt(self, support: Tensor, labels: Tensor, way: int) -> Classifier:
@@ -76,27 +81,77 @@ class Learner(nn.Module, ABC):
             way: classes an episode.
         """
 
-    def scores(self, episodes: Episodes) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
         """Return the logits of the query images, (episodes, way*query, way), in the mode it is in.
 
         Override it where support and query images are better passed together.
         """
+        episodes = self.take(batch)
         classifier = self.adapt(episodes.support, episodes.support_labels, episodes.way)
         return classifier.logits(episodes.query)
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return E, the mean cross-entropy of the query images, as a scalar with its graph."""
-        scores = self.scores(episodes)
-        labels, smoothing = episodes.query_labels.flatten(), self.label_smoothing
-        return functional.cross_entropy(scores.flatten(0, 1), labels, label_smoothing=smoothing)
+        episodes = self.take(batch)
+        return self.judge(self.scores(episodes), episodes.query_labels)
 
-    def losses(self, episodes: Episodes) -> Iterator[Tensor]:
+    def judge(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits (episodes, n, way); keep the accuracy."""
+        self.accuracy = heads.accuracy(scores.detach(), labels).mean()
+        smoothing = self.label_smoothing
+        return functional.cross_entropy(
+            scores.flatten(0, 1), labels.flatten(), label_smoothing=smoothing
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss, so that wrappers such as `DistributedDataParallel` see it."""
+        return self.loss(batch)
+
+    def take(self, batch: Batch) -> Episodes:
+        """Return a meta-batch on the learner's device; sampled pixels become images there."""
+        return as_episodes(batch, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where λ is."""
+        return next(self.parameters()).device
+
+    def fit(self, images: object, labels: object) -> Fitted:
+        """Return a classifier of one task: `learner.fit(images, labels).predict(others)`.
+
+        Args:
+            images: of any number a class: a float tensor (n, channels, height, width) in [0, 1],
+                or pixels (n, height, width[, channels]), uint8.
+            labels: their names or numbers, as many: a list, an array or a tensor.
+
+        Raises:
+            ValueError: fewer than two classes, or another number of labels than of images.
+        """
+        return fitted(self, images, labels)
+
+    def save(self, path: str | Path) -> None:
+        """Write λ to a safetensors file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        save_weights(self, Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Take λ from a file of `save`, or the weights that score best from a run's checkpoint.
+
+        Raises:
+            ValueError: no safetensors file, or the weights of another learner.
+        """
+        load_weights(self, Path(path))
+
+    def losses(self, batch: Batch) -> Iterator[Tensor]:
         """Yield what a hyper-iteration back-propagates and steps on, one after the other.
 
         A generator: whoever iterates takes an outer step on each loss before asking for the next.
         It yields as many times for any meta-batch, so that processes that share one agree.
         """
-        yield self.loss(episodes)
+        yield self.loss(batch)
 
     def check_statistics(self, normalization: Normalization) -> None:
         """Refuse a normalisation that does not suit the method.
@@ -106,7 +161,7 @@ class Learner(nn.Module, ABC):
         """
         if normalization not in self.allowed:
             raise ValueError(
-                f"{type(self).__name__} cannot use normalization={normalization.value!r}: choose "
+                f"{type(self).__name__} cannot use norm={normalization.value!r}: choose "
                 f"{' or '.join(sorted(mode.value for mode in self.allowed))}"
             )
 
@@ -114,7 +169,8 @@ class Learner(nn.Module, ABC):
 class Encoding(TypedDict, total=False):
     """The arguments of a `HeadLearner` that its methods hand on."""
 
-    normalization: Normalization
+    image_shape: Sequence[int] | None
+    norm: Normalization | str
     unit_length: bool
     bfloat16: bool
 
@@ -123,8 +179,10 @@ class HeadLearner(Learner):
     """A learner that trains heads on features: every image passes the backbone once.
 
     Args:
-        backbone: h, images (n, channels, height, width) to features (n, dim).
-        normalization: whose statistics normalise an episode's images.
+        backbone: h, images (n, channels, height, width) to features (n, dim); or its name, one of
+            `bilevel_models.list_models()`.
+        image_shape: (height, width, channels), where the backbone is named.
+        norm: whose statistics normalise an episode's images.
         unit_length: divide each feature vector by its Euclidean norm.
         bfloat16: run convolutions in bfloat16 autocast.
 
@@ -137,16 +195,18 @@ class HeadLearner(Learner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
-        normalization: Normalization = Normalization.GHOST,
+        image_shape: Sequence[int] | None = None,
+        norm: Normalization | str = Normalization.GHOST,
         unit_length: bool = False,
         bfloat16: bool = False,
     ) -> None:
         super().__init__()
-        self.check_statistics(normalization)
-        self.backbone, self.normalization = backbone, normalization
-        self.dim = cast("int", backbone.dim)
+        self.normalization = Normalization(norm)
+        self.check_statistics(self.normalization)
+        self.backbone = named_backbone(backbone, image_shape)
+        self.dim = cast("int", self.backbone.dim)
         self.unit_length, self.autocast = unit_length, bfloat16
         _ = self.encoder  # refuses now what it would refuse at the first image
 
@@ -178,11 +238,28 @@ class HeadLearner(Learner):
         by_support = self.normalization is Normalization.SUPPORT
         return _Encoded(encoder=encoder, head=head, reference=support if by_support else None)
 
-    def scores(self, episodes: Episodes) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
         """Return the logits of the query images, each image encoded once."""
+        episodes = self.take(batch)
         encode, training = self.encoder, self.training
         support, query = encode(episodes.support, episodes.query, training=training)
         return head_logits(self.fit_head(support, episodes.support_labels, episodes.way), query)
+
+
+def named_backbone(backbone: nn.Module | str, image_shape: Sequence[int] | None) -> nn.Module:
+    """Return a module as it is, and a new backbone for a name.
+
+    Raises:
+        ValueError: a name without an image shape, or images that are not square.
+    """
+    if isinstance(backbone, nn.Module):
+        return backbone
+    if image_shape is None:
+        raise ValueError(f"backbone={backbone!r}: give image_shape too, (height, width, channels)")
+    height, width, channels = image_shape
+    if height != width:
+        raise ValueError(f"image_shape={tuple(image_shape)}: the named backbones take squares")
+    return create_model(backbone, channels=channels, image_size=height)
 
 
 @final

@@ -7,7 +7,7 @@ from bilevel_models.backbones.paper_resnet import ResidualNet, rn
 from bilevel_models.backbones.recomputed import differentiable_twice
 from bilevel_models.backbones.resnet12 import ResNet12, resnet12
 from bilevel_models.backbones.torchvision import TorchvisionBackbone, torchvision_backbone
-from bilevel_models.encoder import Encoder, Features, as_images
+from bilevel_models.encoder import Encoder, as_images
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
 from bilevel_models.pretrained.card import Card
 from bilevel_models.pretrained.weights import list_pretrained, pretrained_card, pretrained_weights
@@ -20,7 +20,6 @@ __all__ = [
     "Card",
     "ConvNet",
     "Encoder",
-    "Features",
     "Normalization",
     "OffsetNorm2d",
     "ResNet12",

@@ -1,14 +1,14 @@
-"""Encode once, pull back once: the bridge between a backbone and the inner loop.
+"""Encode once: from the images of episodes to the features that the inner loop runs on.
 
 In a hyper-representation the inner variable never enters the backbone. So what the inner loop sees
 of λ is the features of the episode's images, not the network: each image goes through the backbone
-once forward, the inner loop runs on the features for as many steps as it likes, and its
-hypergradient in the features goes through the backbone once backward. The result is Algorithm 1's.
+once forward, the inner loop runs on the features for as many steps as it likes, and autograd takes
+its hypergradient in the features through the backbone once backward. The result is Algorithm 1's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, final, runtime_checkable
@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from bilevel_models.backbone import check_layers
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, Statistics
-from bilevel_models.sets import check_images, joined, way_back
 
-__all__ = ["Encoder", "Features", "as_images"]
+__all__ = ["Encoder", "as_images"]
 
 
 def as_images(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
@@ -33,24 +32,6 @@ def as_images(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> 
     """
     on_device = torch.from_numpy(pixels).to(device, non_blocking=True)
     return on_device.to(torch.float32).div_(255).movedim(-1, -3)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """The features of a meta-batch, cut off from the backbone, and the way back.
-
-    Attributes:
-        support: (batch, way*shot, dim), float32 or wider, no graph.
-        query: (batch, way*query, dim), likewise.
-        pull_back: adds the product of the backbone's Jacobian with (∂E/∂support, ∂E/∂query) to
-            the `grad` of the backbone's parameters. Call it at most once: it frees the graph. Where
-            nothing asks for a gradient, because the backbone is frozen, it does nothing.
-    """
-
-    support: Tensor
-    query: Tensor
-    pull_back: Callable[[Tensor, Tensor], None]
 
 
 @runtime_checkable
@@ -87,8 +68,8 @@ class Encoder:
     def __call__(self, *sets: Tensor, training: bool) -> tuple[Tensor, ...]:
         """Return the features (batch, n, dim) of each set, with their graph.
 
-        What `encode` and `encode_set` give, for a loss that ordinary autograd differentiates: each
-        image passes the backbone once forward and once backward.
+        Of one set alone, `episode` and `support` take the statistics of its images, in training and
+        in test; `ghost` and `batch` are as of two.
 
         Args:
             sets: images (batch, n, channels, height, width) each: the support set, or support and
@@ -97,6 +78,9 @@ class Encoder:
 
         Raises:
             ValueError: images of other shapes, or of more episodes in one set than in the other.
+
+        Cost: one forward pass over the images; where there is a graph, memory for their activations
+        until its backward pass, which is one as well.
         """
         if len(sets) == 1 and self.normalization is Normalization.SUPPORT:
             return replace(self, normalization=Normalization.EPISODE)._forward(
@@ -104,60 +88,14 @@ class Encoder:
             )
         return self._forward(*sets, training=training)
 
-    def encode(self, support: Tensor, query: Tensor, *, training: bool) -> Features:
-        """Return the features of a meta-batch.
-
-        Args:
-            support: images (batch, way*shot, channels, height, width).
-            query: images (batch, way*query, channels, height, width).
-            training: use and track the statistics of training, and keep the graph for `pull_back`.
-
-        Raises:
-            ValueError: images of other shapes, or of more episodes in one set than in the other.
-
-        Cost: one forward pass over the images; in training, memory for their activations.
-        """
-        with torch.set_grad_enabled(training):
-            h_s, h_q = self._forward(support, query, training=training)
-        pull_back = way_back(self.backbone, h_s, h_q)
-        return Features(support=h_s.detach(), query=h_q.detach(), pull_back=pull_back)
-
-    def encode_set(
-        self, images: Tensor, *, training: bool
-    ) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return the features of a meta-batch whose episodes have one set each, and the way back.
-
-        With `episode` and `support` an episode's statistics are those of its images, in training
-        and in test; `ghost` and `batch` are as in `encode`.
-
-        Args:
-            images: (batch, n, channels, height, width).
-            training: as of `encode`.
-
-        Returns:
-            Features (batch, n, dim), without a graph, and what takes their gradient and adds, once,
-            to the `grad` of the backbone's parameters.
-
-        Raises:
-            ValueError: images of another shape.
-
-        Cost: as `encode` for as many images.
-        """
-        mode = self.normalization
-        # A support set by itself: the same, and `_at_once` takes it.
-        mode = Normalization.EPISODE if mode is Normalization.SUPPORT else mode
-        with torch.set_grad_enabled(training):
-            (h,) = replace(self, normalization=mode)._forward(images, training=training)
-        return h.detach(), way_back(self.backbone, h)
-
     def _forward(self, *sets: Tensor, training: bool) -> tuple[Tensor, ...]:
         """Pass the images through the backbone, at once where it can, or episode by episode.
 
         Args:
             sets: images (batch, …, channels, height, width) each, the support set first.
-            training: as of `encode`.
+            training: as of `__call__`.
         """
-        check_images(sets)
+        _check_images(sets)
         mode, backbone = self.normalization, self.backbone
         own = mode is Normalization.EPISODE or (training and mode is not Normalization.SUPPORT)
         if own and isinstance(backbone, _TakesSets) and sets[0].device.type == "cpu":
@@ -180,9 +118,9 @@ class Encoder:
         mode = self.normalization
         track = training and mode is not Normalization.EPISODE
         if mode is Normalization.GHOST:
-            images, sizes = joined(sets, dim=1), [sum(counts)] * b
+            images, sizes = _joined(sets, dim=1), [sum(counts)] * b
         else:
-            images = joined([images.flatten(0, 1) for images in sets], dim=0)
+            images = _joined([images.flatten(0, 1) for images in sets], dim=0)
             each = [n for n in counts for _ in range(b)]
             sizes = each if mode is Normalization.EPISODE else [sum(each)]
         with self._autocast(images.device.type):
@@ -221,3 +159,23 @@ class Encoder:
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+
+
+def _check_images(sets: Sequence[Tensor]) -> None:
+    """Refuse sets that are not (batch, n, channels, height, width) of one batch.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if any(images.ndim != 5 or images.shape[0] != sets[0].shape[0] for images in sets):
+        raise ValueError(
+            "expected images (batch, n, channels, height, width), as many episodes in each set, "
+            f"found shapes {' and '.join(str(tuple(images.shape)) for images in sets)}: give every "
+            "set the images of the same episodes"
+        )
+
+
+def _joined(sets: Sequence[Tensor], *, dim: int) -> Tensor:
+    """Return images (…, channels, height, width) of all sets as one batch, channels last."""
+    pixels = torch.cat([images.movedim(-3, -1) for images in sets], dim)
+    return pixels.flatten(0, -4).movedim(-1, -3)

@@ -23,7 +23,7 @@ from bilevel_apps.paper.trained.report import (
     preset_for,
     small_store,
 )
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.trained.cells import Cell, held_out, score_cells, unseen
 from bilevel_apps.paper.trained.report import Named, report_cells
 from bilevel_apps.system.terminal import say
-from bilevel_meta.inner_problem import InnerLoop
+from bilevel_meta.methods.hyper_representation import InnerLoop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

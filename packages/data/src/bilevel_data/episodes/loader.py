@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol, Self, final
 
-from bilevel_data.episodes.sampler import EpisodeBatch
+from bilevel_data.episodes.episode import EpisodeBatch
 from bilevel_data.errors import DataError
 
 __all__ = ["BatchSampler", "EpisodeLoader"]

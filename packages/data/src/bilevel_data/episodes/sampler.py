@@ -8,80 +8,14 @@ from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bilevel_data.dataset import Images, ImageSplit
 from bilevel_data.episodes.counter_random import choose, words
+from bilevel_data.episodes.episode import EpisodeBatch, EpisodeIndices, EpisodeSpec, Integers
+from bilevel_data.episodes.loader import EpisodeLoader
 from bilevel_data.errors import DataError
 
-__all__ = ["EpisodeBatch", "EpisodeIndices", "EpisodeSampler", "EpisodeSpec"]
-
-Integers = NDArray[np.int64]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class EpisodeSpec:
-    """The size of an episode.
-
-    Attributes:
-        way: Classes an episode, ≥ 2.
-        shot: Support images a class, ≥ 1.
-        query: Query images a class, ≥ 1.
-
-    Raises:
-        DataError: A number is too small or not whole.
-    """
-
-    way: int
-    shot: int
-    query: int
-
-    def __post_init__(self) -> None:
-        for key, least in (("way", 2), ("shot", 1), ("query", 1)):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise DataError(f"{key}: expected a whole number ≥ {least}, found {value!r}")
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EpisodeIndices:
-    """Which images an episode is made of.
-
-    Attributes:
-        classes: ``(way,)`` class numbers of the split; label n is ``classes[n]``.
-        rotations: ``(way,)`` quarter turns, counter-clockwise, of each of them.
-        support: ``(way, shot)`` image numbers of the split.
-        query: ``(way, query)`` image numbers of the split.
-    """
-
-    classes: Integers
-    rotations: Integers
-    support: Integers
-    query: Integers
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EpisodeBatch:
-    """Episodes as pixels, class by class.
-
-    Attributes:
-        support: ``(count, way*shot, H, W, C)`` uint8.
-        query: ``(count, way*query, H, W, C)`` uint8.
-        support_labels: ``(count, way*shot)`` int64 in 0 … way - 1.
-        query_labels: ``(count, way*query)`` int64 in 0 … way - 1.
-        classes: ``(count, way)`` int64 in 0 … ``num_classes`` - 1 of the sampler: label n is class
-            ``classes[i, n]`` of the split, or 4 times that plus its quarter turns where rotated
-            copies count.
-    """
-
-    support: Images
-    query: Images
-    support_labels: Integers
-    query_labels: Integers
-    classes: Integers
+__all__ = ["EpisodeSampler"]
 
 
 @final
@@ -152,6 +86,21 @@ class EpisodeSampler:
             support_labels=np.tile(np.repeat(labels, shot), (count, 1)),
             query_labels=np.tile(np.repeat(labels, query), (count, 1)),
             classes=4 * classes + turns if self.rotations else classes,
+        )
+
+    def batches(
+        self, count: int, *, steps: int, first_step: int = 0, prefetch: int = 2
+    ) -> EpisodeLoader:
+        """Return ``steps`` batches of ``count`` episodes, made ahead of time in a thread.
+
+        ``for batch in train.batches(32, steps=1500)`` sees new episodes in each. See
+        `EpisodeLoader`, which also closes as a context.
+
+        Raises:
+            DataError: A number is too small.
+        """
+        return EpisodeLoader(
+            self, meta_batch=count, steps=steps, first_step=first_step, prefetch=prefetch
         )
 
     def _draw(self, first: int, count: int) -> tuple[Integers, Integers, Integers]:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel_data.dataset import Images, ImageSplit
+from bilevel_data.episodes.episode import EpisodeSpec
+from bilevel_data.episodes.sampler import EpisodeSampler
 from bilevel_data.errors import DataError
 from bilevel_data.files.atomic import file_sha256, read_sidecar
 from bilevel_data.files.limits import MAX_SPLIT_BYTES
@@ -46,6 +48,37 @@ class Store:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that it has, in the order train, val, test."""
         return tuple(self.manifest.splits)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(height, width, channels)`` of its images."""
+        return next(iter(self.manifest.splits.values())).image_shape
+
+    def episodes(
+        self,
+        split: str,
+        *,
+        way: int = 5,
+        shot: int = 1,
+        query: int = 15,
+        rotations: bool = False,
+        seed: int = 0,
+    ) -> EpisodeSampler:
+        """Read one split into memory and return its episodes.
+
+        Args:
+            split: One of `splits`.
+            way: Classes an episode.
+            shot: Support images a class.
+            query: Query images a class.
+            rotations: Whether each class counts four times, rotated by quarter turns.
+            seed: Which episodes.
+
+        Raises:
+            DataError: As `load`, or the split has too few classes or images.
+        """
+        spec = EpisodeSpec(way=way, shot=shot, query=query)
+        return EpisodeSampler(self.load(split), spec, seed=seed, rotations=rotations)
 
     def load(self, split: str, *, verify: bool = True) -> ImageSplit:
         """Read one split into memory.

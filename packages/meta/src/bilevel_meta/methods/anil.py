@@ -37,7 +37,7 @@ class Anil(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         way: int,
         steps: int = 5,

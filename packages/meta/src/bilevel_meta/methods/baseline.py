@@ -35,7 +35,7 @@ class Baseline(Pretrained):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         classes: int,
         steps: int = 100,
@@ -84,7 +84,7 @@ class BaselinePlus(Pretrained):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         classes: int,
         scale: float | None = None,

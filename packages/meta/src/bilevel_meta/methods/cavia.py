@@ -39,7 +39,7 @@ class Cavia(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         way: int,
         context: int = 100,

@@ -110,7 +110,7 @@ def unrolled_losses(
         outer=lambda state, lam: objective(state["w"]),  # noqa: ARG005
         init=lambda lam: carry.base.init(w, lam),
     )
-    state: dict[str, Any] | None = None
+    state = problem.init({"learned": dict(shared.named_parameters())})
     for begin in range(0, steps, window):
         lam = {"learned": dict(shared.named_parameters())}
         losses = []
@@ -184,7 +184,7 @@ class LearnedOptimizer(Maml):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         steps: int = 5,
         hidden: int = 20,

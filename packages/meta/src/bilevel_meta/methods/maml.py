@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, final
@@ -15,7 +15,7 @@ from bilevel_core import ConjugateGradient, Dynamics, Engine, Implicit, Unrolled
 from bilevel_meta.adaptation import Adaptation, AdaptedNetwork, StepSizes, Weights
 from bilevel_meta.diet import Diet
 from bilevel_meta.each_task import each_task, pays_to_vectorise
-from bilevel_meta.learner import Learner
+from bilevel_meta.learner import Learner, named_backbone
 from bilevel_models import EACH_SET, Normalization, Statistics
 
 __all__ = ["Boil", "FirstOrderMaml", "ImplicitMaml", "Maml", "MetaSgd"]
@@ -55,10 +55,11 @@ class Maml(Learner):
     alone; Φ_0 is the identity, L and E the cross-entropy of support and query images.
 
     Args:
-        backbone: h; a linear layer comes behind it.
+        backbone: h; a linear layer comes behind it. Or its name.
         way: classes an episode. With None the last layer starts at zero and any way will do; the
             result then does not depend on which class has which index.
-        normalization: `episode` (transductive, as in the papers) or `support`.
+        image_shape: (height, width, channels), where the backbone is named.
+        norm: `episode` (transductive, as in the papers) or `support`.
         steps: T in training.
         test_steps: T after training; None takes `steps`.
         step_size: η, on the mean over the support images.
@@ -78,10 +79,11 @@ class Maml(Learner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         way: int | None,
-        normalization: Normalization = Normalization.EPISODE,
+        image_shape: Sequence[int] | None = None,
+        norm: Normalization | str = Normalization.EPISODE,
         steps: int = 5,
         test_steps: int | None = None,
         step_size: float = 0.1,
@@ -96,8 +98,9 @@ class Maml(Learner):
         learned: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.check_statistics(normalization)
-        self.normalization, self.way, self.test_steps = normalization, way, test_steps
+        self.normalization = Normalization(norm)
+        self.check_statistics(self.normalization)
+        self.way, self.test_steps = way, test_steps
         adaptation = Adaptation(
             steps=steps,
             step_size=step_size,
@@ -111,7 +114,10 @@ class Maml(Learner):
             minibatch=minibatch,
         )
         self.adapted = AdaptedNetwork(
-            WithHead(backbone, way or 1), functional.cross_entropy, adaptation, learned
+            WithHead(named_backbone(backbone, image_shape), way or 1),
+            functional.cross_entropy,
+            adaptation,
+            learned,
         )
         if way is None:
             for leaf in self.adapted.network.head.parameters():  # type: ignore[union-attr]
@@ -200,7 +206,7 @@ class FirstOrderMaml(Maml):
     Meta-Learning Algorithms (Nichol, Achiam, Schulman, 2018), section 5.
     """
 
-    def __init__(self, backbone: nn.Module, **settings: Any) -> None:
+    def __init__(self, backbone: nn.Module | str, **settings: Any) -> None:
         super().__init__(backbone, first_order=True, **settings)
 
 
@@ -212,7 +218,7 @@ class Boil(Maml):
     section 3.
     """
 
-    def __init__(self, backbone: nn.Module, **settings: Any) -> None:
+    def __init__(self, backbone: nn.Module | str, **settings: Any) -> None:
         super().__init__(backbone, moves=_in_body, **settings)
 
 
@@ -224,7 +230,7 @@ class MetaSgd(Maml):
     Eq. 3.
     """
 
-    def __init__(self, backbone: nn.Module, *, steps: int = 1, **settings: Any) -> None:
+    def __init__(self, backbone: nn.Module | str, *, steps: int = 1, **settings: Any) -> None:
         super().__init__(backbone, step_sizes=StepSizes.COORDINATE, steps=steps, **settings)
 
 
@@ -248,7 +254,7 @@ class ImplicitMaml(Maml):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         proximal: float = 2.0,
         steps: int = 16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,9 @@ from torch.nn import functional
 
 from bilevel_meta.adaptation import StepSizes, Weights
 from bilevel_meta.diet import Diet
+from bilevel_meta.episodes import Batch, Episodes
 from bilevel_meta.methods.maml import AdaptedClassifier, Maml
 from bilevel_models import EACH_SET, Normalization
-
-if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
 
 __all__ = ["MamlPlus"]
 
@@ -45,7 +43,7 @@ class MamlPlus(Maml):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         way: int,
         steps: int = 5,
@@ -99,10 +97,11 @@ class MamlPlus(Maml):
         del way  # that of the learned last layer
         return self.path(images, labels)[-1]
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return Σ_t v_t E(w_t), and count the meta-batch in training."""
         if not self.training:
-            return super().loss(episodes)
+            return super().loss(batch)
+        episodes = self.take(batch)
         self._check_way(episodes.way)
         total = episodes.support.new_zeros(())
         for i in range(len(episodes.support)):

@@ -41,7 +41,7 @@ class Matching(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         temperature: float = 10.0,
         euclidean: bool = False,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Unpack, final
+from typing import NamedTuple, Unpack, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_meta.diet import Diet
+from bilevel_meta.episodes import Batch
 from bilevel_meta.learner import Encoding, HeadLearner
-
-if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
+from bilevel_models import heads
 
 __all__ = ["Memory", "Slots", "write"]
 
@@ -57,7 +56,7 @@ class Memory(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         slots: int | None = None,
         margin: float = 0.1,
@@ -79,9 +78,11 @@ class Memory(HeadLearner):
             memory = write(memory, keys[:, i], labels[:, i])
         return _Read(memory, way)
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return the mean of the margin losses of the query images."""
+        episodes = self.take(batch)
         scores = self.scores(episodes)
+        self.accuracy = heads.accuracy(scores.detach(), episodes.query_labels).mean()
         right = functional.one_hot(episodes.query_labels, episodes.way).bool()
         positive = scores.masked_fill(~right, NOTHING).amax(dim=-1)
         negative = scores.masked_fill(right, NOTHING).amax(dim=-1)

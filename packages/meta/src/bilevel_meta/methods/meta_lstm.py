@@ -92,7 +92,7 @@ class MetaLstm(Maml):
     """Weights by T steps of a learned rule from a learned start, both of them λ.
 
     The offsets of the normalisation are part of w, as in the paper. Its running statistics, which
-    are gathered on an episode's support images, are `normalization=support` here.
+    are gathered on an episode's support images, are `norm=support` here.
 
     Args:
         backbone: h.
@@ -109,7 +109,7 @@ class MetaLstm(Maml):
     diet = Diet(way=5, shot=1, query=15, episodes=1)
 
     def __init__(
-        self, backbone: nn.Module, *, steps: int = 12, hidden: int = 20, **settings: Any
+        self, backbone: nn.Module | str, *, steps: int = 12, hidden: int = 20, **settings: Any
     ) -> None:
         super().__init__(
             backbone,

@@ -44,11 +44,11 @@ class MetaNetworks(HeadLearner):
     """
 
     diet = Diet(way=5, shot=1, query=10, episodes=1)
-    judge: Tensor
+    critic: Tensor
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         way: int,
         embedding: int = 64,
@@ -59,7 +59,7 @@ class MetaNetworks(HeadLearner):
         self.way = way
         self.slow = nn.Linear(self.dim, way)
         self.embed = nn.Linear(self.dim, embedding, bias=False)
-        self.register_buffer("judge", torch.randn(way, embedding) / embedding**0.5)
+        self.register_buffer("critic", torch.randn(way, embedding) / embedding**0.5)
         self.make = nn.Sequential(
             *(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()),
             nn.Linear(hidden, 1),
@@ -93,8 +93,8 @@ class MetaNetworks(HeadLearner):
         """Return Q*, (episodes, embedding, dim)."""
         with torch.no_grad():
             inside = self.embed(features)
-            slope = (inside.relu() @ self.judge.mT).softmax(dim=-1) - y
-            back = slope @ self.judge * (inside > 0)
+            slope = (inside.relu() @ self.critic.mT).softmax(dim=-1) - y
+            back = slope @ self.critic * (inside > 0)
         (episodes, n, dim), size = features.shape, back.shape[-1]
         h = features.new_zeros(episodes * size * dim, len(self.lstm_output))
         c = h

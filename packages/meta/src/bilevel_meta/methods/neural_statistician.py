@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Unpack, final
+from typing import NamedTuple, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,19 @@ from torch.nn import functional
 
 from bilevel_meta.class_means import class_means
 from bilevel_meta.diet import Diet
-from bilevel_meta.learner import Encoding, HeadLearner
-
-if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
+from bilevel_meta.episodes import Batch
+from bilevel_meta.learner import HeadLearner
+from bilevel_models import Normalization
 
 __all__ = ["Gaussian", "NeuralStatistician", "divergence"]
+
+
+class _Rest(TypedDict, total=False):
+    """`Encoding` without the image shape, which is an argument of its own."""
+
+    norm: Normalization | str
+    unit_length: bool
+    bfloat16: bool
 
 
 class Gaussian(NamedTuple):
@@ -47,15 +55,14 @@ class NeuralStatistician(HeadLearner):
 
     Args:
         backbone: what statistics and latent numbers are computed from.
-        channels: of the images.
-        image_size: their height and width, a multiple of 4.
+        image_shape: (height, width, channels); squares, with a side that is a multiple of 4.
         context: numbers of c.
         latent: numbers of z.
         width: of the layers between.
         encoding: as of `HeadLearner`.
 
     Raises:
-        ValueError: an image size that is no multiple of 4.
+        ValueError: an image shape that is no such square.
 
     Source: Towards a Neural Statistician (Edwards, Storkey, 2017), Eqs. 3 and 4, section 4.
     """
@@ -64,18 +71,21 @@ class NeuralStatistician(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
-        channels: int,
-        image_size: int,
+        image_shape: Sequence[int],
         context: int = 64,
         latent: int = 16,
         width: int = 128,
-        **encoding: Unpack[Encoding],
+        **encoding: Unpack[_Rest],
     ) -> None:
-        super().__init__(backbone, **encoding)
-        if image_size % 4:
-            raise ValueError(f"image_size={image_size}: the decoder needs a multiple of 4")
+        super().__init__(backbone, image_shape=image_shape, **encoding)
+        height, image_size, channels = image_shape
+        if image_size % 4 or height != image_size:
+            raise ValueError(
+                f"image_shape={tuple(image_shape)}: the decoder makes squares whose side is a "
+                "multiple of 4: choose such a size"
+            )
         side, maps = image_size // 4, max(1, width // 4)
         self.statistic = nn.Sequential(nn.Linear(self.dim, width), nn.ELU())
         self.pooled = nn.Sequential(
@@ -102,9 +112,9 @@ class NeuralStatistician(HeadLearner):
         """Return q(c | D_k) of each class."""
         return _Contexts(self, self.context(class_means(self.statistic(features), labels, way)))
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return the negative evidence lower bound an image; each class is a set."""
-        both = episodes.united()
+        both = self.take(batch).united()
         labels, way = both.support_labels, both.way
         (features,) = self.encoder(both.support, training=self.training)
         q_c = self.context(class_means(self.statistic(features), labels, way))

@@ -12,7 +12,7 @@ from bilevel_meta.diet import Diet
 from bilevel_meta.learner import Encoding, HeadLearner
 
 if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
+    from bilevel_meta.episodes import Batch
 
 __all__ = ["Pretrained"]
 
@@ -32,7 +32,9 @@ class Pretrained(HeadLearner):
 
     diet = Diet(way=16, shot=1, query=3, episodes=4)
 
-    def __init__(self, backbone: nn.Module, *, classes: int, **encoding: Unpack[Encoding]) -> None:
+    def __init__(
+        self, backbone: nn.Module | str, *, classes: int, **encoding: Unpack[Encoding]
+    ) -> None:
         super().__init__(backbone, **encoding)
         self.classes = classes
 
@@ -40,8 +42,9 @@ class Pretrained(HeadLearner):
     def outputs(self, features: Tensor) -> Tensor:
         """Return o, (episodes, n, classes), of features (episodes, n, dim)."""
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over support and query images."""
+        episodes = self.take(batch)
         if episodes.classes is None:
             raise ValueError(
                 "the episodes do not say which classes they have: give Episodes.classes"

@@ -15,7 +15,7 @@ from bilevel_meta.learner import Encoding, HeadLearner
 from bilevel_models import heads
 
 if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
+    from bilevel_meta.episodes import Batch
 
 __all__ = ["Relation"]
 
@@ -45,7 +45,7 @@ class Relation(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         channels: int | None = None,
         width: int = 64,
@@ -86,8 +86,9 @@ class Relation(HeadLearner):
         scores: Tensor = self.relation(torch.cat(maps, dim=3).flatten(0, 2))
         return scores.view(b, n, way)
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return the mean squared distance of the scores to the one-hot labels."""
+        episodes = self.take(batch)
         scores = self.scores(episodes).sigmoid()
         return functional.mse_loss(
             scores, heads.one_hot(episodes.query_labels, episodes.way, scores)

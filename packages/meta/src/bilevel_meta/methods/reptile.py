@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from bilevel_core import Adam
 from bilevel_meta.diet import Diet
+from bilevel_meta.episodes import Batch
 from bilevel_meta.methods.maml import Maml
-
-if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
 
 __all__ = ["Reptile"]
 
@@ -40,7 +38,7 @@ class Reptile(Maml):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         steps: int = 5,
         test_steps: int | None = 50,
@@ -58,8 +56,9 @@ class Reptile(Maml):
             **settings,
         )
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return what has the gradient θ - mean w_T."""
+        episodes = self.take(batch)
         self._check_way(episodes.way)
         images = episodes.united()
         with torch.no_grad():

@@ -38,7 +38,7 @@ class Ridge(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         decay: float = 1.0,
         factor: float = 10.0,

@@ -14,7 +14,7 @@ from bilevel_meta.learner import Encoding, HeadLearner
 from bilevel_models import heads
 
 if TYPE_CHECKING:
-    from bilevel_meta.episodes import Episodes
+    from bilevel_meta.episodes import Batch
 
 __all__ = ["Siamese"]
 
@@ -33,7 +33,7 @@ class Siamese(HeadLearner):
 
     diet = Diet(way=20, shot=1, query=3, episodes=2)
 
-    def __init__(self, backbone: nn.Module, **encoding: Unpack[Encoding]) -> None:
+    def __init__(self, backbone: nn.Module | str, **encoding: Unpack[Encoding]) -> None:
         super().__init__(backbone, **encoding)
         self.weights = nn.Parameter(torch.full((self.dim,), -1 / self.dim))
         self.bias = nn.Parameter(torch.zeros(()))
@@ -46,8 +46,9 @@ class Siamese(HeadLearner):
         """Return the support set with its labels."""
         return _Pairs(self, features, heads.one_hot(labels, way, features))
 
-    def loss(self, episodes: Episodes) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Return the mean binary cross-entropy over pairs, half of it that of pairs of a class."""
+        episodes = self.take(batch)
         sets = episodes.support, episodes.query
         support, query = self.encoder(*sets, training=self.training)
         odds = self.pairs(query, support)

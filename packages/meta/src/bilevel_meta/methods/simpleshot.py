@@ -36,7 +36,7 @@ class SimpleShot(Pretrained):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         classes: int,
         momentum: float = 0.01,

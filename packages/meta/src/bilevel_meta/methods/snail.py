@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Unpack, final
+from typing import Unpack, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Snail(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         way: int,
         shot: int = 1,
@@ -90,7 +90,7 @@ class _Sequence:
         """Return (episodes, n, way), each query the end of a sequence of its own."""
         x = torch.cat((features, features.new_zeros(*features.shape[:2], self.learner.way)), dim=-1)
         for block, before in zip(self.learner.blocks, self.inputs, strict=True):
-            x = block.last(before, x)
+            x = cast("CausalAttention | TemporalConvolution", block).last(before, x)
         scores: Tensor = self.learner.output(x)
         return scores
 
@@ -150,4 +150,5 @@ class CausalAttention(nn.Module):
         return torch.cat((x, seen), dim=-1)
 
     def _scores(self, query: Tensor, key: Tensor) -> Tensor:
-        return query @ key.mT / query.shape[-1] ** 0.5
+        scores: Tensor = query @ key.mT / query.shape[-1] ** 0.5
+        return scores

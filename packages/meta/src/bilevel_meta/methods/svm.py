@@ -37,7 +37,7 @@ class SupportVectors(HeadLearner):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | str,
         *,
         bound: float = 0.1,
         scale: float = 1.0,
