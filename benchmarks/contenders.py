@@ -20,17 +20,19 @@ from bilevel_core import (
     Direct,
     Forward,
     GradientDescent,
-    Hypergradient,
     Implicit,
+    Instance,
     Problem,
+    Pulled,
     Reverse,
+    Solution,
     Truncated,
     Unrolled,
     hypergradient,
 )
-from bilevel_core.abstract import Backend, Engine, Tree
-from bilevel_core.flow import Flow
+from bilevel_core.abstract import Backend, Engine
 from bilevel_core.tree import leaves
+from bilevel_core.types import Tree
 
 __all__ = ["CASES", "CONTENDERS", "WEIGHTS", "Case", "Contender", "CountStates"]
 
@@ -219,9 +221,17 @@ class CountStates:
         self._engine = engine
         self.now = self.most = 0
 
-    def __call__(self, flow: Flow, lam: Tree, steps: int) -> Hypergradient:
+    def run(self, instance: Instance, *, keep: bool) -> Solution:
         """Run the engine on a backend that counts."""
-        return self._engine(replace(flow, backend=_Counting(flow.backend, self)), lam, steps)
+        return self._engine.run(self._counted(instance), keep=keep)
+
+    def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
+        """Go the engine's way back on a backend that counts."""
+        return self._engine.pull(self._counted(instance), solution, cotangent)
+
+    def _counted(self, instance: Instance) -> Instance:
+        flow = replace(instance.flow, backend=_Counting(instance.backend, self))
+        return replace(instance, flow=flow)
 
     def take(self, array: torch.Tensor) -> None:
         """Count an array until nothing refers to it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
+import socket  # noqa: TID251  (to find a free port of this machine)
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,9 +1,9 @@
 """What the sources never do: run what a file holds, use a shell, or reach for a network unasked."""
 
-import ast
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,200 +20,23 @@ from bilevel_apps.tracking.tracker import mlflow_client
 from bilevel_data import write_store
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (*(f"packages/{name}/src" for name in ("core", "models", "data", "meta")), "apps/src")
-SCRIPTS = ("benchmarks",)
-
-# Reading with these runs what the file says.
-UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-NEVER = {
-    "eval",
-    "exec",
-    "builtins.eval",
-    "builtins.exec",
-    "torch.load",
-    "torch.save",
-    "torch.jit.load",
-    "torch.hub.load",
-    "torch.hub.load_state_dict_from_url",
-    "torch.export.load",
-    "yaml.load",
-    "yaml.load_all",
-    "yaml.full_load",
-    "yaml.full_load_all",
-    "yaml.unsafe_load",
-    "yaml.unsafe_load_all",
-    "pandas.read_pickle",
-    "shutil.unpack_archive",
-    "os.system",
-    "os.popen",
-    "subprocess.getoutput",
-    "subprocess.getstatusoutput",
-}
-METHODS = {"extractall", "extract"}  # of an archive: they write where its names say
-NETWORK = {"ftplib", "http", "httpx", "requests", "socket", "socketserver", "telnetlib", "urllib"}
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
-# (file, what it does): why it may.
-EXPORT = "apps/src/bilevel_apps/predict/export.py"
-ALLOWED = {(EXPORT, "calls torch.export.load"): "its own bytes, a moment old"}
-# Which modules may use the network at all: to download when asked to, and to wait for the server
-# that they started.
-NETWORKED = {
-    "packages/data/src/bilevel_data/files/download.py",
-    "apps/src/bilevel_apps/compare/ui.py",
+FOLDERS = ("packages", "apps", "benchmarks", "tools")
+# Ruff's rules S and TID251 in pyproject.toml refuse the rest; these it does not see in every form.
+UNSEEN = {
+    "an archive writes where its names say": r"\.extract(all)?\(",
+    "NumPy would unpickle": r"allow_pickle=(?!False)",
+    "what unpickles takes it": r"weights_only=",
+    "a shell would read the words": r"shell=(?!False)",
+    "a module of a name that is made": r"(import_module|__import__)\(.(pickle|dill|joblib)",
+    "all machines would be served": r"0\.0\.0\.0",
 }
 
 
-def files(folders=FOLDERS):
-    found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    assert found
-    return found
-
-
-def name_of(path):
-    return path.relative_to(ROOT).as_posix()
-
-
-class Reader(ast.NodeVisitor):
-    """Collects what a source imports, and what it does that is not allowed."""
-
-    def __init__(self):
-        self.meaning = {}
-        self.modules = set()
-        self.deeds = []
-
-    def visit_Import(self, node):
-        for alias in node.names:
-            top = alias.name.partition(".")[0]
-            self.meaning[alias.asname or top] = alias.name if alias.asname else top
-            self.modules.add(top)
-
-    def visit_ImportFrom(self, node):
-        self.modules.add((node.module or "").partition(".")[0])
-        for alias in node.names:
-            self.meaning[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-
-    def visit_Call(self, node):
-        called = self.full_name(node.func)
-        if called in NEVER:
-            self.deeds.append(f"calls {called}")
-        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
-            self.deeds.append(f"calls .{node.func.attr}()")
-        if called in ("__import__", "importlib.import_module"):
-            given = [a.value for a in node.args if isinstance(a, ast.Constant)]
-            self.modules |= {str(value).partition(".")[0] for value in given}
-        for keyword in node.keywords:
-            self.keyword(keyword)
-        self.generic_visit(node)
-
-    def keyword(self, keyword):
-        value = keyword.value
-        refused = not (isinstance(value, ast.Constant) and value.value is False)
-        if keyword.arg in ("shell", "allow_pickle") and refused:
-            self.deeds.append(f"gives {keyword.arg}={ast.unparse(value)}")
-        if keyword.arg == "weights_only":
-            self.deeds.append("gives weights_only")  # only what unpickles takes it
-        if keyword.arg == "Loader":
-            self.deeds.append("gives Loader")
-
-    def full_name(self, function):
-        """What is called, by the name that it was imported from."""
-        if isinstance(function, ast.Name):
-            return self.meaning.get(function.id, function.id)
-        if isinstance(function, ast.Attribute):
-            return f"{self.full_name(function.value)}.{function.attr}"
-        return ""
-
-
-def read(source):
-    """Return the modules that a source imports, and its deeds."""
-    reader = Reader()
-    tree = ast.parse(source)
-    # A name means what it was imported as wherever that stands, so imports are read first.
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            reader.visit(node)
-    reader.visit(tree)
-    found = [f"imports {name}" for name in sorted(reader.modules & UNPICKLERS)]
-    return reader.modules, found + reader.deeds
-
-
-@pytest.mark.parametrize("path", files(FOLDERS + SCRIPTS), ids=name_of)
-def test_nothing_runs_what_a_file_holds(path):
-    _, deeds = read(path.read_text("utf-8"))
-    assert [deed for deed in deeds if (name_of(path), deed) not in ALLOWED] == []
-
-
-def test_every_exception_is_still_needed():
-    for name, deed in ALLOWED:
-        assert deed in read((ROOT / name).read_text("utf-8"))[1]
-    for name in NETWORKED:
-        assert read((ROOT / name).read_text("utf-8"))[0] & NETWORK
-
-
-def test_two_modules_use_the_network():
-    using = {name_of(p) for p in files() if read(p.read_text("utf-8"))[0] & NETWORK}
-    assert using == NETWORKED
-
-
-def addresses(source):
-    """The constants of a source that name a network interface."""
-    texts = {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)}
-    return texts & {"0.0.0.0", "::", "", *LOOPBACK} if "socket" in source else texts & {"0.0.0.0"}
-
-
-def test_servers_are_told_to_bind_to_loopback():
-    """What really listens is looked at in `test_the_interface_listens_to_this_machine_alone`."""
-    for path in files(FOLDERS + SCRIPTS):
-        found = addresses(path.read_text("utf-8"))
-        assert found <= LOOPBACK | {""}, path
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "import pickle",
-        "def f():\n    from pickle import loads",
-        "import joblib.numpy_pickle as j",
-        "__import__('dill')",
-        "importlib.import_module('shelve')\nimport importlib",
-        "import torch\ntorch.load('x')",
-        "import torch as t\nt.load('x')",
-        "from torch import load as read\nread('x')",
-        "from torch.hub import load_state_dict_from_url\nload_state_dict_from_url('x')",
-        "f = lambda x: eval(x)",
-        "import builtins\nbuiltins.exec('x')",
-        "import yaml\nyaml.load(x)",
-        "from yaml import unsafe_load\nunsafe_load(x)",
-        "g(x, Loader=L)",
-        "import zipfile\nzipfile.ZipFile(p).extractall(q)",
-        "tar.extract(member)",
-        "import shutil\nshutil.unpack_archive(p)",
-        "import subprocess\nsubprocess.run(x, shell=True)",
-        "run(x, shell=flag)",
-        "import os\nos.system('x')",
-        "import numpy as np\nnp.load(p, allow_pickle=True)",
-        "f(weights_only=True)",
-    ],
-)
-def test_every_way_is_seen(line):
-    assert read(line)[1] != []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "model.eval()",
-        "store.load('train')",
-        "import yaml\nyaml.safe_load(x)",
-        "import safetensors.torch\nsafetensors.torch.load(x)",
-        "np.savez(f, allow_pickle=False)",
-        "run(x, shell=False)",
-        "import ast\nast.literal_eval(x)",
-    ],
-)
-def test_what_is_harmless_is_not_seen(line):
-    assert read(line)[1] == []
+@pytest.mark.parametrize("pattern", UNSEEN.values(), ids=UNSEEN)
+def test_what_the_sources_never_say(pattern):
+    sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 100
+    assert [path for path in sources if re.search(pattern, path.read_text("utf-8"))] == []
 
 
 # Runs commands in one process whose every internet socket is noted, and refused.

@@ -246,7 +246,7 @@ def test_a_curve_is_logged_by_t_beside_the_runs_score(runs, tracked):
 
 def test_a_choice_that_is_tracked_has_the_score_of_what_is_chosen(runs, tracked):
     folder = runs / "run"
-    train(tracked(), folder, resume=False)
+    train(tracked(model__filters=16), folder, resume=False)
     request = Request(split="val", episodes=20, steps=(1, 5, 50), device="cpu")
     report = evaluate_run(folder, replace(request, choose=True, track=True))
     client, run_id = client_of(folder)

@@ -352,7 +352,7 @@ def test_the_implicit_engine_says_on_the_way_back_that_it_cannot():
 
 def test_autocast_holds_on_the_way_back():
     """A step that is run again is the step that was: bfloat16 matrix products."""
-    net, problem, data = regression()
+    _, problem, data = regression()
     data = {name: leaf.float() for name, leaf in data.items()}
     lam = torch.full((3,), 0.1)
     grads = []

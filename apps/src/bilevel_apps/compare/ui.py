@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+import socket  # noqa: TID251  (to find a free port of this machine)
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
+import urllib.request  # noqa: TID251  (to wait for the server that it started)
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -96,7 +96,7 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
         if server.poll() is not None:
             raise _ended(server, log)
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):  # noqa: TID251
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

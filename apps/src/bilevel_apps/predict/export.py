@@ -97,7 +97,8 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     program = _traced(FewShotProgram(learner, way), run.image_shape)
     content = BytesIO()
     torch.export.save(program, content, extra_files={CARD: json.dumps(_card(run, way))})
-    again = torch.export.load(BytesIO(content.getvalue())).module()  # our own, a moment old
+    # Its own bytes, a moment old.
+    again = torch.export.load(BytesIO(content.getvalue())).module()  # noqa: TID251
     difference = _difference(learner, again, way, run.image_shape)
     if not difference <= TOLERANCE:
         raise RunError(
