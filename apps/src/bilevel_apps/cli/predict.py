@@ -84,7 +84,7 @@ def predict(
 def _print(prediction: Prediction, top: int) -> None:
     run, count = prediction.run, len(prediction.support_images)
     print(
-        f"{len(prediction.labels)} classes from {count} pictures, T = {run.task.steps}, "
+        f"{len(prediction.labels)} classes from {count} pictures, T = {run.inner.steps}, "
         f"{run.config.model.norm} normalisation"
     )
     files = [_printable(file.name) for file in prediction.query]

@@ -19,11 +19,12 @@ from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.feature_table import feature_table
-from bilevel_apps.scoring.heads import HeadScores, head_scores
+from bilevel_apps.scoring.heads import HeadScores, head_scores, inner_of
 from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score, score_episodes
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
+from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import Normalization
 
@@ -74,6 +75,11 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm)
+    if (request.steps or request.lr) and not isinstance(run.task, HyperRepresentation):
+        raise InputError(
+            f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
+            "them out, or train with other options"
+        )
     store = run.store(request.data)
     for option, asked in (("--choose", request.choose), ("--track", request.track)):
         if asked:
@@ -109,7 +115,10 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
     if norm not in list(Normalization):
         known = ", ".join(Normalization)
         raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
-    return replace(run, task=run.task.varied(normalization=Normalization(norm)))
+    try:
+        return replace(run, task=run.task.varied(normalization=Normalization(norm)))
+    except ValueError as error:
+        raise InputError(f"--norm {norm}: {error}") from None
 
 
 def _several(request: Request) -> bool:
@@ -176,7 +185,7 @@ def _scored(
         "overlap": sampler.overlap,
         "trained_overlap": run.config.train.overlap,
         **own._asdict(),
-        "norm": str(run.task.encoder.normalization),
+        "norm": str(run.task.normalization),
         "trained_norm": run.config.model.norm,
         "split": request.split,
         "split_sha256": store.manifest.splits[request.split].sha256,
@@ -199,7 +208,7 @@ def _scored(
 
 def _own(run: TrainedRun, request: Request) -> InnerLoop:
     """Return the run's own T and η, or those that are asked for in their place."""
-    steps, lr = run.task.inner
+    steps, lr = inner_of(run.task)
     if len(request.steps) == 1:
         (steps,) = request.steps
     if len(request.lr) == 1:
@@ -217,7 +226,7 @@ def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
 
 def _measured(
     what: str,
-    task: HyperRepresentation,
+    task: Learner,
     jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
     request: Request,
@@ -280,7 +289,7 @@ def _baselines(
     untrained = fresh.varied(normalization=run.task.normalization)
     try:
         _calibrate(untrained, store, run)
-        own = InnerLoop(steps, untrained.inner.lr)
+        own = InnerLoop(steps, inner_of(untrained).lr)
         (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
         scores["untrained network"] = _entry(_sound("untrained", found, own))
     except RunError as error:  # the run's own score is worth more than this one
@@ -288,9 +297,9 @@ def _baselines(
     return scores
 
 
-def _calibrate(untrained: HyperRepresentation, store: Store, run: TrainedRun) -> None:
+def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
     """Let the running averages of fresh weights settle, so that the baseline is a fair one."""
-    if "train" not in store.splits:
+    if "train" not in store.splits or not isinstance(untrained, HeadLearner):
         return
     rotations = bool(run.config.episode.rotations)
     sampler = run.sampler(store, "train", seed=run.config.seed, rotations=rotations)

@@ -17,7 +17,7 @@ from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_apps.runs.load import TrainedRun
 from bilevel_apps.system.files import check_writable, write_whole
-from bilevel_meta.adapt import FewShotLearner, learner_of
+from bilevel_meta.adapt import FewShotLearner, representation_learner
 from bilevel_models import heads
 
 __all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
@@ -93,7 +93,7 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     _check_out(out)
     run = load_trained(trained, "cpu")
     way = way or run.config.episode.way
-    learner = learner_of(run.task)
+    learner = representation_learner(run.representation)
     program = _traced(FewShotProgram(learner, way), run.image_shape)
     content = BytesIO()
     torch.export.save(program, content, extra_files={CARD: json.dumps(_card(run, way))})
@@ -173,7 +173,7 @@ def _card(run: TrainedRun, way: int) -> dict[str, Any]:
         },
         "output": f"probabilities, float64 (m, {way})",
         "way": way,
-        "steps": run.task.steps,
+        "steps": run.inner.steps,
         "checkpoint_sha256": run.sha256,
         "config": run.config.model_dump(mode="json"),
     }

@@ -31,7 +31,7 @@ from bilevel_data import Preprocessing
 from bilevel_data.duplicates import image_keys, same_images, same_names
 from bilevel_data.files.picture_folders import some
 from bilevel_meta.adapt import learner_of
-from bilevel_models import as_images, heads
+from bilevel_models import as_images
 
 __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
 
@@ -109,7 +109,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     if said:
         say(said)
     _warn_of_files((*beside, *stray), support, support_images)
-    if not run.task.encoder.normalization.inductive:
+    if not run.task.normalization.inductive:
         warn(
             "the run normalises queries by the statistics of all of them: here those of the "
             "support pictures are used, so that a picture alone gets the same answer as among many"
@@ -134,7 +134,7 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
     return {
         "checkpoint": str(run.path),
         "checkpoint_sha256": run.sha256,
-        "steps": run.task.steps,
+        "steps": run.inner.steps,
         "norm": run.config.model.norm,
         "inverted": prediction.preparation.inverted,
         "support": {name: [str(f) for f in files] for name, files in prediction.support.items()},
@@ -156,8 +156,10 @@ def _probabilities(
     labels = torch.arange(len(support)).repeat_interleave(counts).to(run.device)
     try:
         head = learner_of(run.task).adapt(as_images(images, run.device), labels, len(support))
-    except heads.HeadDivergenceError as error:
+    except ArithmeticError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
+    except ValueError as error:  # such as another number of classes than the method was made for
+        raise InputError(f"{run.path}: {error}") from None
     found: NDArray[np.float64] = head.probabilities(as_images(queries, run.device)).cpu().numpy()
     return found
 

@@ -17,8 +17,10 @@ from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
+from bilevel_apps.scoring.heads import inner_of
 from bilevel_apps.system.hardware import choose_device, set_threads
 from bilevel_data import DataError, EpisodeSampler, ImageSplit, Preprocessing, Store, common_ink
+from bilevel_meta.learner import Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
@@ -47,7 +49,7 @@ class TrainedRun:
     """
 
     config: Config
-    task: HyperRepresentation
+    task: Learner
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -56,6 +58,25 @@ class TrainedRun:
     preprocessing: Preprocessing | None
     data: Mapping[str, str]
     device: torch.device
+
+    @property
+    def representation(self) -> HyperRepresentation:
+        """The task, where heads of T steps are trained on it.
+
+        Raises:
+            InputError: it is of a method that classifies in another way.
+        """
+        if not isinstance(self.task, HyperRepresentation):
+            raise InputError(
+                f"{self.path}: method={self.config.method} has no head of T steps, which this "
+                "needs: give a run of hyper-representation or one of its variants"
+            )
+        return self.task
+
+    @property
+    def inner(self) -> InnerLoop:
+        """T and η of the task; see `inner_of`."""
+        return inner_of(self.task)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on."""
@@ -173,10 +194,12 @@ def run_of(
     task = make_task(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
     task.load_state_dict(model_tensors(checkpoint.tensors))
-    trained = task.inner
+    trained = inner_of(task)
+    if not isinstance(task, HyperRepresentation):
+        chosen = AS_TRAINED
     if chosen.steps is not None:
-        task.steps = chosen.steps
-    if chosen.lr is not None:
+        task.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.lr is not None and isinstance(task, HyperRepresentation):
         task.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,

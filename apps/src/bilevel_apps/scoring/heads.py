@@ -14,12 +14,14 @@ from torch import Tensor
 
 from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
 from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
+from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
 from bilevel_meta.episodes import to_device
+from bilevel_meta.learner import HeadLearner, Learner, head_logits
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import heads
 
-__all__ = ["HeadScores", "head_scores"]
+__all__ = ["HeadScores", "head_scores", "inner_of"]
 
 FEATURE_BYTES = 16 << 20  # of the features that heads are trained on at once
 
@@ -51,7 +53,7 @@ class _Encoded:
 
 
 def head_scores(
-    task: HyperRepresentation,
+    task: Learner,
     sampler: EpisodeSampler,
     *,
     inner: Sequence[InnerLoop],
@@ -64,7 +66,8 @@ def head_scores(
     """Return what `task.accuracies` gives for each T and η, over the first episodes of a sampler.
 
     Args:
-        task: the representation; its own T and η do not matter.
+        task: the representation; its own T and η do not matter. A learner of another kind trains
+            heads in its own way, whatever T and η are.
         sampler: fixes the episodes.
         inner: the T and η.
         episodes: how many.
@@ -79,6 +82,9 @@ def head_scores(
     Cost: the backbone's forward pass, once; the heads' sum of all T steps.
     """
     scores = HeadScores(accuracies={loop: np.zeros(episodes) for loop in inner})
+    if not isinstance(task, HeadLearner):
+        _without_features(task, sampler, scores, episodes, device, progress, signals)
+        return scores
     batches = (
         _encoded(task, sampler, episodes, device)
         if table is None
@@ -98,9 +104,42 @@ def head_scores(
     return scores
 
 
+def inner_of(task: Learner) -> InnerLoop:
+    """Return a learner's T and η; T alone where steps have sizes of their own, or 0."""
+    if isinstance(task, HyperRepresentation):
+        return task.inner
+    return InnerLoop(int(getattr(task, "steps", 0)), 0.0)
+
+
+def _without_features(
+    task: Learner,
+    sampler: EpisodeSampler,
+    scores: HeadScores,
+    episodes: int,
+    device: torch.device,
+    progress: Callable[[int], None],
+    signals: Sequence[int],
+) -> None:
+    """Write the accuracies of a learner that moves its whole network, or why there are none."""
+    for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
+        batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
+        try:
+            found = task.accuracies(batch)
+        except DivergenceError as error:
+            scores.diverged.update(dict.fromkeys(scores.accuracies, str(error)))
+            scores.accuracies.clear()
+            return
+        for values in scores.accuracies.values():
+            values[first : first + count] = found.cpu().numpy()
+        progress(first + count)
+
+
 @torch.no_grad()
-def _accuracies(task: HyperRepresentation, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
-    """Return the accuracies (batch,) of heads trained from zero."""
+def _accuracies(task: HeadLearner, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
+    """Return the accuracies (batch,) of heads; those of T steps are trained from zero."""
+    if not isinstance(task, HyperRepresentation):
+        other = task.fit_head(batch.support, batch.support_labels, way)
+        return heads.accuracy(head_logits(other, batch.query), batch.query_labels)
     scale = task.log_scale.exp()
     targets = heads.one_hot(batch.support_labels, way, batch.support)
     head = heads.descend(batch.support, targets, steps=inner.steps, step_size=inner.lr, scale=scale)
@@ -108,7 +147,7 @@ def _accuracies(task: HyperRepresentation, batch: _Encoded, way: int, inner: Inn
 
 
 def _encoded(
-    task: HyperRepresentation, sampler: EpisodeSampler, episodes: int, device: torch.device
+    task: HeadLearner, sampler: EpisodeSampler, episodes: int, device: torch.device
 ) -> Iterator[_Encoded]:
     """Encode episodes with the statistics of their own."""
     for first, count in _parts(episodes, episodes_at_once(sampler)):

@@ -9,19 +9,19 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.scoring.feature_table import FeatureTable, feature_table
-from bilevel_apps.scoring.heads import head_scores
+from bilevel_apps.scoring.heads import head_scores, inner_of
 from bilevel_apps.scoring.score import Score, episode_accuracies, score
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 
 __all__ = ["score_task", "task_accuracies"]
 
 
 def score_task(
-    task: HyperRepresentation,
+    task: Learner,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -38,7 +38,7 @@ def score_task(
 
 
 def task_accuracies(
-    task: HyperRepresentation,
+    task: Learner,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -96,7 +96,7 @@ def task_accuracies(
 
 
 def _from_table(
-    task: HyperRepresentation,
+    task: Learner,
     table: FeatureTable,
     sampler: EpisodeSampler,
     episodes: int,
@@ -104,7 +104,7 @@ def _from_table(
     signals: Sequence[int],
 ) -> NDArray[np.float64] | None:
     """Return the accuracies, or nothing where a signal has come."""
-    own = task.inner
+    own = inner_of(task)
     try:
         found = head_scores(
             task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bilevel_apps.errors import RunError
+from bilevel_apps.scoring.heads import inner_of
 from bilevel_apps.system.terminal import say
 from bilevel_apps.training.state import Training
 from bilevel_apps.training.stopping import Ending, describe_ending, may_change
@@ -21,8 +22,8 @@ def say_beginning(training: Training) -> None:
     say(
         f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "
         f"{config.model.norm} normalisation, "
-        f"T = {task.steps} inner steps; {config.train.meta_batch} episodes of {spec.way}-way "
-        f"{spec.shot}-shot a hyper-iteration; {training.device}, "
+        f"T = {inner_of(task).steps} inner steps; {config.train.meta_batch} episodes of "
+        f"{spec.way}-way {spec.shot}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"
         + (f", {training.processes.size} processes" if training.processes.size > 1 else "")
     )

@@ -29,7 +29,7 @@ from bilevel_apps.training.weight_average import WeightAverage, weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
@@ -49,7 +49,7 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: HyperRepresentation
+    task: Learner
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
@@ -69,7 +69,7 @@ class Training:
     stop: bool = False
 
     @property
-    def scored(self) -> HyperRepresentation:
+    def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
         return self.task if self.average is None else self.average.task
 

@@ -11,17 +11,18 @@ implements `loss`, or `losses` where a meta-batch is worth several outer steps.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypedDict, cast, final
+from typing import ClassVar, Protocol, Self, TypedDict, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_meta.classifier import Classifier, Fitted, fitted
+from bilevel_meta.classifier import Classifier, Fitted, evaluating, fitted
 from bilevel_meta.diet import Diet
 from bilevel_meta.episodes import Batch, Episodes, as_episodes
 from bilevel_meta.weights import load_weights, save_weights
@@ -61,6 +62,7 @@ class Learner(nn.Module, ABC):
     Attributes:
         diet: the episodes of its paper's training, as a default.
         allowed: the normalisations with which the method makes sense.
+        normalization: whose statistics normalise an episode's images.
         label_smoothing: ε of the default loss.
         accuracy: mean accuracy on the images that the last loss judged, for a log; None where the
             method's loss is not one of classification.
@@ -68,6 +70,7 @@ class Learner(nn.Module, ABC):
 
     diet: ClassVar[Diet] = Diet()
     allowed: ClassVar[frozenset[Normalization]] = frozenset(Normalization)
+    normalization: Normalization
     label_smoothing: float = 0.0
     accuracy: Tensor | None = None
 
@@ -152,6 +155,28 @@ class Learner(nn.Module, ABC):
         It yields as many times for any meta-batch, so that processes that share one agree.
         """
         yield self.loss(batch)
+
+    @torch.no_grad()
+    def accuracies(self, batch: Batch) -> Tensor:
+        """Return the fraction of query images classified right, one an episode, (batch,).
+
+        Raises:
+            bilevel_core.DivergenceError: the inner runs diverge.
+        """
+        episodes = self.take(batch)
+        with evaluating(self):
+            return heads.accuracy(self.scores(episodes), episodes.query_labels)
+
+    def varied(self, *, normalization: Normalization) -> Self:
+        """Return a learner of the same λ, which both share, with other statistics.
+
+        Raises:
+            ValueError: they do not suit the method.
+        """
+        self.check_statistics(normalization)
+        other = copy.copy(self)
+        other.normalization = normalization
+        return other
 
     def check_statistics(self, normalization: Normalization) -> None:
         """Refuse a normalisation that does not suit the method.

@@ -98,7 +98,7 @@ class HyperRepresentation(HeadLearner):
         self.log_lr.fill_(math.log(lr))
 
     def varied(
-        self, *, steps: int | None = None, normalization: Normalization | None = None
+        self, *, normalization: Normalization | None = None, steps: int | None = None
     ) -> Self:
         """Return a learner of the same λ, which both share, with other choices beside it."""
         other = copy.copy(self)

@@ -16,7 +16,7 @@ from bilevel_meta.adaptation import Adaptation, AdaptedNetwork, StepSizes, Weigh
 from bilevel_meta.diet import Diet
 from bilevel_meta.each_task import each_task, pays_to_vectorise
 from bilevel_meta.learner import Learner, named_backbone
-from bilevel_models import EACH_SET, Normalization, Statistics
+from bilevel_models import EACH_SET, Encoder, Normalization, Statistics
 
 __all__ = ["Boil", "FirstOrderMaml", "ImplicitMaml", "Maml", "MetaSgd"]
 
@@ -127,6 +127,11 @@ class Maml(Learner):
     def backbone(self) -> nn.Module:
         """The network behind which the last layer stands."""
         return cast("nn.Module", self.adapted.network.backbone)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The network as it is before it adapts."""
+        return Encoder(backbone=self.backbone, normalization=self.normalization)
 
     @property
     def steps(self) -> int:
