@@ -41,6 +41,7 @@ EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
 # Each worker takes neighbouring tests, so that most fixtures of a module are made once.
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+TESTED = ("pytest-xdist", "griffelib")  # the latter reads the code for the reference pages
 # What `tests` leaves out: these need another framework, processes, much time or a benchmark.
 REST = "jax or process or docs or slow"
 QUICK = f"not ({REST} or bench or nightly)"
@@ -96,7 +97,7 @@ def run_tests(session: nox.Session, marks: str, python: str = "python") -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the quick tests, in a few minutes (arguments after -- go to pytest instead)."""
-    install_all(session, "pytest-xdist", test=True)
+    install_all(session, *TESTED, test=True)
     run_tests(session, QUICK)
 
 
@@ -112,21 +113,21 @@ def tests_rest(session: nox.Session) -> None:
 @nox.session(name="tests-full")
 def tests_full(session: nox.Session) -> None:
     """Run every test but the nightly ones."""
-    install_all(session, "pytest-xdist", test=True)
+    install_all(session, *TESTED, test=True)
     run_tests(session, "not nightly")
 
 
 @nox.session
 def shuffled(session: nox.Session) -> None:
     """Run every test but the nightly ones in a random order, whose seed is said first."""
-    install_all(session, "pytest-xdist", "pytest-randomly", test=True)
+    install_all(session, *TESTED, "pytest-randomly", test=True)
     run_tests(session, "not nightly")
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Run every test but the nightly ones; show the lines and branches that none of them took."""
-    install_all(session, "pytest-xdist", "coverage", test=True)
+    install_all(session, *TESTED, "coverage", test=True)
     session.run("coverage", "erase")
     session.run(
         *("coverage", "run", "-m", "pytest", "-m", "not nightly"),

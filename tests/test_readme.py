@@ -53,7 +53,7 @@ def test_every_figure_stands_between_the_marks_of_the_records():
 
 def test_the_first_example_prints_a_hypergradient(capsys):
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert re.fullmatch(r"tensor\(\[.*\], dtype=torch.float64\)\n", capsys.readouterr().out)
+    assert re.fullmatch(r"tensor\(\[.*\]\)\n", capsys.readouterr().out)
 
 
 @pytest.mark.slow

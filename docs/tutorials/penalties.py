@@ -51,6 +51,17 @@ report = check_hypergradient(problem, descent, lam, steps=100)
 print(report)
 
 # %% [markdown]
+# The same as an ordinary loss: `outer_objective` is the validation error with its graph, and
+# `backward()` goes through the 100 steps to `lam`, or to whatever computed it.
+
+# %%
+from bilevel_core import outer_objective
+
+leaf = lam.clone().requires_grad_()
+outer_objective(problem, descent, leaf, steps=100).backward()
+print("the same gradient:", torch.allclose(leaf.grad, found.grad))
+
+# %% [markdown]
 # ## Follow it
 #
 # `minimize` takes any optimiser of PyTorch and follows the hypergradient:

@@ -36,6 +36,15 @@ several = jnp.stack([jnp.full(10, penalty) for penalty in (0.01, 0.1, 1.0)])
 print(jax.jit(jax.vmap(gradient))(several).shape)
 
 # %% [markdown]
+# `outer_objective` is f_T itself, for `jax.grad` and whatever else you do with a function:
+
+# %%
+from bilevel_core import outer_objective
+
+slope = jax.grad(lambda lam: outer_objective(problem, descent, lam, steps=100))
+print(jnp.allclose(slope(several[0]), gradient(several[0]), rtol=1e-4))
+
+# %% [markdown]
 # `minimize` takes an optimiser of optax. `Positive` holds the penalties above zero: the optimiser
 # moves their logarithm.
 

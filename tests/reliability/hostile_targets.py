@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -70,14 +71,15 @@ def checksums_match():
 
 def as_file(read):
     """Give a reader of files some bytes; it may refuse them."""
-    folder = tempfile.TemporaryDirectory(prefix="bilevel-fuzz-")
-    path = Path(folder.name) / "input"
+
+    @cache
+    def path():
+        return Path(tempfile.mkdtemp(prefix="bilevel-fuzz-")) / "input"
 
     def run(content):
-        assert folder is not None  # it is removed with this function
-        path.write_bytes(content)
+        path().write_bytes(content)
         with checksums_match(), contextlib.suppress(*REFUSALS):
-            read(path)
+            read(path())
 
     return run
 

@@ -102,6 +102,11 @@ class ModelSection(Section):
         description="of a linear layer at the end; null: none (multiclass: the training classes)",
     )
 
+    weights: str | None = Field(
+        default=None,
+        description="to begin with: a run, pretrained:TAG or FILE.safetensors; null: fresh",
+    )
+
 
 class InnerSection(Section):
     """The inner problem: gradient descent on each episode's head (Eq. 10)."""

@@ -26,7 +26,7 @@ from bilevel_data.files.atomic import publish, temporary
 from bilevel_data.files.limits import MAX_CHECKPOINT_BYTES
 from bilevel_data.files.regular_file import read_plain
 
-__all__ = ["FORMAT", "REMEDY", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "REMEDY", "Checkpoint", "load_checkpoint", "load_plain", "save_checkpoint"]
 
 FORMAT = "bilevel-checkpoint-1"
 ENTRY = "bilevel"
@@ -71,6 +71,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: it is missing, damaged, or not a checkpoint of this program.
     """
+    return _checked(path, *_read(path))
+
+
+def load_plain(path: Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a safetensors file of another program, or None of a checkpoint.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    content, tensors = _read(path)
+    return None if _header(content) else tensors
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Tensor]]:
     try:
         content = read_plain(path, MAX_CHECKPOINT_BYTES, what="a checkpoint", remedy=REMEDY)
     except FileNotFoundError:
@@ -78,12 +92,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except DataError as error:
         raise InputError(str(error)) from None
     try:
-        tensors = safetensors.torch.load(content)
+        return content, safetensors.torch.load(content)
     # Beside its own error: a type of numbers that torch lacks, or a shape that does not fit.
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: damaged or not a checkpoint ({reason}): {REMEDY}") from None
-    return _checked(path, content, tensors)
 
 
 def _checked(path: Path, content: bytes, tensors: dict[str, Tensor]) -> Checkpoint:

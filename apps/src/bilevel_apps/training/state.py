@@ -18,6 +18,7 @@ from bilevel_apps.runs.build import episode_sampler, make_task, part_of, settled
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Environment, RunRecord, read_record
+from bilevel_apps.runs.weights import load_backbone
 from bilevel_apps.system.hardware import choose_precision, set_threads
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.terminal import warn
@@ -192,6 +193,8 @@ def prepare(
         rotations=rotations,
     )
     task = make_task(config, train_episodes.split.images.shape[1:], device)
+    if config.model.weights is not None and not folder.last.exists():
+        load_backbone(task.model.backbone, config.model.weights)
     average = training.average
     return Training(
         config=config,
