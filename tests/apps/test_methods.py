@@ -56,6 +56,8 @@ from bilevel_models.backbones.linear_output import (
 )
 
 CPU = torch.device("cpu")
+# Those of a representation, which go with every one of its methods.
+PRESETS = [name for name in list_presets() if "method" not in load_preset(name)]
 WAY, SHOT, QUERY, SIZE, CLASSES = 3, 2, 3, 8, 7
 SUPPORT_SET, TOGETHER = WAY * SHOT, WAY * (SHOT + QUERY)
 MODES = list(Normalization)
@@ -663,7 +665,7 @@ def wide(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_trained_by_every_method(preset, wide, tmp_path):
     store = wide["mini-imagenet" if "mini-imagenet" in preset else "omniglot"]
     for name in VARIANTS:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_apps.config import Config
+from bilevel_apps.config import Config, list_presets, load_preset, parse_config
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import Request, evaluate_run
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.export import export_run
+from bilevel_apps.runs.build import make_task
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.training.loop import train
@@ -120,3 +121,21 @@ def test_another_normalization_that_does_not_suit_is_refused(tmp_path, config):
 def test_every_learner_is_a_value_of_the_configuration():
     values = Config.model_fields["method"].annotation.__args__
     assert set(LEARNERS) < set(values)
+
+
+PRESETS = [name for name in list_presets() if "method" in load_preset(name)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_of_a_method_makes_its_learner(preset):
+    config = parse_config(load_preset(preset), preset)
+    shape = (28, 28, 1) if preset.endswith("omniglot") else (84, 84, 3)
+    made = make_task(config, shape, torch.device("meta"))
+    assert type(made) is LEARNERS[config.method]
+    assert preset.startswith(f"paper/{config.method.replace('++', '-plus-plus')}-")
+
+
+def test_every_method_has_a_preset_for_both_data_sets():
+    found = {(load_preset(name)["method"], name.partition("-")[0]) for name in PRESETS}
+    assert len(PRESETS) == 2 * len(LEARNERS)
+    assert {method for method, _ in found} == set(LEARNERS)
