@@ -22,12 +22,6 @@ def network(filters=4, pool=False):
     return ConvNet(channels=1, image_size=SIDE, filters=filters, pool=pool, depth=2)
 
 
-def loss_of(made, batch):
-    """The loss, with the same draws each time where it draws."""
-    torch.manual_seed(7)
-    return made.loss(batch)
-
-
 def learner(case, seed=0, **settings):
     """A small learner of a case, with random weights of a seed."""
     name, more = CASES[case]

@@ -7,7 +7,7 @@ import torch
 
 from bilevel_meta.registry import LEARNERS
 from bilevel_models import Normalization
-from meta_toys import CASES, WAY, episodes, learner, logits, loss_of, one_of
+from meta_toys import CASES, WAY, episodes, learner, logits, one_of
 
 # Methods that see the support images one after another.
 ORDERED = {"matching-fce", "memory", "meta-networks", "snail"}
@@ -123,7 +123,7 @@ def test_one_episode_is_learned_by_heart(case):
 def test_the_gradient_is_that_of_the_loss(case):
     made, batch = learner(case).train(), episodes()
     before = {name: value.clone() for name, value in made.named_buffers()}
-    loss_of(made, batch).backward()
+    made.loss(batch).backward()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in made.named_parameters():
         if not parameter.requires_grad:
@@ -134,7 +134,7 @@ def test_the_gradient_is_that_of_the_loss(case):
             parameter.data += sign * CENTRAL * towards
             made.load_state_dict(before, strict=False)
             with torch.no_grad():
-                values.append(loss_of(made, batch))
+                values.append(made.loss(batch))
         slope = (values[0] - values[1]) / (2 * CENTRAL)
         found = torch.zeros(()) if parameter.grad is None else (parameter.grad * towards).sum()
         torch.testing.assert_close(found.double(), slope, rtol=1e-4, atol=1e-6, msg=name)

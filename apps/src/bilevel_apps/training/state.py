@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -194,7 +194,7 @@ def prepare(
     )
     task = make_task(config, train_episodes.split.images.shape[1:], device)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(task.model.backbone, config.model.weights)
+        load_backbone(cast("torch.nn.Module", task.backbone), config.model.weights)
     average = training.average
     return Training(
         config=config,

@@ -33,9 +33,10 @@ class Gaussian(NamedTuple):
     mean: Tensor
     log_var: Tensor
 
-    def draw(self) -> Tensor:
+    def draw(self, generator: torch.Generator) -> Tensor:
         """Return a sample, with the derivative in mean and variance."""
-        return self.mean + torch.randn_like(self.mean) * (self.log_var / 2).exp()
+        noise = torch.randn(self.mean.shape, dtype=self.mean.dtype, generator=generator)
+        return self.mean + noise.to(self.mean) * (self.log_var / 2).exp()
 
 
 def divergence(q: Gaussian, p: Gaussian) -> Tensor:
@@ -68,6 +69,7 @@ class NeuralStatistician(HeadLearner):
     """
 
     diet = Diet(way=8, shot=1, query=4, episodes=4)
+    drawn: Tensor
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class NeuralStatistician(HeadLearner):
                 f"image_shape={tuple(image_shape)}: the decoder makes squares whose side is a "
                 "multiple of 4: choose such a size"
             )
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
         side, maps = image_size // 4, max(1, width // 4)
         self.statistic = nn.Sequential(nn.Linear(self.dim, width), nn.ELU())
         self.pooled = nn.Sequential(
@@ -113,15 +116,20 @@ class NeuralStatistician(HeadLearner):
         return _Contexts(self, self.context(class_means(self.statistic(features), labels, way)))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the negative evidence lower bound an image; each class is a set."""
+        """Return the negative evidence lower bound an image; each class is a set.
+
+        What it draws is a function of how many meta-batches it was trained on.
+        """
+        generator = torch.Generator().manual_seed(int(self.drawn))
+        self.drawn += int(self.training)
         both = self.take(batch).united()
         labels, way = both.support_labels, both.way
         (features,) = self.encoder(both.support, training=self.training)
         q_c = self.context(class_means(self.statistic(features), labels, way))
         at = labels.unsqueeze(-1).expand(-1, -1, q_c.mean.shape[-1])
-        c = q_c.draw().gather(1, at)  # every image with the context of its class
+        c = q_c.draw(generator).gather(1, at)  # every image with the context of its class
         q_z = _gaussian(self.encode(torch.cat((features, c), dim=-1)))
-        decoded = self.decode(torch.cat((q_z.draw(), c), dim=-1).flatten(0, 1))
+        decoded = self.decode(torch.cat((q_z.draw(generator), c), dim=-1).flatten(0, 1))
         images = both.support.flatten(0, 1)
         explained = functional.binary_cross_entropy_with_logits(decoded, images, reduction="sum")
         nothing = torch.zeros_like(q_c.mean)
