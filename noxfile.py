@@ -21,6 +21,7 @@ BENCHMARKS = (
     "evaluation",
     "scaling",
     "time_to_accuracy",
+    "gradients",
 )
 FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
 # What the engines are measured against; no other session installs them.
@@ -268,3 +269,12 @@ def bench(session: nox.Session) -> None:
     install_all(session, *PEERS)
     for name in chosen or BENCHMARKS:
         session.run("python", f"benchmarks/{name}.py", *options, env=ENV)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Prove, time and train on a GPU, in ten minutes: -- --mini-imagenet FILE.h5 --out FOLDER."""
+    if shutil.which("nvidia-smi") is None:  # before gigabytes are installed
+        session.error("no GPU here (nvidia-smi is not found): run this session where there is one")
+    install_all(session)
+    session.run("python", "benchmarks/gpu.py", *session.posargs, env=ENV)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("hyperiteration", "sampler", "evaluation", "scaling", "time_to_accuracy")
+SCRIPTS = ("hyperiteration", "sampler", "evaluation", "scaling", "time_to_accuracy", "gradients")
 
 
 def run(name, *options):
@@ -49,6 +49,15 @@ def test_hyperiteration_has_all_sides_in_float32(tmp_path):
     assert "closed form: T = 4096 costs at most 1.5 × T = 1" in out
     met = {v["claim"]: v["met"] for v in found["verdicts"]}
     assert met["omniglot-net, T = 256: at most 1.15 × the bare backbone"] is None
+
+
+@pytest.mark.bench
+def test_gradients_agree_with_finite_differences(tmp_path):
+    _, found = quick("gradients", tmp_path)
+    rows = {row["what"]: row for row in found["rows"] if row["precision"] == "float64"}
+    assert {"Reverse", "Forward", "Implicit", "omniglot-net"} <= rows.keys()
+    assert all(row["error"] <= row["limit"] for row in rows.values())
+    assert found["verdicts"][0]["met"]
 
 
 @pytest.mark.bench

@@ -253,7 +253,17 @@ def test_without_torchrun_a_process_is_alone(missing):
     assert ALONE.first
 
 
-def test_cores_are_divided():
+@pytest.mark.parametrize(
+    ("said", "expected"), [("3", 3), ("2,1", 2), ("", None), ("many", None), ("0", None)]
+)
+def test_omp_num_threads_is_honoured(monkeypatch, said, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert set_threads(None) == (expected or len(os.sched_getaffinity(0)))
+    assert set_threads(1) == 1
+
+
+def test_cores_are_divided(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
     assert set_threads(None) == cores
     assert set_threads(None, sharers=cores) == 1

@@ -674,7 +674,9 @@ def test_every_preset_can_be_trained_by_every_method(preset, wide, tmp_path):
         opened = open_store(store)
         config = resolve(config, opened, CPU, ALONE)
         training = prepare(config, RunFolder(tmp_path / "run"), opened, CPU, ALONE)
-        assert training.method is VARIANTS[name]
+        assert isinstance(training.task, getattr(VARIANTS[name], "func", VARIANTS[name]))
+        if name in BILEVEL:
+            assert (training.task.united, training.task.through) == BILEVEL[name]
         outputs = {"omniglot": 60, "mini-imagenet": 20}[store.stem]
         assert (training.task.backbone.dim == outputs) == (name == "multiclass")
         assert config.model.outputs == (outputs if name == "multiclass" else None)

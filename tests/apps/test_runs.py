@@ -231,6 +231,25 @@ def test_differences_are_taken_episode_by_episode(trained, second):
     assert "9 episodes of val, 5-way 1-shot, 3 queries a class, seed 3" in found.what
 
 
+def test_the_order_that_is_given_is_kept(trained, second):
+    """The first is what the others are compared with, whatever they came to."""
+    runs = untracked(trained, second)
+    for given in (runs, runs[::-1]):
+        request = CompareRequest(sort=None, episodes=EPISODES)
+        table, _ = compare_runs(given, request)
+        assert names(table) == [run.name for run in given]
+        assert f"difference to {given[0].name}" in table.columns
+        assert f"difference to {given[0].name}" not in table.rows[0]
+
+
+def test_the_inner_loops_that_were_used_are_rows(trained, second):
+    table, _ = compare_runs(untracked(trained, second), CompareRequest(episodes=EPISODES))
+    steps = {row["run"].shown: row["T"].shown for row in table.rows}
+    assert steps == {"trained": "5", "second": "2"}
+    lr = load_run(second, "cpu").task.inner.lr
+    assert table.rows[-1]["η"].values == {"η": pytest.approx(lr)}
+
+
 def test_a_copy_differs_by_nothing(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     found = paired_scores(untracked(trained, tmp_path / "copy"), EPISODES)

@@ -16,7 +16,8 @@ from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.sweep import Plan, sweep
 from bilevel_apps.sweep.table import best_first
-from bilevel_apps.tracking.tracker import Target, Tracker, default_uri, open_tracker
+from bilevel_apps.tracking.address import default_uri
+from bilevel_apps.tracking.tracker import Target, Tracker, open_tracker
 from bilevel_apps.training import loop as training
 from bilevel_apps.training.loop import train
 

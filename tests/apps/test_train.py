@@ -290,14 +290,14 @@ def test_killed_between_best_and_last(tmp_path, config, trained, monkeypatch):
 def test_validation_encodes_an_image_once(tmp_path, config, monkeypatch):
     """Where its features do not depend on the episode; the accuracies are the same."""
     encoded = []
-    whole = Encoder.encode
+    whole = Encoder.__call__
 
     def watch(encoder, support, query, *, training):
         if not training:
             encoded.append(support.shape[:2].numel() + query.shape[:2].numel())
         return whole(encoder, support, query, training=training)
 
-    monkeypatch.setattr(Encoder, "encode", watch)
+    monkeypatch.setattr(Encoder, "__call__", watch)
     chosen = config(train__steps=2, train__validate_episodes=30, model__norm="ghost")
     best = train(chosen, tmp_path / "run", resume=False)
     assert sum(encoded) <= 6 * 20  # the images of the split; 30 episodes have 600

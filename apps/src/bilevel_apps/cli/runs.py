@@ -60,8 +60,12 @@ def compare(
     uri: Uri = None,
     experiment: Experiment = None,
     sort: Annotated[
-        str, typer.Option(metavar="KEY", help="A metric, highest first, or a parameter.")
-    ] = "val/accuracy",
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="A metric, highest first, or a parameter; else as given, or by val/accuracy.",
+        ),
+    ] = None,
     form: Form = Format.TEXT,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.h5", help="Another store than the first run's.")
@@ -86,6 +90,7 @@ def compare(
     """
     del debug
     from bilevel_apps.compare import CompareRequest, compare_runs
+    from bilevel_apps.compare.compare import USUAL_SORT
     from bilevel_apps.compare.paired import Episodes
 
     chosen = _chosen(runs or [], uri, experiment)
@@ -99,7 +104,8 @@ def compare(
         seed=seed,
         device=device,
     )
-    request = CompareRequest(sort=sort, episodes=wanted if episodes else None)
+    order = USUAL_SORT if sort is None and not runs else sort
+    request = CompareRequest(sort=order, episodes=wanted if episodes else None)
     table, note = compare_runs(chosen, request)
     print(table.render(form))
     if note and form is not Format.CSV:
@@ -112,7 +118,8 @@ def _chosen(words: list[str], uri: str | None, experiment: str | None) -> list[T
     from bilevel_apps.compare.select import choose_runs
 
     if words:
-        return choose_runs(words, lambda: read_runs(find_uri(uri), experiment))
+        given = None if uri is None else find_uri(uri)
+        return choose_runs(words, lambda: read_runs(find_uri(uri), experiment), given)
     found = read_runs(find_uri(uri), experiment)
     if not found:
         raise InputError("no runs yet: train one with bilevel-train")

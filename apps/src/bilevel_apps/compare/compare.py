@@ -21,6 +21,7 @@ LEFT_OUT = ("tracking.",)
 # Of the last hyper-iterations alone, or of the outer problem's course.
 METRICS_LEFT_OUT = ("outer/", "train/accuracy")
 SECTIONS = ("val/", "test/")
+USUAL_SORT = "val/accuracy"
 
 
 @final
@@ -29,11 +30,12 @@ class CompareRequest:
     """How to compare.
 
     Attributes:
-        sort: a metric, highest first, or a parameter; runs without it come last.
+        sort: a metric, highest first, or a parameter; runs without it come last. None leaves the
+            runs in the order in which they were given.
         episodes: to score all runs on, or None.
     """
 
-    sort: str = "val/accuracy"
+    sort: str | None = USUAL_SORT
     episodes: Episodes | None = None
 
 
@@ -56,13 +58,15 @@ def compare_runs(runs: Sequence[TrackedRun], request: CompareRequest) -> tuple[T
     return Table(columns=_columns(rows, differing), rows=rows, turns=True), note
 
 
-def _sorted(runs: Sequence[TrackedRun], key: str) -> list[TrackedRun]:
+def _sorted(runs: Sequence[TrackedRun], key: str | None) -> list[TrackedRun]:
+    if key is None:
+        return list(runs)
     if any(key in run.metrics for run in runs):
         return sorted(runs, key=lambda run: -run.metrics.get(key, float("-inf")))
     if any(key in run.params for run in runs):
         return sorted(runs, key=lambda run: _sortable(run.params.get(key)))
     known = sorted({name for run in runs for name in (*run.metrics, *run.params)})
-    if key == CompareRequest.sort:  # nothing was validated yet, and nobody asked
+    if key == USUAL_SORT:  # nothing was validated yet, and nobody asked
         return list(runs)
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
     raise InputError(f"--sort {key}: no run has it: try {', '.join(close) or 'val/accuracy'}")
@@ -113,6 +117,10 @@ def _add(rows: Sequence[dict[str, Cell]], runs: Sequence[TrackedRun], paired: Pa
     if reference is None:
         return ""
     difference = f"difference to {reference.name}"
+    for row, inner in zip(rows, paired.inner, strict=True):
+        if inner is not None:
+            row["T"] = text_cell("T", str(inner.steps))
+            row["η"] = Cell(shown=f"{inner.lr:.3g}", values={"η": inner.lr})
     for row, scored, apart in zip(rows, paired.scores, paired.differences, strict=True):
         for key, found in (("same episodes", scored), (difference, apart)):
             if found is not None:
@@ -126,7 +134,8 @@ def _columns(rows: Sequence[dict[str, Cell]], differing: Sequence[str]) -> list[
     """Return the columns: the run, what it differs in, the metrics by section, the rest."""
     every = dict.fromkeys(key for row in rows for key in row)
     first = [key for key in ("run", "id", "status") if key in every]
-    last = [k for k in every if k in ("minutes", "same episodes") or k.startswith("difference to ")]
+    ends = ("minutes", "T", "η", "same episodes")
+    last = [key for key in every if key in ends or key.startswith("difference to ")]
     metrics = [key for key in every if key not in {*first, *differing, *last}]
     metrics.sort(
         key=lambda key: (not key.startswith(SECTIONS[0]), not key.startswith(SECTIONS[1]), key)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.tracking.tracker import SQLITE, default_uri, mlflow_client, one_line
+from bilevel_apps.tracking.address import database_file, default_uri, sqlite_uri
+from bilevel_apps.tracking.tracker import mlflow_client, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["client_of", "database_file", "find_uri"]
+__all__ = ["client_of", "find_uri"]
 
 MAGIC = b"SQLite format 3\x00"
 TABLES = {"experiments", "runs", "metrics"}
@@ -29,7 +30,7 @@ def find_uri(given: str | None) -> str:
         InputError: there is no such database.
     """
     if given is not None:
-        uri = given if "://" in given else f"{SQLITE}{Path(given).resolve()}"
+        uri = given if "://" in given else sqlite_uri(Path(given))
     else:
         # A run's folder is RUNS/NAME: seen from beside RUNS, then from within.
         places = [default_uri(Path("runs", "any")), default_uri(Path("any"))]
@@ -39,11 +40,6 @@ def find_uri(given: str | None) -> str:
             f"{database_file(uri)}: no database of MLflow: train a run first, or give --uri"
         )
     return uri
-
-
-def database_file(uri: str) -> Path | None:
-    """Return the file of an SQLite database, None for a server."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def client_of(uri: str) -> MlflowClient:

@@ -18,6 +18,7 @@ from bilevel_apps.scoring.task import task_accuracies
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_core import DivergenceError
 from bilevel_data import DataError, EpisodeSampler
+from bilevel_meta.methods.hyper_representation import InnerLoop
 
 __all__ = ["Episodes", "Paired", "paired_scores"]
 
@@ -46,11 +47,13 @@ class Paired:
         what: the episodes, for a heading.
         scores: of each run, by its place; None where it cannot be scored.
         differences: mean of (a run's accuracy - the first's) over the episodes, with its interval.
+        inner: the T and η that each was scored with; None where it was not.
     """
 
     what: str
     scores: Sequence[Score | None]
     differences: Sequence[Score | None]
+    inner: Sequence[InnerLoop | None]
 
 
 def paired_scores(runs: Sequence[TrackedRun], episodes: Episodes) -> Paired:
@@ -68,18 +71,22 @@ def paired_scores(runs: Sequence[TrackedRun], episodes: Episodes) -> Paired:
     check_count(episodes.count)
     first: EpisodeSampler | None = None
     found: list[NDArray[np.float64] | None] = []
+    inner: list[InnerLoop | None] = []
     for run in runs:
         try:
             trained = _load(run, episodes.device)
             first = first or _sampler(trained, episodes)
             found.append(_accuracies(trained, run.name, first, episodes))
+            inner.append(trained.inner)
         except (InputError, DataError, DivergenceError) as error:
             warn(f"{run.name} is not scored: {error}")
             found.append(None)
+            inner.append(None)
     return Paired(
         what=_described(first, episodes),
         scores=[None if a is None else score(a) for a in found],
         differences=_differences(found),
+        inner=inner,
     )
 
 

@@ -10,6 +10,7 @@ from bilevel_apps.compare.tracked import TrackedRun, pretrained_run, read_run, u
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import pretrained_tag
+from bilevel_apps.tracking.place import record_of
 
 __all__ = ["choose_runs"]
 
@@ -17,13 +18,14 @@ SHORTEST_ID = 4
 
 
 def choose_runs(
-    words: Sequence[str], recorded: Callable[[], Sequence[TrackedRun]]
+    words: Sequence[str], recorded: Callable[[], Sequence[TrackedRun]], uri: str | None = None
 ) -> list[TrackedRun]:
     """Return a run for each word, none twice.
 
     Args:
         words: folders of runs, `pretrained:TAG`, names, or beginnings of identifiers.
         recorded: returns the runs that names are looked for in; called if there is a need.
+        uri: of the tracker, in the place of the one that a folder knows of.
 
     Raises:
         InputError: a word that means no run, or several.
@@ -31,7 +33,7 @@ def choose_runs(
     known: Sequence[TrackedRun] | None = None
     chosen: list[TrackedRun] = []
     for word in words:
-        run = _of_folder(Path(word))
+        run = _of_folder(Path(word), uri)
         if run is None:
             known = recorded() if known is None else known
             run = _named(word, known)
@@ -40,15 +42,15 @@ def choose_runs(
     return chosen
 
 
-def _of_folder(path: Path) -> TrackedRun | None:
+def _of_folder(path: Path, uri: str | None) -> TrackedRun | None:
     tag = pretrained_tag(path)
     if tag is not None:
         return pretrained_run(tag)
     folder = RunFolder(path)
     if not folder.began():
         return None
-    known = folder.load_tracking()
-    return read_run(known["uri"], known["run_id"], path) if known else untracked_run(path)
+    known = record_of(folder)
+    return untracked_run(path) if known is None else read_run(uri or known.uri, known.run_id, path)
 
 
 def _named(word: str, known: Sequence[TrackedRun]) -> TrackedRun:

@@ -13,6 +13,8 @@ from bilevel_apps.config import Config, parse_config
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import PREFIX, pretrained_checkpoint
+from bilevel_apps.system.moved import moved
+from bilevel_apps.tracking.address import database_file
 from bilevel_apps.tracking.run import CURVE, FOLDER_TAG
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def read_runs(uri: str, experiment: str | None = None) -> list[TrackedRun]:
             f"{', '.join(sorted(names.values()))}"
         )
     return [
-        _tracked(client, run, names[run.info.experiment_id], _folder(run))
+        _tracked(client, run, names[run.info.experiment_id], _folder(run, uri))
         for run in _search(client, chosen)
     ]
 
@@ -166,8 +168,17 @@ def _last_step(client: MlflowClient, run_id: str, metrics: Mapping[str, float]) 
     return max(steps, default=None)
 
 
-def _folder(run: Any) -> Path | None:
-    """Return the folder that a record names, unless it is gone or holds another run now."""
-    name = run.data.tags.get(FOLDER_TAG)
-    known = RunFolder(Path(name)).load_tracking() if name else {}
-    return Path(name) if known.get("run_id") == run.info.run_id else None
+def _folder(run: Any, uri: str) -> Path | None:
+    """Return the folder that a record names, unless it is gone or holds another run now.
+
+    One that was moved along with the database is found.
+    """
+    name, database = run.data.tags.get(FOLDER_TAG), database_file(uri)
+    if not name:
+        return None
+
+    def fits(path: Path) -> bool:
+        return bool(RunFolder(path).load_tracking().get("run_id") == run.info.run_id)
+
+    near = Path(name) if database is None else database.resolve().parent
+    return moved(Path(name), near, fits)

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from bilevel_apps.compare.database import client_of, database_file
+from bilevel_apps.compare.database import client_of
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.system.signals import taken_by
+from bilevel_apps.tracking.address import database_file, without_stray_folders
 
 __all__ = ["HOST", "serve"]
 
@@ -47,7 +48,7 @@ def serve(uri: str, port: int, *, tell: Callable[[str], None]) -> None:
         raise InputError(f"{uri}: a server already: open it in a browser, or give a database")
     port = _free_port(port)
     client_of(uri)  # says in one line what is wrong with a database
-    with taken_by(_interrupt), tempfile.TemporaryDirectory() as scratch:
+    with taken_by(_interrupt), without_stray_folders(uri), tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch, "log")
         with log.open("wb") as output:
             server = subprocess.Popen(

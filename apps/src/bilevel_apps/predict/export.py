@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
+from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.runs.pretrained import PREFIX
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_meta.adapt import FewShotLearner, representation_learner
 from bilevel_models import heads
@@ -172,8 +174,22 @@ def _card(run: TrainedRun, way: int) -> dict[str, Any]:
             "query": f"images (m, {channels}, {height}, {width}) in [0, 1]",
         },
         "output": f"probabilities, float64 (m, {way})",
+        "preprocessing": None if run.preprocessing is None else run.preprocessing.as_dict(),
         "way": way,
+        "head": {"steps": run.inner.steps, "step_size": run.inner.lr},
         "steps": run.inner.steps,
+        "normalization": run.config.model.norm,
         "checkpoint_sha256": run.sha256,
-        "config": run.config.model_dump(mode="json"),
+        "config": _portable(run.config),
     }
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """Return a configuration without what names a place on this machine."""
+    record = config.model_dump(mode="json")
+    for key in ("data", "tracking", "device", "threads"):
+        record.pop(key)
+    weights = record["model"].get("weights")
+    if weights is not None and not str(weights).startswith(PREFIX):
+        record["model"]["weights"] = Path(weights).name
+    return record

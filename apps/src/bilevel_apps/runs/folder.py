@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from filelock import FileLock, Timeout
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.system.files import disk_failed, read_json, write_text
+from bilevel_apps.system.moved import moved
 from bilevel_apps.training.stopping import may_change
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "moved_data"]
 
 # Temporary names of the files that are written into such folders, and nobody else's (`atomic`).
 LEFTOVER = re.compile(r"\..+\.(yaml|safetensors|json|csv)\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -96,6 +97,11 @@ class RunFolder:
         longer = {key: chosen.pop(key) for key in may_change(saved.train) if key in chosen}
         length = {key.removeprefix("train."): value for key, value in longer.items()}
         free["train"] = saved.train.model_copy(update=length)
+        if "tracking.uri" in chosen:  # where it is recorded decides nothing
+            uri = chosen.pop("tracking.uri")
+            free["tracking"] = saved.tracking.model_copy(update={"uri": uri})
+        if "data" not in free and (store := moved_data(saved.data, self.path)) is not None:
+            free["data"] = str(store)
         for key, value in chosen.items():
             settled = key in SETTLED and value in (None, "auto")
             if not settled and value != kept[key]:
@@ -168,6 +174,31 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def moved_data(
+    recorded: str | Path | None, near: Path, fits: Callable[[Path], bool] = bool
+) -> Path | None:
+    """Return the store of a run, where it was or where it was moved along with the run's folder.
+
+    Args:
+        recorded: where it was.
+        near: the run's folder.
+        fits: says of a file in another place whether it is that store.
+    """
+    if recorded is None:
+        return None
+    path = Path(recorded)
+    if _is_file(path):
+        return path
+    return moved(path, near.resolve(), lambda other: _is_file(other) and fits(other))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _yaml(value: object) -> str:

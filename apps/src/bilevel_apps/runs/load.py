@@ -14,12 +14,20 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import episode_sampler, make_task, model_tensors, store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
-from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.folder import RunFolder, moved_data
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.scoring.heads import inner_of
 from bilevel_apps.system.hardware import choose_device, set_threads
-from bilevel_data import DataError, EpisodeSampler, ImageSplit, Preprocessing, Store, common_ink
+from bilevel_data import (
+    DataError,
+    EpisodeSampler,
+    ImageSplit,
+    Preprocessing,
+    Store,
+    common_ink,
+    open_store,
+)
 from bilevel_meta.learner import Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 
@@ -79,8 +87,29 @@ class TrainedRun:
         return inner_of(self.task)
 
     def store(self, path: Path | None) -> Store:
-        """Open another store, or the one that the run was trained on."""
-        return store_of(path or self.config.data)
+        """Open another store, or the one that the run was trained on.
+
+        Raises:
+            InputError: no other is given, and its own is no longer there.
+            bilevel_data.DataError: the store is unusable.
+        """
+        if path is not None or self.config.data is None:
+            return store_of(path)
+        found = moved_data(self.config.data, self.path.parent, self._is_own)
+        if found is None:
+            raise InputError(
+                f"{self.config.data}: the run's store is no longer there: give it with --data "
+                "FILE.h5"
+            )
+        return store_of(found)
+
+    def _is_own(self, path: Path) -> bool:
+        """Say whether a file is a store of the images that the run was trained on."""
+        try:
+            splits = open_store(path).manifest.splits
+        except DataError:
+            return False
+        return {name: info.sha256 for name, info in splits.items()} == dict(self.data)
 
     def counts_rotations(self, store: Store, split: str) -> bool:
         """Say whether rotated copies count: as for the run, but not where other images have none.

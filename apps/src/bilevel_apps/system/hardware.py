@@ -12,20 +12,30 @@ from bilevel_apps.errors import InputError
 
 __all__ = ["choose_device", "choose_precision", "own_threads", "set_threads"]
 
+MOST_THREADS = 1025
+
 
 def set_threads(threads: int | None, *, sharers: int = 1) -> int:
     """Set and return the number of threads: as given, or all that the process may use.
+
+    That is what OMP_NUM_THREADS says, where it says a number.
 
     Of several that share a machine (`sharers`), each takes at most its part of the cores: with more
     threads than cores all of them wait.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     part = max(1, (available or 1) // sharers)
-    count = threads or part
+    count = threads or _asked() or part
     if sharers > 1:
         count = min(count, part)
     torch.set_num_threads(count)
     return count
+
+
+def _asked() -> int | None:
+    """Return the number that OMP_NUM_THREADS has, which may be a list of them by depth."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and 0 < int(first) < MOST_THREADS else None
 
 
 @contextmanager

@@ -16,17 +16,22 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, final
 
+from bilevel_apps.tracking.address import (
+    ARTIFACTS,
+    database_file,
+    sqlite_uri,
+    take_artifacts,
+    without_stray_folders,
+)
 from bilevel_data.files.atomic import publish, temporary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 __all__ = [
-    "SQLITE",
     "Target",
     "Tracker",
     "closing",
-    "default_uri",
     "mlflow_client",
     "one_line",
     "open_tracker",
@@ -36,7 +41,6 @@ FLUSH_SECONDS = 10.0
 # What a call may take where a process was told to end, and how often a longer one is asked whether.
 STOP_SECONDS, POLL_SECONDS = 2.0, 0.1
 CALL_LIMIT = 1000  # metrics that MLflow takes in one call
-SQLITE = "sqlite:///"
 # MLflow's own: its interface then shows runs and charts, and not traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -49,12 +53,6 @@ class Target:
     uri: str
     experiment: str
     run_name: str
-
-
-def default_uri(run_folder: Path) -> str:
-    """Return MLFLOW_TRACKING_URI, or an SQLite database beside the run's folder."""
-    beside = run_folder.resolve().parent / "mlflow.db"
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{beside}"
 
 
 @final
@@ -197,7 +195,9 @@ def closing(tracker: Tracker) -> Iterator[None]:
 
 def mlflow_client(uri: str) -> MlflowClient:
     """Return MLflow's client; importing mlflow takes seconds, and it is kept quiet."""
-    return _import_mlflow()(uri)
+    make = _import_mlflow()
+    with without_stray_folders(uri):
+        return make(uri)
 
 
 def _import_mlflow() -> type[MlflowClient]:
@@ -222,8 +222,10 @@ def _connect(target: Target, run_id: str | None) -> tuple[MlflowClient, str]:
     _import_mlflow()  # seconds, for which the others must not have to wait
     # Processes that meet on a new database would each try to create its tables.
     with _database_lock(target.uri):
-        if target.uri.startswith(SQLITE):
-            _make_database(Path(target.uri.removeprefix(SQLITE)))
+        database = database_file(target.uri)
+        if database is not None:
+            _make_database(database)
+            take_artifacts(database)
         client = mlflow_client(target.uri)
         from mlflow.exceptions import MlflowException
 
@@ -244,7 +246,7 @@ def _make_database(database: Path) -> None:
         leftover.unlink()  # of a process that was killed here
     if not database.exists():
         with temporary(database) as scratch:
-            mlflow_client(f"{SQLITE}{scratch}")
+            mlflow_client(sqlite_uri(scratch))
             publish(scratch, database)
 
 
@@ -253,18 +255,18 @@ def _experiment(client: MlflowClient, target: Target) -> str:
     if found is not None:
         return str(found.experiment_id)
     artifacts = None  # a server chooses its own place
-    if target.uri.startswith(SQLITE):
-        database = Path(target.uri.removeprefix(SQLITE))
-        artifacts = (database.parent / "mlartifacts" / target.experiment).resolve().as_uri()
+    database = database_file(target.uri)
+    if database is not None:
+        artifacts = (database.resolve().parent / ARTIFACTS / target.experiment).as_uri()
     made = client.create_experiment(target.experiment, artifact_location=artifacts, tags=KIND)
     return str(made)
 
 
 def _database_lock(uri: str) -> AbstractContextManager[object]:
-    if not uri.startswith(SQLITE):
+    database = database_file(uri)
+    if database is None:
         return nullcontext()
     from filelock import FileLock
 
-    database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{database}.lock", timeout=120)

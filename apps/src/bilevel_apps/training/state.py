@@ -36,7 +36,7 @@ __all__ = ["Training", "prepare", "resolve", "resumable"]
 
 # What may differ when a run is resumed, beside its length: hashes tell the images, and another
 # device or number of threads costs a warning.
-FREE = ("data", "device", "threads")
+FREE = ("data", "device", "threads", "tracking.uri")
 
 
 @final

@@ -12,7 +12,8 @@ from typing import Any, final
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.terminal import say, warn
-from bilevel_apps.tracking.tracker import Target, Tracker, closing, default_uri, open_tracker
+from bilevel_apps.tracking.address import default_uri
+from bilevel_apps.tracking.tracker import Target, Tracker, closing, open_tracker
 from bilevel_apps.tune.folder import TuneFolder, next_folder
 from bilevel_apps.tune.loop import INTERRUPTED, Loop
 from bilevel_apps.tune.picture import draw_history

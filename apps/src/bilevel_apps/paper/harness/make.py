@@ -23,7 +23,9 @@ from bilevel_apps.system.files import check_writable, write_files
 from bilevel_apps.system.hardware import choose_device
 from bilevel_apps.system.machine import machine_name, versions
 from bilevel_apps.system.terminal import warn
-from bilevel_apps.tracking.tracker import Target, Tracker, closing, default_uri, open_tracker
+from bilevel_apps.tracking.address import default_uri
+from bilevel_apps.tracking.place import record_of
+from bilevel_apps.tracking.tracker import Target, Tracker, closing, open_tracker
 
 __all__ = ["Request", "run_item"]
 
@@ -115,13 +117,13 @@ def _start_tracking(
     """Begin the item's run, or continue the one that its folder knows of."""
     if not request.track:
         return open_tracker(None, run_id=None, warn=warn), None
-    known = folder.load_tracking()
+    known = record_of(folder)
     target = Target(
-        uri=known.get("uri") or default_uri(request.out),
+        uri=default_uri(request.out) if known is None else known.uri,
         experiment=EXPERIMENT,
         run_name=f"{item.name}-{request.scale.value}",
     )
-    tracker = open_tracker(target, run_id=known.get("run_id"), warn=warn)
+    tracker = open_tracker(target, run_id=None if known is None else known.run_id, warn=warn)
     if tracker.client is not None:
         folder.save_tracking(target.uri, tracker.run_id)
     tracker.describe({}, {"item": item.name, "scale": request.scale.value, "title": item.title})

@@ -21,6 +21,7 @@ from bilevel_apps.runs.load import TrainedRun, load_run
 from bilevel_apps.runs.record import RunRecord, read_record
 from bilevel_apps.system.hardware import own_threads
 from bilevel_apps.system.terminal import say, warn
+from bilevel_apps.tracking.place import record_of
 from bilevel_apps.tracking.run import begin_child
 from bilevel_apps.tracking.tracker import mlflow_client, one_line
 from bilevel_apps.training.loop import train
@@ -294,15 +295,15 @@ def validations(folder: RunFolder) -> list[list[float]]:
 
     The seconds are those of the clock since the run began, pauses included.
     """
-    known = folder.load_tracking()
-    if not known:
+    known = record_of(folder)
+    if known is None:
         return []
     try:
-        client = mlflow_client(known["uri"])
-        history = client.get_metric_history(known["run_id"], "val/accuracy")
-        start = client.get_run(known["run_id"]).info.start_time
+        client = mlflow_client(known.uri)
+        history = client.get_metric_history(known.run_id, "val/accuracy")
+        start = client.get_run(known.run_id).info.start_time
     except Exception as error:  # a tracker's failure, of any kind, must not end the command
-        warn(one_line(f"no curve from {known['uri']}", error))
+        warn(one_line(f"no curve from {known.uri}", error))
         return []
     # A validation that was made again after a kill is there twice.
     found = {
