@@ -1,5 +1,6 @@
 """Sessions of the project; `nox -l` lists them."""
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -159,10 +160,12 @@ def mutation(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff."""
-    session.install(*PINNED, "ruff")
+    """Check style, format and security with ruff, and with import-linter who imports whom."""
+    session.install(*PINNED, "ruff", "import-linter")
     session.run("ruff", "check", *CHECKED)
     session.run("ruff", "format", "--check", *CHECKED)
+    sources = os.pathsep.join(f"{package}/src" for package in PACKAGES)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})
 
 
 @nox.session

@@ -112,7 +112,7 @@ def test_places_and_runs_that_cannot_be_used(command, trained, tmp_path):
         (tmp_path / "run" / f"{name}.safetensors").unlink()
     good = tmp_path / "program.pt2"
     for run, out, says in [
-        (trained, tmp_path / "program.onnx", "expected a name that ends in .pt2"),
+        (trained, tmp_path / "program.pth", "expected a name that ends in .pt2 or .onnx"),
         (trained, taken, "exists already: choose another name"),
         (trained, taken / "program.pt2", "is not a folder"),
         (trained, tmp_path / f"{'x' * 300}.pt2", "File name too long"),
@@ -136,3 +136,40 @@ def test_help_names_the_options(command):
     assert (status, err) == (0, "")
     for word in ("DIR", "--out", "--way", "--debug", "torch.export.load may unpickle"):
         assert word in out
+
+
+def test_onnx_gives_the_runs_answers_in_onnxruntime(trained, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "program.onnx"
+    found = export_run(trained, out, way=3)
+    assert (found.path, found.way) == (out, 3)
+    assert found.difference <= 1e-5
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    X, query = (rng.integers(0, 256, (n, 16, 16, 1), dtype=np.uint8) for n in (7, 4))
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+
+    def images(pixels):
+        return (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32)
+
+    given = {"support": images(X), "labels": labels, "query": images(query)}
+    (probabilities,) = session.run(None, given)
+    expected = FewShotClassifier(trained).fit(X, labels).predict_proba(query)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    card = json.loads(session.get_modelmeta().custom_metadata_map[CARD])
+    assert card["way"] == 3
+    assert card["preprocessing"]["size"] == [16, 16]
+
+
+def test_a_program_says_how_pictures_are_prepared_and_no_place(trained, tmp_path, store):
+    out = tmp_path / "program.pt2"
+    export_run(trained, out)
+    with zipfile.ZipFile(out) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(CARD)]
+        text = archive.read(name).decode()
+    card = json.loads(text)
+    assert card["preprocessing"] == open_store(store).manifest.preprocessing.as_dict()
+    assert set(card["head"]) >= {"steps", "step_size"}
+    assert str(store.parent) not in text
+    assert "tracking" not in card["config"]

@@ -15,6 +15,8 @@ FILE.pt2 is a torch.export program: support images, their labels and query image
 out. Any number of support images and queries; the number of classes is fixed. It is written once
 what the file holds gives the run's own answers to 1e-5.
 
+FILE.onnx is the same as ONNX, for onnxruntime and others; it needs bilevel-apps[onnx].
+
 torch.export.load may unpickle, and so run, what a .pt2 file holds: load files that you trust. What
 this command writes holds no pickle.
 
@@ -27,7 +29,12 @@ app = make_app(HELP)
 @app.command(help=HELP)
 def export(
     trained: Trained,
-    out: Annotated[Path, typer.Option(metavar="FILE.pt2", help="The file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE.pt2|FILE.onnx", help="The file to write; its ending says the format."
+        ),
+    ],
     way: Annotated[
         int | None, typer.Option(min=2, max=1000, help="Classes; by default the run's.")
     ] = None,

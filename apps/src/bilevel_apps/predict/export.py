@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.predict.onnx_file import onnx_bytes, onnx_program
 from bilevel_apps.runs.few_shot import load_trained
 from bilevel_apps.runs.load import TrainedRun
 from bilevel_apps.runs.pretrained import PREFIX
@@ -25,6 +26,7 @@ from bilevel_models import heads
 __all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
 
 TOLERANCE = 1e-5
+SUFFIXES = (".pt2", ".onnx")
 CARD = "bilevel.json"  # beside the program in the file: what it is, and what it takes
 # Support images a class and queries of what is traced, and of what the file is checked on.
 TRACED, CHECKED = (2, 3), ((1, 1), (1, 6), (4, 9))
@@ -78,7 +80,9 @@ class FewShotProgram(nn.Module):
 
 
 def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
-    """Write a run as a .pt2 file of torch.export, once what the file holds gives the run's answers.
+    """Write a run as one program, once what the file holds gives the run's answers.
+
+    A name that ends in .pt2 gives a file of torch.export, one that ends in .onnx gives ONNX.
 
     Any number of support images and of queries may be given to the program.
 
@@ -88,7 +92,7 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
         way: number of classes, which is fixed; None takes the run's.
 
     Raises:
-        InputError: the run cannot be used, or the file exists or is not named .pt2.
+        InputError: the run cannot be used, or the file exists or has another ending.
         RunError: the program differs from the run by more than 1e-5 in a probability, or the file
             cannot be written; nothing is left behind.
     """
@@ -97,23 +101,33 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     way = way or run.config.episode.way
     learner = representation_learner(run.representation)
     program = _traced(FewShotProgram(learner, way), run.image_shape)
-    content = BytesIO()
-    torch.export.save(program, content, extra_files={CARD: json.dumps(_card(run, way))})
-    # Its own bytes, a moment old.
-    again = torch.export.load(BytesIO(content.getvalue())).module()  # noqa: TID251
+    card = json.dumps(_card(run, way))
+    if out.suffix == ".onnx":
+        content = onnx_bytes(program, card, CARD)
+        again: Any = onnx_program(content)
+    else:
+        content = _torch_bytes(program, card)
+        # Its own bytes, a moment old.
+        again = torch.export.load(BytesIO(content)).module()  # noqa: TID251
     difference = _difference(learner, again, way, run.image_shape)
     if not difference <= TOLERANCE:
         raise RunError(
             f"{out}: not written: the exported program's probabilities differ from the run's by "
             f"{difference:.2g}, more than {TOLERANCE:g}: try another version of torch"
         )
-    write_whole(out, lambda scratch: scratch.write_bytes(content.getvalue()))
+    write_whole(out, lambda scratch: scratch.write_bytes(content))
     return Exported(path=out, way=way, difference=difference)
 
 
+def _torch_bytes(program: ExportedProgram, card: str) -> bytes:
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={CARD: card})
+    return content.getvalue()
+
+
 def _check_out(out: Path) -> None:
-    if out.suffix != ".pt2":
-        raise InputError(f"{out}: expected a name that ends in .pt2")
+    if out.suffix not in SUFFIXES:
+        raise InputError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     try:
         taken = out.exists()
     except OSError as error:  # such as a name that is too long

@@ -4,6 +4,7 @@ from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, Sour
 from bilevel_data.episodes.episode import EpisodeBatch, EpisodeIndices, EpisodeSpec
 from bilevel_data.episodes.loader import EpisodeLoader
 from bilevel_data.episodes.sampler import EpisodeSampler
+from bilevel_data.episodes.varied import MixedSampler, VariedSampler, VariedSpec
 from bilevel_data.errors import DataError, WriteError
 from bilevel_data.ink import Ink, common_ink, ink_of
 from bilevel_data.preprocessing import Preprocessing
@@ -25,12 +26,15 @@ __all__ = [
     "Ink",
     "Lazy",
     "Manifest",
+    "MixedSampler",
     "Preprocessing",
     "Source",
     "SourceData",
     "SourceSplit",
     "SplitInfo",
     "Store",
+    "VariedSampler",
+    "VariedSpec",
     "WriteError",
     "common_ink",
     "ink_of",
