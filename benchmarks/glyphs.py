@@ -65,7 +65,7 @@ RECIPES = {
     "baseline++": Recipe(method="baseline++", settings={"scale": 10.0}, diet=WIDE),
     "boil": inner("boil", steps=3, step_size=0.4),
     "cavia": Recipe(method="cavia", settings=FIVE),
-    "fomaml": inner("fomaml", steps=3, step_size=0.4),
+    "fomaml": inner("fomaml", steps=5, step_size=0.1),
     "imaml": inner("imaml", steps=5, step_size=0.2, proximal=1.0, solver_steps=3),
     "learned-optimizer": inner("learned-optimizer", steps=3),
     "maml": inner("maml", steps=3, step_size=0.4),
