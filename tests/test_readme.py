@@ -11,6 +11,7 @@ import pytest
 
 from bilevel_apps.config import list_presets
 from bilevel_apps.results import BEGIN, END
+from bilevel_data import load_source, write_store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +55,18 @@ def test_every_figure_stands_between_the_marks_of_the_records():
 def test_the_first_example_prints_a_hypergradient(capsys):
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
     assert re.fullmatch(r"tensor\(\[.*\]\)\n", capsys.readouterr().out)
+
+
+def test_the_second_example_trains_a_learner(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_store("glyphs.h5", load_source("glyphs"))
+    short = blocks("python")[1]
+    for long, quick in (("steps=500", "steps=2"), ("episodes=600", "episodes=4")):
+        assert long in short
+        short = short.replace(long, quick)
+    exec(compile(short, "README.md", "exec"), {})
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+ %\n", capsys.readouterr().out)
+    assert (tmp_path / "glyphs.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -1,75 +1,77 @@
 # %% [markdown]
 # # A method of your own
 #
-# Forty lines: a method whose parameters λ are learned across episodes, trained and scored on the
-# built-in glyphs. Any method is a `Learner`. One whose heads stand on features is a `HeadLearner`,
-# which encodes each image once; all that it needs is `fit_head`.
+# A few-shot method that stands on features needs one function: from the features and labels of
+# the support images to a classifier of features. Everything else is inherited: each image passes
+# the network once, the loss is ordinary autograd, and evaluation, `fit` and `save` are there.
 
 # %% [markdown]
 # ## The method
 #
-# Prototypical networks with a metric: λ is the backbone and one weight per feature, and a query
-# goes to the class mean that is nearest in the weighted distance. `fit_head` gets the support
-# images' features of all episodes at once, `(episodes, n, dim)`, and returns one head per episode:
-# a linear one as here, or any object with `logits(features)`.
+# This one compares a query with the mean of each class by the cosine of their angle, divided by a
+# temperature. Its parameters are λ: the network, and the temperature.
 
 # %%
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bilevel_meta import HeadLearner
 from bilevel_models import heads
 
 
-class WeightedPrototypes(HeadLearner):
-    """Logits -Σ_j a_j (h_j(x) - c_kj)², a = exp of what is learned."""
+class CosineMeans(HeadLearner):
+    """Logits cos(h, c_k) / τ, with c_k the mean direction of class k; τ is learned."""
 
-    def __init__(self, backbone: nn.Module | str, **encoding) -> None:
+    def __init__(self, backbone: nn.Module, **encoding) -> None:
         super().__init__(backbone, **encoding)
-        self.log_weight = nn.Parameter(torch.zeros(self.dim))
+        self.log_temperature = nn.Parameter(torch.tensor(0.1).log())
 
     def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
-        members = heads.one_hot(labels, way, features).mT
-        means = members @ features / members.sum(-1, keepdim=True)
-        weighted = means * self.log_weight.exp()
-        # Up to what all classes share, the distance is linear in the query's features.
-        return {"weight": 2 * weighted.mT, "bias": -(weighted * means).sum(-1)[:, None]}
+        one_hot = heads.one_hot(labels, way, features)  # (episodes, n, way)
+        means = one_hot.mT @ functional.normalize(features, dim=-1)  # (episodes, way, dim)
+        weight = functional.normalize(means, dim=-1).mT / self.log_temperature.exp()
+        return {"weight": weight, "bias": torch.zeros_like(weight[:, :1])}
 
 
 # %% [markdown]
-# ## Data
-#
-# Any store will do; the glyphs are characters of many scripts, drawn from fonts that are installed.
-# Test episodes are of scripts that training does not see.
+# A head is a dict with a weight (episodes, dim, way) and a bias (episodes, 1, way), or any object
+# with `logits(features)`. With `unit_length=True` features have length one, so the product is the
+# cosine.
+
+# %% [markdown]
+# ## Try it
 
 # %%
 from bilevel_data import load_source, open_store, write_store
+from bilevel_meta import evaluate
+from bilevel_models import create_model
 
 write_store("glyphs.h5", load_source("glyphs"))
 store = open_store("glyphs.h5")
-train = store.episodes("train", way=20, shot=1, query=5, seed=0)
-test = store.episodes("test", way=5, shot=1, query=15, seed=0)
-
-# %% [markdown]
-# ## Training
-#
-# The loss is an ordinary scalar: its gradient reaches the backbone and the weights through the
-# heads. Any optimiser, scheduler or wrapper of PyTorch goes with it.
-
-# %%
-from bilevel_meta import evaluate
+train = store.episodes("train", way=5, shot=1, query=5, seed=0)
+test = store.episodes("test", way=5, shot=1, query=5, seed=1)
 
 torch.manual_seed(0)
-learner = WeightedPrototypes("omniglot-net", image_shape=store.image_shape, norm="ghost")
-optimizer = torch.optim.Adam(learner.parameters(), lr=2e-3)
-print("untrained", evaluate(learner, test, episodes=50))
-for batch in train.batches(2, steps=25):
+network = create_model("omniglot-net", channels=1, image_size=28, filters=16)
+learner = CosineMeans(network, norm="ghost", unit_length=True)
+print("before", evaluate(learner, test, episodes=100))
+
+optimizer = torch.optim.AdamW(learner.parameters(), lr=3e-3)
+for batch in train.batches(4, steps=40):
     optimizer.zero_grad()
     learner.loss(batch).backward()
     optimizer.step()
-print("trained  ", evaluate(learner, test, episodes=50))
+print("after", evaluate(learner, test, episodes=100))
+print(f"temperature 0.100 -> {learner.log_temperature.exp():.3f}")
 
 # %% [markdown]
-# A method with another training signal overrides `loss`; one that moves the whole network
-# implements `adapt`, most easily by `bilevel_meta.adaptation`. The methods that come with the
-# package are examples of both: see [the methods](../methods/index.md).
+# ## Other kinds of method
+#
+# | your method | derive from | implement |
+# | --- | --- | --- |
+# | a classifier of features | `HeadLearner` | `fit_head` |
+# | the inner loop changes the network | `Learner` | `adapt`, with `bilevel_core.solve_inner` |
+# | a training signal of its own | either | `loss`, or `losses` for several outer steps per meta-batch |
+#
+# [Add a method](../how-to/add-a-method.md) says how it joins the package.

@@ -26,7 +26,6 @@ from bilevel_apps.scoring import score as scoring
 from bilevel_apps.scoring.task import task_accuracies
 from bilevel_apps.system.hardware import set_threads
 from bilevel_apps.system.processes import ALONE, Processes, connected, launched
-from bilevel_apps.tracking.run import start_tracking
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import (
     Shard,
@@ -37,6 +36,7 @@ from bilevel_apps.training.data_parallel import (
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.state import prepare
+from bilevel_apps.training.tracking import start_tracking
 from bilevel_data import open_store
 from bilevel_meta.episodes import to_device
 

@@ -9,9 +9,10 @@ from bilevel_apps.config import TrainSection, parse_config
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.record import Ending
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.stopping import Ending, Stopwatch, finished, stale
+from bilevel_apps.training.stopping import Stopwatch, finished, stale
 
 
 def test_a_stopwatch_counts_on():

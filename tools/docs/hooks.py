@@ -75,11 +75,13 @@ def _generated() -> dict[str, str]:
 
 
 def _filled(nav: object, pages: dict[str, str]) -> object:
-    """Return a navigation in which `folder/` stands for the pages that are made in it."""
+    """Return a navigation in which `folder/` stands for the pages in it, made or written."""
     if isinstance(nav, list):
         return [_filled(entry, pages) for entry in nav]
     if isinstance(nav, dict):
         return {title: _filled(entry, pages) for title, entry in nav.items()}
     if isinstance(nav, str) and nav.endswith("/"):
-        return [{Path(page).stem: page} for page in pages if page.startswith(nav)]
+        written = sorted(p.name for p in (ROOT / "docs" / nav).glob("*.md"))
+        made = [{Path(page).stem: page} for page in pages if page.startswith(nav)]
+        return [*(f"{nav}{name}" for name in written), *made]
     return nav

@@ -30,8 +30,9 @@ def prepare(
     name: Annotated[
         str,
         typer.Argument(
-            help="glyphs, omniglot, mini-imagenet, folder or torchvision:NAME, such as "
-            "torchvision:CIFAR100."
+            help="glyphs, omniglot, mini-imagenet, folder, torchvision:NAME, such as "
+            "torchvision:CIFAR100, or a benchmark: cifar-fs, fc100, cub, aircraft, flowers, "
+            "textures or tiered-imagenet."
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.h5", help="The store to write.")],
@@ -79,22 +80,25 @@ def prepare(
     folder reads your own pictures, a directory a class, or train, val and test with a directory a
     class each. Options: size and channels of the images (those of the pictures, at most 84×84);
     seed, which deals the classes out; ink=keep, bright or dark, of drawings; min_pictures, to leave
-    out smaller classes; skip_unreadable.
+    out smaller classes; splits, as below; skip_unreadable.
 
     torchvision:NAME reads any labelled data set of torchvision; --source is torchvision's root.
     Options: size; channels; part, one value of torchvision's split; fractions=[0.64,0.16,0.2] and
-    seed, which deal the classes out; splits=FILE.json, lists of class names by split.
+    seed, which deal the classes out; splits=FILE.json, lists of class names by split, or a
+    published split: cifar-fs, fc100, cub, aircraft, flowers or textures.
+
+    cifar-fs, fc100, cub, aircraft, flowers, textures and tiered-imagenet read a folder with a
+    directory a class, or torchvision's files (--source is its root, --download fetches them), and
+    deal the classes out as they were published; see bilevel-data splits. Option: size.
     """
     del debug
-    from bilevel_apps.system.terminal import progress_bar, warn
+    from bilevel_apps.system.terminal import progress_bar, say, warn
     from bilevel_data import load_source, write_store
 
     given = _options(options or [])
     if skip_unreadable:
         given["skip_unreadable"] = True
     loaded = load_source(name, source, download=download, **given)
-    for remark in loaded.remarks:
-        warn(f"{name}: {remark}")
     total = sum(sum(split.class_sizes) for split in loaded.splits)
     with progress_bar(f"writing {out.name}", total) as show:
         manifest = write_store(
@@ -105,6 +109,8 @@ def prepare(
             strict=strict,
             tell=warn,
         )
+    for remark in loaded.remarks:
+        say(f"{out}: {remark}")
     small = _small_splits(manifest)
     if small:
         warn(
@@ -112,6 +118,35 @@ def prepare(
             "training and evaluation draw by default: add classes, or set a smaller episode.way"
         )
     _print_summary(out, manifest)
+
+
+@app.command()
+def splits(
+    name: Annotated[
+        str, typer.Argument(help="cifar-fs, fc100, cub, aircraft, flowers or textures.")
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which classes of a benchmark are in which split, and who published that.
+
+    tieredImageNet's are those of its own directories, and are listed nowhere here.
+    """
+    del debug
+    from bilevel_data.class_splits import published
+
+    found = published(name)
+    sizes = dict(zip(("train", "val", "test"), found.sizes, strict=True))
+    if as_json:
+        classes = {split: list(members) for split, members in found.classes.items()}
+        about = {"name": found.name, "of": found.title, "source": found.source}
+        print(json.dumps({**about, "sizes": sizes, "classes": classes}))
+        return
+    print(f"{found.name}: classes of {found.title}")
+    print(f"  from: {found.source}")
+    for split, size in sizes.items():
+        listed = ", ".join(found.classes.get(split, ())) or "by the rule above"
+        print(f"  {split:5} {size:4} classes: {listed}")
 
 
 @app.command()

@@ -13,10 +13,10 @@ from typing import Any, final
 from filelock import FileLock, Timeout
 
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
+from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.system.files import disk_failed, read_json, write_text
 from bilevel_apps.system.moved import moved
-from bilevel_apps.training.stopping import may_change
 
 __all__ = ["RunFolder", "moved_data"]
 

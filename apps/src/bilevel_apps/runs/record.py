@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,17 @@ from bilevel_apps.config import (
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import make_task, model_tensors
 from bilevel_apps.runs.checkpoint import REMEDY, Checkpoint
-from bilevel_apps.training.stopping import Ending
 from bilevel_meta.learner import Learner
 
-__all__ = ["Environment", "RunRecord", "read_record"]
+__all__ = ["Ending", "Environment", "RunRecord", "read_record"]
+
+
+class Ending(StrEnum):
+    """Why a run ended; each is the key of `train` that decided it."""
+
+    STEPS = "steps"
+    MINUTES = "minutes"
+    PATIENCE = "patience"
 
 
 class Environment(BaseModel):

@@ -12,30 +12,13 @@ from bilevel_apps.system.terminal import warn
 from bilevel_apps.tracking.address import database_file, default_uri, take_artifacts
 from bilevel_apps.tracking.place import record_of
 from bilevel_apps.tracking.tracker import Target, Tracker, mlflow_client, one_line, open_tracker
-from bilevel_apps.training.state import Training
 from bilevel_data import Store
 
-__all__ = ["CURVE", "FOLDER_TAG", "begin_child", "begin_run", "start_tracking", "tracked_again"]
+__all__ = ["CURVE", "FOLDER_TAG", "begin_child", "begin_run", "tracked_again"]
 
 FOLDER_TAG = "run.folder"
 CURVE = "by-T"  # in the names of metrics whose step is T
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its interface folds children into their parent
-
-
-def start_tracking(training: Training, store: Store, *, resume: bool) -> Tracker:
-    """Begin the record of a training, or continue that of its folder, in the first process."""
-    config, folder = training.config, training.folder
-    if not (config.tracking.enabled and training.processes.first):
-        return Tracker(warn=warn)
-    tracker, _target = begin_run(config.tracking, folder, store, resume=resume)
-    tags = {FOLDER_TAG: str(folder.path.resolve())}
-    tags |= {"data.name": store.manifest.name, "data.file": str(config.data)}
-    tags |= {f"data.sha256.{k}": v for k, v in training.environment.data.items()}
-    versions = training.environment.model_dump(include={"python", "torch", "bilevel"})
-    tags |= {f"version.{k}": v for k, v in versions.items()}
-    tracker.describe(config.flat(), tags)
-    tracker.artifact(folder.config)
-    return tracker
 
 
 def begin_run(

@@ -18,14 +18,13 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, save_checkpoint
 from bilevel_apps.runs.folder import RunFolder
-from bilevel_apps.runs.record import RunRecord
+from bilevel_apps.runs.record import Ending, RunRecord
 from bilevel_apps.scoring.score import Score
 from bilevel_apps.scoring.task import score_task
 from bilevel_apps.system.hardware import choose_device
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted, stop_request
 from bilevel_apps.system.terminal import progress_bar, say
-from bilevel_apps.tracking.run import start_tracking
 from bilevel_apps.tracking.tracker import Tracker, closing
 from bilevel_apps.training.data_parallel import check_shareable, shared_gradients, use_own_gpu
 from bilevel_apps.training.gradients import outer_steps
@@ -33,7 +32,8 @@ from bilevel_apps.training.messages import diverged, not_finite, say_beginning, 
 from bilevel_apps.training.optimizer import clipped_norm
 from bilevel_apps.training.schedules import learning_rate
 from bilevel_apps.training.state import Training, prepare, resolve, resumable
-from bilevel_apps.training.stopping import Ending, finished, stale
+from bilevel_apps.training.stopping import finished, stale
+from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
 from bilevel_meta.episodes import to_device

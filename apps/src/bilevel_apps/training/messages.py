@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import RunError
+from bilevel_apps.runs.record import Ending
 from bilevel_apps.scoring.heads import inner_of
 from bilevel_apps.system.terminal import say
 from bilevel_apps.training.state import Training
-from bilevel_apps.training.stopping import Ending, describe_ending, may_change
+from bilevel_apps.training.stopping import describe_ending
 from bilevel_core import DivergenceError
 
 __all__ = ["diverged", "not_finite", "say_beginning", "say_ending"]

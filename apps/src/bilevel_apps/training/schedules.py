@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-__all__ = ["FOLLOW_LENGTH", "learning_rate"]
-
-FOLLOW_LENGTH = ("cosine", "onecycle")
-"""Schedules whose rates depend on how many hyper-iterations the run has."""
+__all__ = ["learning_rate"]
 
 WARM_UP = 0.3  # the part of a one-cycle run in which the rate rises
 START, END = 1 / 25, 1e-5  # first (one-cycle) and last rate, as fractions of the peak

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from bilevel_apps.config import Config
+from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import episode_sampler, make_task, part_of, settled_outputs
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
-from bilevel_apps.runs.record import Environment, RunRecord, read_record
+from bilevel_apps.runs.record import Ending, Environment, RunRecord, read_record
 from bilevel_apps.runs.weights import load_backbone
 from bilevel_apps.system.hardware import choose_precision, set_threads
 from bilevel_apps.system.processes import ALONE, Processes
@@ -25,7 +26,7 @@ from bilevel_apps.system.terminal import warn
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.meter import Meter
 from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from bilevel_apps.training.stopping import Ending, Stopwatch, finished, may_change, stale
+from bilevel_apps.training.stopping import Stopwatch, finished, stale
 from bilevel_apps.training.weight_average import WeightAverage, weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented

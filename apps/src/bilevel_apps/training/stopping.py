@@ -5,21 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import final
 
 from bilevel_apps.config import TrainSection
-from bilevel_apps.training.schedules import FOLLOW_LENGTH
+from bilevel_apps.runs.record import Ending
 
-__all__ = ["Ending", "Stopwatch", "describe_ending", "finished", "may_change", "stale"]
-
-
-class Ending(StrEnum):
-    """Why a run ended; each is the key of `train` that decided it."""
-
-    STEPS = "steps"
-    MINUTES = "minutes"
-    PATIENCE = "patience"
+__all__ = ["Stopwatch", "describe_ending", "finished", "stale"]
 
 
 @final
@@ -43,12 +34,6 @@ class Stopwatch:
     def seconds(self) -> float:
         """Return how long the run has taken so far."""
         return self.before + self.now() - self.since
-
-
-def may_change(train: TrainSection) -> tuple[str, ...]:
-    """Return the keys that decide where a run ends and not how it gets there: a resume's choice."""
-    steps = () if train.schedule in FOLLOW_LENGTH else ("train.steps",)
-    return ("train.minutes", *steps)
 
 
 def finished(train: TrainSection, step: int, seconds: float) -> Ending | None:

@@ -1,5 +1,6 @@
 """Few-shot image data sets as verified HDF5 stores, and reproducible episodes."""
 
+from bilevel_data.class_splits import PUBLISHED, PublishedSplits
 from bilevel_data.dataset import SPLIT_NAMES, ImageSplit, Lazy, SourceData, SourceSplit
 from bilevel_data.episodes.episode import EpisodeBatch, EpisodeIndices, EpisodeSpec
 from bilevel_data.episodes.loader import EpisodeLoader
@@ -14,6 +15,7 @@ from bilevel_data.stores.store import Store, open_store, read_manifest, verify_s
 from bilevel_data.stores.writer import write_store
 
 __all__ = [
+    "PUBLISHED",
     "SOURCES",
     "SPLIT_NAMES",
     "DataError",
@@ -28,6 +30,7 @@ __all__ = [
     "Manifest",
     "MixedSampler",
     "Preprocessing",
+    "PublishedSplits",
     "Source",
     "SourceData",
     "SourceSplit",

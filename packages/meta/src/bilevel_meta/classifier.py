@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, final
+from typing import Protocol, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilevel_models import as_images
-
-if TYPE_CHECKING:
-    from bilevel_meta.learner import Learner
 
 __all__ = ["Classifier", "Fitted", "evaluating", "fitted"]
 
@@ -29,11 +26,30 @@ class Classifier(Protocol):
         ...
 
 
+class Adapting(Protocol):
+    """What of a `Learner` makes a classifier; contracts point down, so that it is said here."""
+
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    def adapt(self, support: Tensor, labels: Tensor, way: int) -> Classifier:
+        """Return a classifier an episode."""
+        ...
+
+    def train(self, mode: bool = ...) -> object:
+        """Take the mode of training, or of test."""
+        ...
+
+
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Adapting) -> Iterator[None]:
     """Put a model into the mode of test, without gradients, and back."""
     before = model.training
-    model.eval()
+    model.train(False)
     try:
         with torch.no_grad():
             yield
@@ -53,7 +69,7 @@ class Fitted:
         classes: the names of its outputs, sorted.
     """
 
-    learner: Learner
+    learner: Adapting
     classifier: Classifier
     classes: tuple[str | int, ...]
 
@@ -72,7 +88,7 @@ class Fitted:
         return torch.cat(parts).softmax(dim=1)
 
 
-def fitted(learner: Learner, images: object, labels: object) -> Fitted:
+def fitted(learner: Adapting, images: object, labels: object) -> Fitted:
     """Return what `Learner.fit` does."""
     given = _as_tensor(images, learner.device)
     names = np.asarray(labels).tolist()  # plain numbers and words, whatever they came in

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
+from bilevel_data.class_splits import PUBLISHED
 from bilevel_data.dataset import SourceData
 from bilevel_data.errors import DataError
+from bilevel_data.sources.benchmarks import TIERED, benchmark
 from bilevel_data.sources.folder import folder
 from bilevel_data.sources.glyphs.source import glyphs
 from bilevel_data.sources.mini_imagenet import mini_imagenet
@@ -65,6 +68,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "seed": "deals the classes out otherwise, where no split is given (default 0)",
                 "ink": "of drawings: keep (default), bright (as Omniglot's) or dark",
                 "skip_unreadable": "true leaves out what cannot be read (default false)",
+                "splits": "a published split, such as cub, or a JSON file, lists of class names",
                 "min_pictures": "leave out classes with fewer pictures (default: refuse below 2)",
             },
         ),
@@ -79,9 +83,23 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 "part": "one value of torchvision's split (default: all pictures)",
                 "fractions": "shares of train, val and test (default [0.64, 0.16, 0.2])",
                 "seed": "deals the classes out otherwise (default 0)",
-                "splits": "a JSON file, lists of class names by split, in place of fractions",
+                "splits": "a published split, such as cifar-fs, or a JSON file, lists of class "
+                "names by split, in place of fractions",
             },
         ),
+        **{
+            name: Source(
+                summary=f"{title}, its classes as they were published",
+                load=partial(benchmark, name=name),
+                takes_path=True,
+                takes_download=True,
+                options={"size": "height and width in pixels (default 32 for CIFAR, else 84)"},
+            )
+            for name, title in (
+                *((name, splits.title) for name, splits in PUBLISHED.items()),
+                (TIERED, "tieredImageNet"),
+            )
+        },
     }
 )
 

@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 from PIL import Image
 
+from bilevel_data.class_splits import PUBLISHED
 from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.files.limits import MAX_ENTRIES
@@ -23,7 +24,7 @@ from bilevel_data.sources.decode import (
     read_picture,
     unreadable,
 )
-from bilevel_data.splits import by_fraction, split_named
+from bilevel_data.splits import by_fraction, from_file, split_named
 
 __all__ = ["folder"]
 
@@ -55,6 +56,8 @@ def folder(
     ink: str = _KEEP,
     skip_unreadable: bool = False,
     min_pictures: int | None = None,
+    splits: str | None = None,
+    given_splits: bool = False,
 ) -> SourceData:
     """Pictures in ``path/class/*`` or in ``path/{train,val,test}/class/*``.
 
@@ -74,6 +77,9 @@ def folder(
         skip_unreadable: Leave out what cannot be read, after a look at every picture.
         min_pictures: Leave out classes with fewer pictures, ≥ 2; left out, a class with fewer than
             two is refused.
+        splits: Deals the classes out as published, a key of `class_splits.PUBLISHED`, or as a JSON
+            file says, lists of class names by split; not where directories do.
+        given_splits: Refuse classes that are not in split directories.
 
     Raises:
         DataError: A wrong option, an empty folder, a class with fewer than two pictures, a file
@@ -86,13 +92,15 @@ def folder(
         if path is None or not path.is_dir():
             msg = f"folder: expected a folder with a directory a class, found {path}"
             raise DataError(f"{msg}: give its path (--source)")
-        splits, found = _find(path)
+        groups, found = _find(path)
+    if given_splits and "" in groups:
+        raise DataError(f"{path}: expected directories train, val and test, found classes")
     left_out: dict[str, int] = {}
-    splits = _readable(path, splits, found, left_out, skip=skip_unreadable)
-    splits = _large(path, splits, min_pictures, left_out)
-    if tuple(splits) == ("",):
-        splits = _dealt(path, splits[""], seed)
-    preparation, remarks = _preparation(splits, size, channels, ink)
+    groups = _readable(path, groups, found, left_out, skip=skip_unreadable)
+    groups = _large(path, groups, min_pictures, left_out)
+    if tuple(groups) == ("",):
+        groups = _dealt(path, groups[""], seed, splits)
+    preparation, remarks = _preparation(groups, size, channels, ink)
     return SourceData(
         name="folder",
         licence="unknown: that of the pictures",
@@ -100,7 +108,7 @@ def folder(
         preprocessing=preparation,
         rotations_are_classes=False,
         splits=tuple(
-            _split(name, classes, preparation, ink != _KEEP) for name, classes in splits.items()
+            _split(name, classes, preparation, ink != _KEEP) for name, classes in groups.items()
         ),
         left_out=left_out,
         remarks=remarks,
@@ -234,7 +242,13 @@ def _large(
     return kept
 
 
-def _dealt(path: Path, classes: Classes, seed: int) -> dict[str, Classes]:
+def _dealt(path: Path, classes: Classes, seed: int, splits: str | None) -> dict[str, Classes]:
+    if splits is not None:
+        if splits in PUBLISHED:
+            named = PUBLISHED[splits].deal(tuple(classes))
+        else:
+            named = from_file(tuple(classes), Path(splits))
+        return {name: {c: classes[c] for c in members} for name, members in named.items()}
     if len(classes) < _FEWEST_CLASSES:
         raise DataError(
             f"{path}: expected at least {_FEWEST_CLASSES} classes, one each to train, validate and "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bilevel_data.class_splits import PUBLISHED
 from bilevel_data.dataset import Images, Lazy, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.preprocessing import Preprocessing
@@ -47,8 +48,8 @@ def torchvision(
         channels: 1 for grey, 3 for colour; left out, those of the first picture.
         fractions: Shares of train, val and test; left out, 0.64, 0.16 and 0.20.
         seed: Deals the classes out otherwise.
-        splits: A JSON file, an object of lists of class names by split; other classes are left
-            out.
+        splits: A published split, a key of `class_splits.PUBLISHED`; or a JSON file, an object of
+            lists of class names by split, where other classes are left out.
 
     Raises:
         DataError: torchvision is missing or cannot open the data set, its items are not pictures
@@ -61,7 +62,7 @@ def torchvision(
     found = open_parts(name, path, download=download, part=part)
     names = tuple(found.classes)
     if splits is not None:
-        dealt, how = from_file(names, Path(str(splits))), "classes as in a file"
+        dealt, how = _as_told(found, names, str(splits))
     else:
         dealt = by_fraction(names, shares, seed=seed)
         how = f"classes dealt {'/'.join(f'{100 * share:g}' for share in shares)} by seed {seed}"
@@ -76,6 +77,14 @@ def torchvision(
         rotations_are_classes=False,
         splits=tuple(_split(found, *entry, preparation) for entry in dealt.items()),
     )
+
+
+def _as_told(found: Parts, names: tuple[str, ...], splits: str) -> tuple[ClassSplits, str]:
+    known = PUBLISHED.get(splits)
+    if known is None:
+        return from_file(names, Path(splits)), "classes as in a file"
+    numbers = {name: found.labels[name] + 1 for name in names} if not known.classes else None
+    return known.deal(names, numbers), f"classes of {splits}"
 
 
 def _three(fractions: Sequence[float]) -> tuple[float, float, float]:
