@@ -19,13 +19,13 @@ from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.feature_table import feature_table
-from bilevel_apps.scoring.heads import HeadScores, head_scores, inner_of
+from bilevel_apps.scoring.heads import HeadScores, head_scores
 from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score, score_episodes
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
 from bilevel_meta.learner import HeadLearner, Learner
-from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
 
 __all__ = ["Request", "evaluate_run"]

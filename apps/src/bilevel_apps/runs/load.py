@@ -17,7 +17,6 @@ from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
 from bilevel_apps.runs.folder import RunFolder, moved_data
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
-from bilevel_apps.scoring.heads import inner_of
 from bilevel_apps.system.hardware import choose_device, set_threads
 from bilevel_data import (
     DataError,
@@ -29,7 +28,7 @@ from bilevel_data import (
     open_store,
 )
 from bilevel_meta.learner import Learner
-from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
 

@@ -21,7 +21,7 @@ from bilevel_meta.learner import HeadLearner, Learner, head_logits
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import heads
 
-__all__ = ["HeadScores", "head_scores", "inner_of"]
+__all__ = ["HeadScores", "head_scores"]
 
 FEATURE_BYTES = 16 << 20  # of the features that heads are trained on at once
 
@@ -102,13 +102,6 @@ def head_scores(
                 scores.accuracies[loop][batch.first : done] = found.cpu().numpy()
         progress(done)
     return scores
-
-
-def inner_of(task: Learner) -> InnerLoop:
-    """Return a learner's T and η; T alone where steps have sizes of their own, or 0."""
-    if isinstance(task, HyperRepresentation):
-        return task.inner
-    return InnerLoop(int(getattr(task, "steps", 0)), 0.0)
 
 
 def _without_features(

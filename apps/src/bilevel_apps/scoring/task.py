@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.scoring.feature_table import FeatureTable, feature_table
-from bilevel_apps.scoring.heads import head_scores, inner_of
+from bilevel_apps.scoring.heads import head_scores
 from bilevel_apps.scoring.score import Score, episode_accuracies, score
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
 from bilevel_meta.learner import Learner
+from bilevel_meta.methods.hyper_representation import inner_of
 
 __all__ = ["score_task", "task_accuracies"]
 

@@ -7,11 +7,11 @@ import torch
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import RunError
 from bilevel_apps.runs.record import Ending
-from bilevel_apps.scoring.heads import inner_of
 from bilevel_apps.system.terminal import say
 from bilevel_apps.training.state import Training
 from bilevel_apps.training.stopping import describe_ending
 from bilevel_core import DivergenceError
+from bilevel_meta.methods.hyper_representation import inner_of
 
 __all__ = ["diverged", "not_finite", "say_beginning", "say_ending"]
 
