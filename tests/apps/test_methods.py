@@ -48,6 +48,7 @@ from bilevel_data import (
 )
 from bilevel_meta.episodes import Episodes, to_device
 from bilevel_meta.methods.variants import VARIANTS
+from bilevel_meta.registry import LEARNERS
 from bilevel_models import EACH_SET, Normalization, Statistics, create_model, heads
 from bilevel_models.backbones.linear_output import (
     LinearOutputs,
@@ -601,7 +602,8 @@ def test_united_episodes_are_support_and_query_at_once():
 
 def test_methods_are_those_of_the_configuration():
     """Under the names of Table 4, in its order but for our own, which is the default."""
-    assert set(VARIANTS) == set(get_args(Config.model_fields["method"].annotation))
+    known = get_args(Config.model_fields["method"].annotation)
+    assert set(known) == {*VARIANTS, *LEARNERS}
     assert Config().method == "hyper-representation"
     described = describe_keys()["method"]
     assert all(name in described for name in VARIANTS)

@@ -248,7 +248,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of all sections by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= {f"{key}.{sub}": v for sub, v in value.items()}
         else:
             flat[key] = value

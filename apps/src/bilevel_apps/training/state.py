@@ -253,9 +253,9 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
         )
     given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
     for key, value in record.config.flat().items():
-        if key not in free and given[key] != value:
+        if key not in free and given.get(key) != value:
             raise InputError(
-                f"{folder.config}: {key} is {given[key]}, but the run began with {value}: "
+                f"{folder.config}: {key} is {given.get(key)}, but the run began with {value}: "
                 "restore it, or choose another --out"
             )
     if training.config.train.steps < record.step:
