@@ -306,6 +306,9 @@ BAD_EVALUATIONS = [
     (["--norm", "batch", "--track"], "--track with --norm batch"),
     (["--overlap", "--track"], "--track with --overlap"),
     (["--overlap", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --overlap"),
+    (["--shifts", 1, "--track"], "--track with --shifts 1"),
+    (["--shifts", 1, "--split", "val", "--steps", "1,2", "--choose"], "--choose with --shifts 1"),
+    (["--shifts", -1], "'--shifts'"),
     (["--steps", 7, "--track"], "--track with --steps 7: what is kept of a run is with its own T"),
     (["--lr", "0.1", "--steps", "1,2", "--track"], "--track with --lr 0.1: what is kept of a run"),
     (["--norm", "batch", "--split", "val", "--steps", "1,2", "--choose"], "--choose with --norm"),
@@ -381,6 +384,16 @@ def test_evaluation_takes_its_options(command, trained, store):
     assert [found[key] for key in keys] == ["val", 4, 2, 4, 0, 9]
     assert found["accuracy"] == 0.25  # a head that stays zero always answers the first class
     assert found["ci95"] == 0.0
+
+
+def test_features_over_shifts_are_told_and_leave_the_run_as_it_is(command, trained):
+    plain, shifted = (
+        evaluate(command, trained, "--episodes", 12, *more) for more in ([], ["--shifts", 2])
+    )
+    assert (plain["shifts"], shifted["shifts"]) == (0, 2)
+    assert shifted["accuracy"] != plain["accuracy"]
+    assert "over shifts of 2 px" in command("eval", trained, "--episodes", 12, "--shifts", 2).out
+    assert evaluate(command, trained, "--episodes", 12)["accuracy"] == plain["accuracy"]
 
 
 def test_queries_may_be_support_images_where_that_is_asked_for(command, trained):

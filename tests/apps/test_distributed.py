@@ -281,14 +281,14 @@ def test_cores_are_divided(monkeypatch):
 )
 def test_what_cannot_be_divided_is_refused(config, size, changes, message):
     chosen = config(**changes)
-    model = make_task(chosen, (16, 16, 1), CPU).model
+    model = make_task(chosen, (16, 16, 1), CPU)
     check_shareable(chosen, model, ALONE)
     with pytest.raises(InputError, match=re.escape(message)):
         check_shareable(chosen, model, Processes(size=size))
 
 
 def test_a_model_that_remembers_something_else_is_refused(config):
-    model = make_task(config(), (16, 16, 1), CPU).model
+    model = make_task(config(), (16, 16, 1), CPU)
     check_shareable(config(), model, Processes(size=2))
     model.backbone.register_buffer("seen", torch.zeros(()))
     check_shareable(config(), model, ALONE)

@@ -17,7 +17,7 @@ from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.runs.build import make_task
 from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
-from bilevel_apps.runs.few_shot import load_trained
+from bilevel_apps.runs.load import load_trained
 from bilevel_data import open_store
 from bilevel_meta.adapt import CHUNK, learner_of
 from bilevel_meta.methods.hyper_representation import InnerLoop
@@ -176,6 +176,23 @@ def test_steps_and_step_size_of_ones_own(trained, images):
             FewShotClassifier(trained, step_size=bad).fit(x, y)
 
 
+def test_features_over_shifts_are_the_mean_of_nine(trained, images):
+    x, y = images[:, :2].reshape(-1, *SHAPE), np.repeat(range(6), 2)
+    plain, shifted = (FewShotClassifier(trained, shifts=d).fit(x, y) for d in (0, 1))
+    found = shifted.head_.learner.encoder.backbone
+    assert found.pixels == 1
+    assert plain.head_.learner.encoder.backbone.state_dict().keys() == (
+        found.network.state_dict().keys()
+    )
+    queries = images[:, 2]
+    both = [model.predict_proba(queries) for model in (plain, shifted)]
+    assert not np.allclose(*both)
+    # Still inductive: alone as among others.
+    assert np.allclose(shifted.predict_proba(queries[:1]), both[1][:1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"shifts=-1: expected a whole number from 0"):
+        FewShotClassifier(trained, shifts=-1).fit(x, y)
+
+
 def test_tensors_are_images_too(trained, images):
     x, y = images[:3, :4].reshape(-1, *SHAPE), np.repeat(np.arange(3), 4)
     own = FewShotClassifier(trained).fit(x, y).predict_proba(x)
@@ -208,7 +225,7 @@ def test_labels_and_their_order(trained, images):
 def test_parameters_clones_and_copies(trained, images, tmp_path):
     model = FewShotClassifier(trained, device="cpu")
     given = {"run": trained, "device": "cpu"}
-    assert model.get_params() == {**given, "steps": None, "step_size": None}
+    assert model.get_params() == {**given, "steps": None, "step_size": None, "shifts": 0}
     assert clone(model).set_params(run="elsewhere").run == "elsewhere"
     model.fit(images[:, 0], range(6))
     again = pickle.loads(pickle.dumps(model))

@@ -19,6 +19,7 @@ from bilevel_apps.paper.harness.make import Request, run_item
 from bilevel_apps.paper.trained import figure6, table3, table4
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.runs.folder import RunFolder
 from bilevel_data import SourceData, SourceSplit, open_store, write_store
 from bilevel_data.sources import load_source
 
@@ -258,6 +259,7 @@ def test_table4_has_all_rows_from_the_same_budget(tmp_path, characters):
     counts = {row["method"]: row["hyper-iterations"] for row in report.rows}
     assert counts.pop("classic-train") == 2  # of 5 passes through the backbone each
     assert set(counts.values()) == {10}
+    assert {row["outer steps"] for row in report.rows} == {10}
     filters = {row["method"]: row["filters"] for row in report.rows}
     assert filters.pop("multiclass") == 8
     assert set(filters.values()) == {4}
@@ -353,6 +355,16 @@ def test_figure6(tmp_path, characters):
     for row in report.rows:
         assert 100 * own[row["T"], row["T"]] == pytest.approx(row["accuracy"])
         assert row["with the best T"] >= row["accuracy"]
+
+
+def test_figure6_of_another_network_with_its_own_fixed_step_size(tmp_path, characters):
+    chosen = (*FEW, "model.name=c4l", "inner.lr=0.02")
+    report, _ = computed("figure6", tmp_path, characters, only=("T-3", "T-5"), assignments=chosen)
+    assert [row["T"] for row in report.rows] == [3, 5]
+    best = max(report.rows, key=lambda row: row["accuracy"])
+    assert report.settings["maximum"].startswith(f"T = {best['T']}, {best['accuracy']:.2f}")
+    config = RunFolder(tmp_path / "figure6" / "quick" / "T-3-seed-0").load_config()
+    assert (config.model.name, config.inner.lr, config.inner.learn_lr) == ("c4l", 0.02, False)
 
 
 def test_figure6_compares_all_seeds():

@@ -43,6 +43,13 @@ def test_a_record_says_where_queries_may_be_support_images(trained, store):
     assert "--overlap" not in plain.evaluate
 
 
+def test_a_record_says_where_features_are_over_shifts(trained, store):
+    record = score_record(trained, Request(data=store, episodes=5, shifts=1))
+    assert record.shifts == 1
+    assert " --shifts 1" in record.evaluate
+    assert "over shifts of 1 px" in results_page({"tiny.json": record})
+
+
 def test_the_command_writes_a_record_that_is_read_back(trained, tmp_path, monkeypatch, capsys):
     out = tmp_path / "tiny.json"
     words = ["results", "add", str(trained), "--episodes", "4", "--machine", "an old one"]

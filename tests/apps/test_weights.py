@@ -56,7 +56,7 @@ def test_training_begins_with_them_and_resumes_without_them(tmp_path, config, pl
     opened, device = open_store(chosen.data), torch.device("cpu")
     begun = prepare(chosen, RunFolder(tmp_path / "new"), opened, device, ALONE)
     for task in (begun.task, begun.scored):
-        assert equal(task.model.backbone.state_dict(), learned(trained))
+        assert equal(task.backbone.state_dict(), learned(trained))
     train(chosen.model_copy(), tmp_path / "run", resume=False)
     plain.unlink()
     folder = RunFolder(tmp_path / "run")

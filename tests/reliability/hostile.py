@@ -846,10 +846,9 @@ PICTURES = {
         b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>'
     ),
     "page.png": lambda: b"%PDF-1.7\n",
-    "tiff.png": lambda: picture_bytes(form="TIFF"),
+    "pages.tiff": lambda: animated("TIFF"),
     "cmyk.jpg": lambda: picture_bytes(mode="CMYK", form="JPEG"),
     "sixteen.png": lambda: png(8, 8, 16, 2, zlib.compress(bytes(8 * (1 + 8 * 6)))),
-    "sixteen grey.png": lambda: picture_bytes(mode="I;16"),
     "animated.gif": lambda: animated("GIF"),
     "animated.png": lambda: animated("PNG"),
     "animated.webp": lambda: animated("WEBP"),

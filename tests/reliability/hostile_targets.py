@@ -210,6 +210,7 @@ def pictures():
         ("BMP", "RGB"),
         ("GIF", "P"),
         ("WEBP", "RGB"),
+        ("TIFF", "RGB"),
     ]:
         file = io.BytesIO()
         Image.new(mode, (5, 4), 1).save(file, form)

@@ -1,10 +1,11 @@
-"""Raw files that cannot be read: one line that names the file and the remedy, and no store."""
+"""Raw files that cannot be read: one line with the file and the remedy, or the same store."""
 
 import errno
 import io
 import itertools
 import os
 import zipfile
+import zlib
 from importlib import import_module
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def reads_through(patch, disk):
 
 def draw(path, size=105, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    seed = zlib.crc32("/".join(path.parts[-4:]).encode())  # no picture is in two places
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
 
 
@@ -151,6 +153,9 @@ def test_each_read_that_fails(tmp_path, small_omniglot, make):
             disk = Disk(tmp_path / "raw", kind=kind, at=at, error=error)
             status, said = run(disk)
             assert disk.failed == 1
+            if status == 0:  # a picture that was looked at for its ink, and read again later
+                assert (out / "own.h5").read_bytes() == good
+                continue
             assert (status, len(said)) == (2, 1), (kind, at, said)
             (line,) = said
             assert line.startswith("error: ")

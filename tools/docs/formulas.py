@@ -17,7 +17,7 @@ BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTA
 def with_mathml(page: str) -> str:
     """Return a page's HTML with MathML in the place of LaTeX."""
     page = INLINE.sub(lambda found: _drawn(found[1], "inline"), page)
-    return BLOCK.sub(lambda found: _drawn(found[1], "block"), page)
+    return BLOCK.sub(lambda found: f'<div class="formula">{_drawn(found[1], "block")}</div>', page)
 
 
 def _drawn(latex: str, display: str) -> str:

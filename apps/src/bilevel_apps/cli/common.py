@@ -58,6 +58,15 @@ EpisodeCount = Annotated[int, typer.Option(min=2, help="How many episodes.")]
 Way = Annotated[int | None, typer.Option(min=1, help="Classes an episode.")]
 Shot = Annotated[int | None, typer.Option(min=1, help="Support images a class.")]
 Query = Annotated[int | None, typer.Option(min=1, help="Query images a class.")]
+Shifts = Annotated[
+    int,
+    typer.Option(
+        metavar="PIXELS",
+        min=0,
+        max=64,
+        help="Average features over nine places of the picture, so far apart; nine times the work.",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(

@@ -18,6 +18,7 @@ from bilevel_apps.cli.common import (
     Query,
     Run,
     Seed,
+    Shifts,
     Shot,
     Split,
     Track,
@@ -73,6 +74,7 @@ def evaluate(
         str | None,
         typer.Option(help="episode (transductive), batch, ghost or support; else the run's own."),
     ] = None,
+    shifts: Shifts = 0,
     steps: Annotated[
         str | None,
         typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
@@ -114,6 +116,7 @@ def evaluate(
         query=query,
         overlap=overlap,
         norm=norm,
+        shifts=shifts,
         steps=() if steps is None else _numbers(steps),
         lr=() if lr is None else _sizes(lr),
         choose=choose,
@@ -160,6 +163,7 @@ def _print(report: dict[str, Any]) -> None:
     note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
     norm, trained_norm = report["norm"], report["trained_norm"]
     other = "" if norm == trained_norm else f" (trained with {trained_norm})"
+    other += f", features over shifts of {report['shifts']} px" * bool(report["shifts"])
     other += ", queries may be support images" * report["overlap"]
     other += ", trained where they may" * report["trained_overlap"]
     print(

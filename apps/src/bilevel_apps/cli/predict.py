@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, Trained, make_app, run_app
+from bilevel_apps.cli.common import Debug, Device, Shifts, Trained, make_app, run_app
 
 if TYPE_CHECKING:
     from bilevel_apps.predict.predict import Prediction
@@ -58,6 +58,7 @@ def predict(
             "by default; keep and invert do not look.",
         ),
     ] = "auto",
+    shifts: Shifts = 0,
     top: Annotated[int, typer.Option(min=1, max=10, help="Labels shown of each query.")] = 3,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with all probabilities.")
@@ -70,7 +71,14 @@ def predict(
     from bilevel_apps.predict.predict import PredictRequest, as_document, predict_pictures
 
     request = PredictRequest(
-        support=support, query=query, data=data, picture=picture, top=top, ink=ink, device=device
+        support=support,
+        query=query,
+        data=data,
+        picture=picture,
+        top=top,
+        ink=ink,
+        shifts=shifts,
+        device=device,
     )
     prediction = predict_pictures(trained, request)
     if as_json:
@@ -86,6 +94,8 @@ def _print(prediction: Prediction, top: int) -> None:
     print(
         f"{len(prediction.labels)} classes from {count} pictures, T = {run.inner.steps}, "
         f"{run.config.model.norm} normalisation"
+        + f", features over shifts of {run.shifts} px"
+        * bool(run.shifts)
     )
     files = [_printable(file.name) for file in prediction.query]
     labels = [_printable(name) for name in prediction.labels]

@@ -74,12 +74,12 @@ class Section(BaseModel):
 class EpisodeSection(Section):
     """The task to solve, in validation and test, and in training unless `train` says otherwise."""
 
-    way: Count = Field(default=5, description="classes an episode")
-    shot: Count = Field(default=1, description="support images a class")
-    query: Count = Field(default=15, description="query images a class")
+    way: Count = Field(default=5, description="classes per episode")
+    shot: Count = Field(default=1, description="support images per class")
+    query: Count = Field(default=15, description="query images per class")
     rotations: Switch | None = Field(
         default=None,
-        description="copies turned by 90° are classes; null: the store's",
+        description="copies turned by 90° are classes; null: as the store says",
     )
 
 
@@ -90,16 +90,19 @@ class ModelSection(Section):
         default="omniglot-net", description="omniglot-net, c4l, rn, resnet12 or torchvision:NAME"
     )
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
-        default="ghost", description="episode, batch, ghost or support statistics"
+        default="ghost", description="whose statistics normalise: episode, batch, ghost or support"
     )
     unit_length: Switch = Field(default=True, description="divide each feature by its length")
-    filters: Count | None = Field(default=None, description="a layer; null: the model's own")
+    filters: Count | None = Field(
+        default=None, description="filters of the first layer; null: the model's own"
+    )
     kernel_size: Annotated[Literal[1, 3], BeforeValidator(_no_switch)] | None = Field(
-        default=None, description="1 or 3, of a block's convolutions (rn); null: the model's own"
+        default=None,
+        description="size of a block's convolutions (rn), 1 or 3; null: the model's own",
     )
     outputs: Count | None = Field(
         default=None,
-        description="of a linear layer at the end; null: none (multiclass: the training classes)",
+        description="outputs of a last linear layer; null: none (multiclass: training classes)",
     )
 
     weights: str | None = Field(
@@ -123,18 +126,22 @@ class TrainSection(Section):
 
     steps: Count = Field(default=1500, description="hyper-iterations; the last is validated too")
     minutes: Positive | None = Field(
-        default=None, description="end after so many since it was set, with resumes; null: never"
+        default=None, description="end after so many minutes, resumes included; null: never"
     )
     patience: Count | None = Field(
         default=None, description="end after so many validations without a better one; null: never"
     )
-    meta_batch: Count = Field(default=8, description="episodes a hyper-iteration")
+    meta_batch: Count = Field(default=8, description="episodes per hyper-iteration")
     accumulate: Count = Field(
-        default=1, description="parts in which a meta-batch passes: as much less memory"
+        default=1, description="parts in which a meta-batch passes, to save memory"
     )
-    way: Count | None = Field(default=None, description="in training; null: episode.way")
-    shot: Count | None = Field(default=None, description="in training; null: episode.shot")
-    query: Count | None = Field(default=None, description="in training; null: episode.query")
+    way: Count | None = Field(default=None, description="classes in training; null: episode.way")
+    shot: Count | None = Field(
+        default=None, description="support images in training; null: episode.shot"
+    )
+    query: Count | None = Field(
+        default=None, description="query images in training; null: episode.query"
+    )
     overlap: Switch = Field(
         default=False,
         description="in training queries may be support images, as in the paper's loader",
@@ -148,23 +155,23 @@ class TrainSection(Section):
         description="adamw, muon (adamw for all but filters), or sgd with Nesterov momentum 0.9",
     )
     weight_decay: NonNegative = Field(
-        default=1e-3, description="on the backbone alone; decoupled (sgd: in the gradient)"
+        default=1e-3, description="weight decay of the backbone; decoupled (sgd: in the gradient)"
     )
     clip: Positive | None = Field(
-        default=None, description="longest gradient, over all outer parameters; null: any"
+        default=None, description="shorten the gradient to this norm; null: leave it"
     )
     average: Annotated[Fraction, Field(gt=0)] | None = Field(
         default=None, description="decay of an average of the weights, which is scored; null: none"
     )
     label_smoothing: Fraction = Field(
-        default=0.0, description="of the outer loss: part of a label that all classes share"
+        default=0.0, description="part of a label that all classes share, in the outer loss"
     )
     augment: Changes | None = Field(
         default=None, description="training images: any of [affine, crop, shift, flip, colour]"
     )
     validate_every: Count = Field(default=250, description="hyper-iterations between validations")
     validate_episodes: Annotated[Count, Field(ge=2)] = Field(
-        default=200, description="episodes a validation; one alone has no interval"
+        default=200, description="episodes per validation; one alone has no interval"
     )
     checkpoint_every: Count = Field(default=100, description="hyper-iterations between checkpoints")
 
@@ -174,23 +181,27 @@ class TrackingSection(Section):
 
     enabled: Switch = Field(default=True, description="log to MLflow")
     uri: str | None = Field(
-        default=None, description="null: MLFLOW_TRACKING_URI, or mlflow.db beside DIR"
+        default=None, description="address; null: MLFLOW_TRACKING_URI, or mlflow.db beside DIR"
     )
-    experiment: str | None = Field(default=None, description="null: the data set's name")
+    experiment: str | None = Field(
+        default=None, description="name of the experiment; null: the data set's"
+    )
     every: Count = Field(default=20, description="hyper-iterations averaged into one logged value")
 
 
 class Config(Section):
     """All that decides a run's result, and where its record goes."""
 
-    seed: Seed = Field(default=0, description="of initial weights and episodes")
+    seed: Seed = Field(default=0, description="seed of initial weights and episodes")
     threads: Threads | None = Field(
-        default=None, description="null: every core this process may use"
+        default=None, description="threads to compute with; null: every core it may use"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto, cpu or cuda")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where to compute: auto, cpu or cuda"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="float32",
-        description="of the convolutions; auto: bfloat16 where the processor has it",
+        description="precision of the convolutions; auto: bfloat16 where the processor has it",
     )
     data: str | None = Field(default=None, description="the store, an .h5 file of bilevel-data")
     method: Literal[

@@ -25,6 +25,7 @@ __all__ = [
     "readable",
     "show_image",
     "text_on",
+    "tidy_axes",
 ]
 
 # Source: Color Universal Design (Okabe and Ito, 2008). Yellow, too light on white, is left out.
@@ -32,6 +33,13 @@ BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
 CLASS_COLOURS = (BLUE, VERMILLION, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 INK = "#222222"
 DPI = 200  # a text column of paper, 19 cm, at the fineness of print
+
+
+def tidy_axes(*panels: Axes) -> None:
+    """Take away the lines of axes that say nothing, and make the numbers small."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=9)
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bilevel_apps.drawing.style import BLUE, INK, VERMILLION, new_figure, png_of, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.scoring.heads import HeadScores
 from bilevel_apps.scoring.score import score
@@ -87,8 +88,6 @@ def draw_curve(path: Path, report: Mapping[str, Any]) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    from bilevel_apps.drawing.style import new_figure, png_of
-
     figure = new_figure(5.2, 3.8, layout="constrained")
     axes = figure.subplots()
     _draw_accuracies(axes, report["curve"], InnerLoop(report["steps"], report["lr"]))
@@ -104,8 +103,6 @@ def draw_curve(path: Path, report: Mapping[str, Any]) -> None:
 def _draw_accuracies(axes: Axes, curve: Sequence[Row], own: InnerLoop) -> None:
     """Draw a line for each η over T, or one over η where there is one T."""
     from matplotlib import colormaps
-
-    from bilevel_apps.drawing.style import BLUE, VERMILLION
 
     across = "steps" if _several(curve, "steps") else "lr"
     along = "lr" if across == "steps" else "steps"
@@ -144,7 +141,6 @@ def _lines(curve: Sequence[Row], along: str) -> dict[float, list[Row]]:
 def _mark_own(
     axes: Axes, curve: Sequence[Row], own: InnerLoop, across: str, *, alone: bool
 ) -> None:
-    from bilevel_apps.drawing.style import INK
 
     name = f"the run's own, {_name(own, curve)}"
     (row,) = (row for row in curve if (row["steps"], row["lr"]) == own)
@@ -163,8 +159,7 @@ def _set_axes(axes: Axes, ticks: Sequence[float], across: str) -> None:
     axes.set_xlabel("T, inner steps" if across == "steps" else "η, inner step size")
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False, fontsize=9)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy_axes(axes)
 
 
 def _several(curve: Sequence[Row], key: str) -> bool:

@@ -41,6 +41,7 @@ class Request:
     Attributes:
         overlap: query images may be support images too, as in the paper's released loader.
         norm: whose statistics normalise; `episode` gives the transductive figure.
+        shifts: average each image's features over shifts by so many pixels; 0: over none.
         steps: T; none takes the run's own; several give the accuracy at each.
         lr: η; none takes the run's own; several give the accuracy at each.
         choose: make the best of several T and η the run's own.
@@ -55,6 +56,7 @@ class Request:
     query: int | None = None
     overlap: bool = False
     norm: str | None = None
+    shifts: int = 0
     steps: tuple[int, ...] = ()
     lr: tuple[float, ...] = ()
     choose: bool = False
@@ -74,7 +76,7 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
         bilevel_data.DataError: the store cannot be used, or has too few classes or images.
     """
     _check(folder, request)
-    run = _normalised(load_run(folder, request.device), request.norm)
+    run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
     if (request.steps or request.lr) and not isinstance(run.task, HyperRepresentation):
         raise InputError(
             f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
@@ -141,6 +143,11 @@ def _check(folder: Path, request: Request) -> None:
                 f"{name} with --norm {request.norm}: what is kept of a run is with its own "
                 "normalisation: leave one of them out"
             )
+        if given and request.shifts:
+            raise InputError(
+                f"{name} with --shifts {request.shifts}: what is kept of a run is with "
+                "pictures as they are: leave one of them out"
+            )
         if given and request.overlap:
             raise InputError(
                 f"{name} with --overlap: accuracies on images that were seen are too high to be "
@@ -186,6 +193,7 @@ def _scored(
         "trained_overlap": run.config.train.overlap,
         **own._asdict(),
         "norm": str(run.task.normalization),
+        "shifts": run.shifts,
         "trained_norm": run.config.model.norm,
         "split": request.split,
         "split_sha256": store.manifest.splits[request.split].sha256,

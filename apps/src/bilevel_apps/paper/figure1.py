@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bilevel_apps.drawing.style import BLUE, CLASS_COLOURS, GREEN, VERMILLION, new_figure
+from bilevel_apps.drawing.style import BLUE, CLASS_COLOURS, GREEN, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
 from bilevel_core import Engine, Exact, GradientDescent, Problem, Unrolled, hypergradient, minimize
@@ -285,7 +285,7 @@ def _draw_curves(axes: Axes, result: dict[str, Any]) -> None:
     axes.set_ylabel("validation error")
     axes.set_title("after T inner steps, and in the limit", fontsize=11)
     axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy_axes(axes)
 
 
 def _label(name: str) -> str:

@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets  # type: ignor
 from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
 from torch import Tensor
 
-from bilevel_apps.runs.few_shot import load_trained
+from bilevel_apps.runs.load import load_trained
 from bilevel_apps.system.hardware import own_threads
 from bilevel_meta.adapt import FewShotLearner, learner_of
 
@@ -43,6 +43,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         steps: T, inner steps of a fit; None takes the run's. A step size that was learned for one
             image a class overshoots with several: then small steps and many are better.
         step_size: η; None takes the run's.
+        shifts: average each image's features over shifts by so many pixels, in nine times the time;
+            0 takes the image as it is.
 
     After `fit`:
         classes_: the labels, sorted; columns of `predict_proba` are in this order.
@@ -59,11 +61,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device: str = "auto",
         steps: int | None = None,
         step_size: float | None = None,
+        shifts: int = 0,
     ) -> None:
         self.run = run
         self.device = device
         self.steps = steps
         self.step_size = step_size
+        self.shifts = shifts
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train a head on labelled images.
@@ -78,8 +82,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             bilevel_models.heads.HeadDivergenceError: the training diverges.
         """
         steps, step_size = _steps(self.steps), _step_size(self.step_size)
+        shifts = _steps(self.shifts, "shifts") or 0
         with own_threads():
-            trained = load_trained(Path(self.run), self.device)
+            trained = load_trained(Path(self.run), self.device).over_shifts(shifts)
         self.image_shape_ = trained.image_shape
         rows, y = validate_data(self, self._flat(X), y)
         check_classification_targets(y)
@@ -165,14 +170,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return torch.from_numpy(pixels).div_(limit).movedim(-1, -3)
 
 
-def _steps(given: Any) -> int | None:
-    """Return T as a plain number, or refuse it."""
+def _steps(given: Any, name: str = "steps") -> int | None:
+    """Return a whole number, such as T, as a plain one, or refuse it."""
     try:
         steps = None if given is None else operator.index(given)
     except TypeError:
         steps = -1
     if steps is not None and steps < 0:
-        raise ValueError(f"steps={given!r}: expected a whole number from 0, or None for the run's")
+        raise ValueError(f"{name}={given!r}: expected a whole number from 0, or None for the run's")
     return steps
 
 

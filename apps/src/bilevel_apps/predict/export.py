@@ -16,8 +16,7 @@ from torch.nn import functional
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.predict.onnx_file import onnx_bytes, onnx_program
-from bilevel_apps.runs.few_shot import load_trained
-from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.runs.load import TrainedRun, load_trained
 from bilevel_apps.runs.pretrained import PREFIX
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_meta.adapt import FewShotLearner, representation_learner

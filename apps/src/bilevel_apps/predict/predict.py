@@ -23,8 +23,7 @@ from bilevel_apps.predict.preparation import (
     settled_ink,
     support_files,
 )
-from bilevel_apps.runs.few_shot import load_trained
-from bilevel_apps.runs.load import TrainedRun
+from bilevel_apps.runs.load import TrainedRun, load_trained
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing
@@ -47,6 +46,7 @@ class PredictRequest:
     picture: Path | None = None
     top: int = 3
     ink: str = "auto"
+    shifts: int = 0
     device: str = "auto"
 
 
@@ -100,7 +100,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     """
     (support, beside), (query, stray) = support_files(request.support), query_files(request.query)
     _check_picture(request.picture, support, query)
-    run = load_trained(trained, request.device)
+    run = load_trained(trained, request.device).over_shifts(request.shifts)
     known = preparation_of(run, request.data)
     labelled = fitted([file for files in support.values() for file in files], known)
     preparation, ink, said = settled_ink(request.ink, known, labelled)
@@ -136,6 +136,7 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
         "checkpoint_sha256": run.sha256,
         "steps": run.inner.steps,
         "norm": run.config.model.norm,
+        "shifts": run.shifts,
         "inverted": prediction.preparation.inverted,
         "support": {name: [str(f) for f in files] for name, files in prediction.support.items()},
         "queries": [

@@ -14,6 +14,7 @@ from bilevel_apps.cli.common import (
     Device,
     EpisodeCount,
     Seed,
+    Shifts,
     Shot,
     Split,
     Way,
@@ -57,6 +58,7 @@ def add(
     steps: Annotated[int | None, typer.Option(min=0, help="Another T than the run's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Another η than the run's.")] = None,
     norm: Annotated[str | None, typer.Option(help="Another normalisation than the run's.")] = None,
+    shifts: Shifts = 0,
     seed: Seed = 0,
     machine: Annotated[
         str | None, typer.Option(help="That of the training, if it was not this one.")
@@ -79,6 +81,7 @@ def add(
         steps=() if steps is None else (steps,),
         lr=() if lr is None else (lr,),
         norm=norm,
+        shifts=shifts,
         seed=seed,
         device=device,
     )

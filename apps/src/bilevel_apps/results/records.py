@@ -46,6 +46,7 @@ class ScoreRecord(_Document):
         rotations: whether turned copies are classes; `upright` has the accuracy without.
         accuracy, ci95: mean over episodes, and half its 95 % interval.
         norm: whose statistics normalise.
+        shifts: pixels by which images were moved to average their features; 0: they were not.
         transductive: whether query images are classified with the help of one another.
         steps, lr: T and η; that of older records is the learned one.
         paper: the paper's figure for the same task and network, in %.
@@ -72,6 +73,7 @@ class ScoreRecord(_Document):
     ci95: Share
     upright: Upright | None
     norm: Line
+    shifts: int = 0
     transductive: bool
     steps: int
     lr: float | None = None

@@ -24,7 +24,7 @@ from bilevel_apps.system.machine import machine_name, versions
 
 __all__ = ["score_record"]
 
-KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "episodes")
+KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "episodes", "shifts")
 
 
 def score_record(folder: Path, request: Request, *, machine: str | None = None) -> ScoreRecord:
@@ -97,6 +97,7 @@ def _evaluation(data: str, request: Request, report: Mapping[str, Any]) -> str:
         value = getattr(request, name)
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--overlap"] * request.overlap
+    words += ["--shifts", str(request.shifts)] if request.shifts else []
     for option, name in (("--steps", "steps"), ("--lr", "lr")):
         if getattr(request, name) or report[name] != report[f"trained_{name}"]:
             words += [option, f"{report[name]:g}"]

@@ -103,6 +103,7 @@ def _score_row(record: ScoreRecord) -> dict[str, object]:
 def _short_row(record: ScoreRecord) -> dict[str, object]:
     kind = "transductive" if record.transductive else "inductive"
     classes = "rotated and upright" if record.rotations else "upright"
+    shifts = f", features over shifts of {record.shifts} px" * bool(record.shifts)
     overlap = ", queries may be support images" * record.overlap
     return {
         "task": f"{record.data}, {record.way}-way {record.shot}-shot{overlap}",
@@ -110,7 +111,7 @@ def _short_row(record: ScoreRecord) -> dict[str, object]:
         "accuracy": _percent(record.accuracy, record.ci95),
         "upright": None if record.upright is None else _percent(**record.upright.model_dump()),
         "paper": None if record.paper is None else f"{record.paper:g}",
-        "normalisation": f"{record.norm}, {kind}",
+        "normalisation": f"{record.norm}, {kind}{shifts}",
         "episodes": f"{record.episodes} of {record.split}, {classes}",
         "seed": record.training_seed,
         "training": _training(record),

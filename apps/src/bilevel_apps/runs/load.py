@@ -27,10 +27,11 @@ from bilevel_data import (
     common_ink,
     open_store,
 )
-from bilevel_meta.learner import Learner
+from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
+from bilevel_meta.shifts import over_shifts
 
-__all__ = ["TrainedRun", "differently_prepared", "load_run", "run_of"]
+__all__ = ["TrainedRun", "differently_prepared", "load_run", "load_trained", "run_of"]
 
 AS_TRAINED = ChosenInner()
 LOOKED_AT = 200  # images of a store that does not say what ink they have
@@ -53,6 +54,7 @@ class TrainedRun:
         preprocessing: how the images were made, if the checkpoint says so.
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
+        shifts: pixels by which images are moved to average their features; 0: they are not.
     """
 
     config: Config
@@ -65,6 +67,22 @@ class TrainedRun:
     preprocessing: Preprocessing | None
     data: Mapping[str, str]
     device: torch.device
+    shifts: int = 0
+
+    def over_shifts(self, pixels: int) -> TrainedRun:
+        """Return the run with features averaged over shifts of an image by so many pixels.
+
+        Raises:
+            InputError: the method moves its whole network.
+        """
+        if pixels == 0:
+            return self
+        if not isinstance(self.task, HeadLearner):
+            raise InputError(
+                f"--shifts {pixels}: method={self.config.method} moves the whole network, which has "
+                "no features to average: leave it out"
+            )
+        return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
 
     @property
     def representation(self) -> HyperRepresentation:
@@ -205,6 +223,25 @@ def load_run(folder: Path, device: str) -> TrainedRun:
         raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
     checkpoint = load_checkpoint(path)
     chosen = chosen_inner(folder, str(checkpoint.file_sha256))
+    return run_of(checkpoint, path, device, chosen=chosen)
+
+
+def load_trained(path: Path, device: str) -> TrainedRun:
+    """Load what `load_run` does, or a checkpoint, which needs nothing beside it.
+
+    T and η are those that a `chosen.json` beside it has for its very bytes, or else the training's.
+
+    Raises:
+        InputError: there is no usable run.
+    """
+    try:
+        alone = path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not alone:
+        return load_run(path, device)
+    checkpoint = load_checkpoint(path)
+    chosen = chosen_inner(path.parent, str(checkpoint.file_sha256), best=False)
     return run_of(checkpoint, path, device, chosen=chosen)
 
 

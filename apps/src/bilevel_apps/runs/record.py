@@ -129,7 +129,7 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
     The model is built without memory, so that a record cannot ask for more than the file holds.
 
     Raises:
-        InputError: so it is.
+        InputError: the weights are not numbers, or of another model.
     """
     try:
         task = _without_memory(record)

@@ -65,7 +65,7 @@ def check_plan(given: Config, plan: Plan, store: Store) -> None:
     """Refuse, before anything is written, a value that no child can have, or a first child.
 
     Raises:
-        InputError, bilevel_data.DataError: so it is.
+        InputError, bilevel_data.DataError: a child would be refused.
     """
     axes = parse_axes(plan.axes)
     for axis in axes:

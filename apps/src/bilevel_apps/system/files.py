@@ -29,7 +29,7 @@ def check_writable(folder: Path) -> None:
     """Say now, and not after the work, that a folder cannot be made or written; makes nothing.
 
     Raises:
-        InputError: so it is.
+        InputError: it cannot be made or written.
     """
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel_apps.drawing.style import BLUE, INK
+from bilevel_apps.drawing.style import BLUE, INK, tidy_axes
 from bilevel_apps.tune.tuning import Record, Tuning
 from bilevel_core.abstract import Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_history", "plain"]
+__all__ = ["draw_history"]
 
 LOG_RANGE = 10.0  # positive values that differ by more are drawn on a logarithmic axis
 
@@ -52,13 +52,6 @@ def draw_history(
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def plain(axes: Axes) -> None:
-    """Take away the lines that say nothing."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9)
-
-
 def _draw_values(axes: Axes, records: Sequence[Record], *, online: bool) -> None:
     values = [record.value for record in records]
     axes.plot([r.index + 1 for r in records], values, color=BLUE, linewidth=1.6)
@@ -66,4 +59,4 @@ def _draw_values(axes: Axes, records: Sequence[Record], *, online: bool) -> None
         axes.set_yscale("log")
     axes.set_xlabel("update" if online else "hyper-iteration", color=INK)
     axes.set_ylabel("outer objective", color=INK)
-    plain(axes)
+    tidy_axes(axes)

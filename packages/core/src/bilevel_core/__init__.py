@@ -8,6 +8,7 @@ from bilevel_core.abstract import (
     LinearSolver,
     OuterOptimizer,
 )
+from bilevel_core.along_trajectory import along_trajectory
 from bilevel_core.check_hypergradient import (
     CheckedDirection,
     HypergradientCheck,
@@ -23,6 +24,7 @@ from bilevel_core.dynamics import (
     HeavyBall,
     Nesterov,
     ProjectedGradient,
+    Transformation,
 )
 from bilevel_core.engines import (
     Checkpointed,
@@ -40,7 +42,7 @@ from bilevel_core.hypergradient import hypergradient
 from bilevel_core.linear import ConjugateGradient, Dense, FixedPoint, Neumann
 from bilevel_core.minimize import OuterRun, OuterStep, minimize
 from bilevel_core.minimize_online import OnlineRun, minimize_online
-from bilevel_core.multitask import in_turn, joint_problem, sampled
+from bilevel_core.multitask import in_turn, joint_problem, mean_objective, over_tasks, sampled
 from bilevel_core.problem import Problem
 from bilevel_core.results import (
     Code,
@@ -104,16 +106,20 @@ __all__ = [
     "Solution",
     "Spectral",
     "StoppingRule",
+    "Transformation",
     "Truncated",
     "Unrolled",
+    "along_trajectory",
     "check_hypergradient",
     "convergence_report",
     "hypergradient",
     "in_turn",
     "joint_problem",
+    "mean_objective",
     "minimize",
     "minimize_online",
     "outer_objective",
+    "over_tasks",
     "sampled",
     "solve_inner",
 ]

@@ -55,6 +55,11 @@ __all__ = [
 class Gradient(Protocol):
     """∇_w L_λ at step t, as a step of the dynamics is given it."""
 
+    @property
+    def data(self) -> Any:
+        """The data of the run, for dynamics that look at them; None where there are none."""
+        ...
+
     def __call__(self, w: Tree) -> Tree:
         """Return ∇_w L_λ(w)."""
         ...

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from bilevel_core.arrays import distance, epsilon, is_floating, norm
-from bilevel_core.flow import Ends, Instance
+from bilevel_core.flow import Ends, Instance, KnownGradient
 from bilevel_core.results import Code, Result
 from bilevel_core.tree import leaves
 from bilevel_core.types import Tree
@@ -72,12 +72,19 @@ def diagnose(instance: Instance, ends: Ends) -> Result:
 
 
 def _undefined(instance: Instance, state: Tree, t: int) -> bool:
-    """Say whether ∇L is not finite at a state that is: at s_{t-1}, where step t begins."""
-    if t == 0 or not math.isfinite(norm(state, instance.backend)):
+    """Say whether ∇L, where step t asks for it, is not finite although w is, and s_{t-1} too."""
+    flow, backend = instance.flow, instance.backend
+    if t == 0 or not math.isfinite(norm(state, backend)):
         return False
-    flow = instance.flow
-    slope = flow.slope(instance.lam, flow.seen(t, instance.data))(flow.dynamics.params(state))
-    return not math.isfinite(norm(slope, instance.backend))
+    gradient, found = flow.slope(instance.lam, flow.seen(t, instance.data)), []
+
+    def watched(w: Tree) -> Tree:
+        slope = gradient(w)
+        found.append(math.isfinite(norm(w, backend)) and not math.isfinite(norm(slope, backend)))
+        return slope
+
+    flow.dynamics.step(KnownGradient(watched, instance.data), state, instance.lam, t)
+    return any(found)
 
 
 def repeated(instance: Instance, ends: Ends, gap: float) -> Result:

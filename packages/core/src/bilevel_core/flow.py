@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias, final
 
 from bilevel_core.abstract import Backend, Dynamics, Gradient
 from bilevel_core.problem import Problem
@@ -18,8 +18,10 @@ __all__ = [
     "Instance",
     "KnownGradient",
     "Outer",
+    "Seen",
     "Trajectory",
     "advance",
+    "first_params",
     "loop_ends",
     "run_ends",
     "start_state",
@@ -49,33 +51,45 @@ class Flow:
         w = self.initial(lam, data) if is_nothing(start) else plain(start)
         return plain(self.dynamics.init(w, lam))
 
-    def seen(self, t: int, data: Any) -> tuple[Any, ...]:
-        """Return what the inner objective of step t is given beside w and λ."""
+    def seen(self, t: int, data: Any) -> Seen:
+        """Return what step t sees of the data."""
         if self.problem.batches is None:
-            return _given(data)
+            return Seen(_given(data), data)
         try:
-            return (self.problem.batches(t, *_given(data)),)
+            return Seen((self.problem.batches(t, *_given(data)),), data)
         except StopIteration as error:
             raise ValueError(
                 f"batches({t}) raised StopIteration: it must be a function of t alone, and the "
                 "same batch whenever it is asked for t, not the next one of an iterator"
             ) from error
 
-    def inner(self, w: Tree, lam: Tree, seen: tuple[Any, ...]) -> Array:
+    def inner(self, w: Tree, lam: Tree, seen: Seen) -> Array:
         """Return L_λ(w)."""
-        return self.problem.inner(w, lam, *seen)
+        return self.problem.inner(w, lam, *seen.by_inner)
 
-    def slope(self, lam: Tree, seen: tuple[Any, ...]) -> Gradient:
+    def slope(self, lam: Tree, seen: Seen) -> Gradient:
         """Return ∇_w L_λ as a function of w."""
-        return Slope(self.backend, lambda w: self.inner(w, lam, seen))
+        return Slope(self.backend, lambda w: self.inner(w, lam, seen), seen.data)
 
-    def step(self, state: Tree, lam: Tree, seen: tuple[Any, ...], t: int) -> Tree:
+    def step(self, state: Tree, lam: Tree, seen: Seen, t: int) -> Tree:
         """Return s_t = Φ_t(s_{t-1}, λ), where the inner objective has `seen` what it sees at t."""
         return plain(self.dynamics.step(self.slope(lam, seen), state, lam, t))
 
     def outer(self, w: Tree, lam: Tree, data: Any) -> Array:
         """Return E(w, λ)."""
         return self.problem.outer(w, lam, *_given(data))
+
+
+class Seen(NamedTuple):
+    """What a step sees.
+
+    Attributes:
+        by_inner: what the inner objective is given beside w and λ: a batch, the data or nothing.
+        data: the data of the run.
+    """
+
+    by_inner: tuple[Any, ...]
+    data: Any
 
 
 def _given(data: Any) -> tuple[Any, ...]:
@@ -89,6 +103,7 @@ class Slope:
 
     backend: Backend
     objective: Callable[[Tree], Array]
+    data: Any = None
     constant: bool = False
 
     def with_value(self, w: Tree) -> tuple[Array, Tree]:
@@ -102,7 +117,7 @@ class Slope:
 
     def held(self) -> Gradient:
         """Return the same numbers with no derivative."""
-        return Slope(self.backend, self.objective, constant=True)
+        return replace(self, constant=True)
 
 
 @final
@@ -111,6 +126,7 @@ class KnownGradient:
     """A gradient of which only the numbers are known (`Gradient`)."""
 
     find: Callable[[Tree], Tree]
+    data: Any = None
 
     def __call__(self, w: Tree) -> Tree:
         """Return the numbers at w."""
@@ -172,6 +188,13 @@ class Instance:
     def step(self, state: Tree, t: int) -> Tree:
         """Return s_t."""
         return self.flow.step(state, self.lam, self.flow.seen(t, self.data), t)
+
+
+def first_params(instance: Instance) -> Tree:
+    """Return w_0, which the inner objective takes."""
+    if is_nothing(instance.start):
+        return instance.flow.initial(instance.lam, instance.data)
+    return plain(instance.start)
 
 
 def start_state(instance: Instance) -> Tree:

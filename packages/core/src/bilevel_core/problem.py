@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from bilevel_core.types import Array, Tree
 
-__all__ = ["Problem"]
+__all__ = ["Passed", "Problem"]
+
+
+@final
+class Passed:
+    """What a problem was found good with (validation.py), for each dynamics.
+
+    Dynamics that are made of numbers are known by those again. Others, which may hold anything, are
+    not kept: what is remembered of them goes with them.
+    """
+
+    def __init__(self) -> None:
+        self._by_value: dict[Hashable, set[Hashable]] = {}
+        self._by_object: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+
+    def of(self, dynamics: Any) -> set[Hashable] | None:
+        """Return a set to remember in, or None where the dynamics cannot be found again."""
+        value = _value(dynamics)
+        if value is not None:
+            return self._by_value.setdefault(value, set())
+        try:
+            return self._by_object.setdefault(dynamics, set())
+        except TypeError:  # not hashable, or not to be held weakly
+            return None
+
+
+def _value(thing: Any) -> Hashable | None:
+    """Return what stands for a number, or for a dataclass made of them."""
+    if isinstance(thing, int | float | str | None):
+        return (type(thing), thing)
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return None
+    parts = tuple(_value(getattr(thing, part.name)) for part in fields(thing))
+    return None if None in parts else (type(thing), parts)
 
 
 @final
@@ -46,7 +79,4 @@ class Problem:
     outer: Callable[..., Array]
     init: Callable[..., Tree]
     batches: Callable[..., Any] | None = None
-    # What passed the checks (validation.py): by dynamics, for as long as those live.
-    passed: WeakKeyDictionary[Any, set[Any]] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
-    )
+    passed: Passed = field(default_factory=Passed, init=False, repr=False, compare=False)

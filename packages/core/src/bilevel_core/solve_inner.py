@@ -9,7 +9,7 @@ from bilevel_core.abstract import Dynamics, Engine
 from bilevel_core.arrays import zeros
 from bilevel_core.engines.reverse import Reverse
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Instance, KnownGradient
+from bilevel_core.flow import Instance, KnownGradient, first_params
 from bilevel_core.problem import Problem
 from bilevel_core.results import Solution
 from bilevel_core.types import Array, Tree
@@ -97,8 +97,9 @@ def solve_inner(
         flow, state = instance.flow, instance.flow.start(lam, start, data)
         if steps == 0:
             return state
-        held = KnownGradient(lambda w: zeros(w, backend))
-        loss = flow.inner(dynamics.params(state), lam, flow.seen(1, data))
+        held = KnownGradient(lambda w: zeros(w, backend), data)
+        here = replace(instance, lam=lam, start=start, data=data)
+        loss = flow.inner(first_params(here), lam, flow.seen(1, data))
         return loss, dynamics.step(held, state, lam, 1)
 
     return backend.differentiable(run, pull, probe, instance.lam, instance.start, data)

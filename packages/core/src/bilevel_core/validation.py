@@ -24,11 +24,11 @@ from bilevel_core.arrays import (
     signature,
     unit_tangents,
 )
-from bilevel_core.backends.find import backend_of
+from bilevel_core.backends.find import backend_of, other_leaf
 from bilevel_core.engines.direct import Direct
 from bilevel_core.engines.forward import Forward
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, start_state
+from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, first_params, start_state
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, ConvergenceError, DivergenceError, Result
 from bilevel_core.tree import is_nothing, leaves, map_leaves, named_leaves
@@ -43,8 +43,9 @@ ONCE = (Unrolled, Direct)
 """Engines that take every step once, so that it may draw at random (dropout)."""
 
 NO_DERIVATIVE = re.compile(
-    r"(?:derivative for (?:aten::)?|forward AD with )(\w+)|(\w+) .*not implemented"
+    r"(?:derivative for (?:aten::)?|forward AD with )(\w+)|(ZeroTensors) are immutable"
 )
+"""What torch says of an operation without a derivative; the last of `mse_loss`, in Forward."""
 
 
 def checked_instance(
@@ -76,34 +77,31 @@ def check_maps(instance: Instance, engine: Engine | None) -> None:
     may_draw = once and not backend.compiles
     shapes = tuple((path, signature(leaf)) for path, leaf in named_leaves(instance.lam))
     # What was looked at: numbers are not while they are traced.
-    key = (
-        *(backend, shapes, type(engine), may_draw),
-        backend.is_concrete((instance.lam, instance.start, instance.data)),
-        *(instance.steps > 0, instance.data is None, is_nothing(instance.start)),
-    )
-    passed = _passed(instance.flow)
-    if passed is not None and key in passed:
-        return
-    with backend.values_only():
-        _check_maps(instance, may_draw=may_draw)
-        if engine is not None and instance.steps > 0 and not backend.compiles:
-            _require_derivatives(instance, engine)
-    if passed is not None:
-        passed.add(key)
-
-
-def _passed(flow: Flow) -> set[Hashable] | None:
-    """Return what a problem was found good with, or None where there is no remembering it."""
-    try:
-        return flow.problem.passed.setdefault(flow.dynamics, set())
-    except TypeError:  # dynamics of the user's own that cannot be hashed, or not weakly held
-        return None
+    concrete = backend.is_concrete((instance.lam, instance.start, instance.data))
+    given = (instance.steps > 0, instance.data is None, is_nothing(instance.start))
+    looks: dict[Hashable, Callable[[], None]] = {
+        (backend, shapes, may_draw, concrete, given): lambda: _check_maps(
+            instance, may_draw=may_draw
+        )
+    }
+    if instance.steps > 0 and not backend.compiles and not isinstance(engine, Direct | None):
+        forward = isinstance(engine, Forward)
+        looks[backend, shapes, "forward" if forward else "second"] = lambda: _require_derivatives(
+            instance, type(engine).__name__, forward=forward
+        )
+    passed = instance.flow.problem.passed.of(instance.flow.dynamics)
+    for key, look in looks.items():
+        if passed is None or key not in passed:
+            with backend.values_only():
+                look()
+            if passed is not None:
+                passed.add(key)
 
 
 def _check_maps(instance: Instance, *, may_draw: bool) -> None:
     """Run the objectives and some steps, so that a mistake is named before the long run."""
     flow, backend, lam, data = instance.flow, instance.backend, instance.lam, instance.data
-    w = flow.initial(lam, data) if is_nothing(instance.start) else instance.start
+    w = first_params(instance)
     _require_floating(backend, w, "w_0 = init(λ)")
     start = flow.dynamics.init(w, lam)
     _require_numbers(backend, start, "state")
@@ -167,7 +165,7 @@ def refuse_unused(instance: Instance, grad: Tree) -> None:
     if not idle:
         return
     start = start_state(instance)
-    w = flow.dynamics.params(start)
+    w, first = flow.dynamics.params(start), backend.detach(first_params(instance))
 
     def step(lam: Tree, t: int) -> Tree:
         return flow.step(start, lam, flow.seen(t, data), t)
@@ -176,7 +174,7 @@ def refuse_unused(instance: Instance, grad: Tree) -> None:
         (
             lambda lam: flow.start(lam, instance.start, data),
             lambda lam: flow.outer(w, lam, data),
-            lambda lam: flow.inner(w, lam, flow.seen(1, data)),
+            lambda lam: flow.inner(first, lam, flow.seen(1, data)),
         ),
         (partial(step, t=t) for t in range(1, max(1, instance.steps) + 1)),
     )
@@ -222,14 +220,14 @@ def _require_repeatable(instance: Instance, start: Tree) -> None:
     √ε apart is not refused: on a GPU the same sum may be rounded otherwise each time.
     """
     flow, backend, lam = instance.flow, instance.backend, instance.lam
-    w, root = flow.dynamics.params(start), _root(start, backend)
+    w, root = first_params(instance), _root(start, backend)
 
     def slope() -> Tree:
         return backend.detach(flow.slope(lam, flow.seen(1, instance.data))(w))
 
     def moved(by: Tree) -> Tree:
         # A copy: dynamics may write into the gradient that they are given.
-        known = KnownGradient(lambda w: map_leaves(lambda _, leaf: leaf + 0, w, by))
+        known = KnownGradient(lambda w: map_leaves(lambda _, leaf: leaf + 0, w, by), instance.data)
         return backend.detach(flow.dynamics.step(known, start, lam, 1))
 
     found = slope()
@@ -280,7 +278,7 @@ def _require_traceable(instance: Instance, start: Tree) -> None:
         )
 
 
-def _require_derivatives(instance: Instance, engine: Engine) -> None:
+def _require_derivatives(instance: Instance, engine: str, *, forward: bool) -> None:
     """Refuse an operation whose derivative the engine needs and the framework does not have."""
     flow, backend, lam = instance.flow, instance.backend, instance.lam
     start, seen = start_state(instance), flow.seen(1, instance.data)
@@ -288,23 +286,22 @@ def _require_derivatives(instance: Instance, engine: Engine) -> None:
     def step(state: Tree, lam: Tree) -> Tree:
         return flow.step(state, lam, seen, 1)
 
-    forward = isinstance(engine, Forward)
     try:
         if forward:
             inputs = (start, lam)
             backend.jvps(step, inputs, unit_tangents(inputs, 0, 1, backend))
-        elif not isinstance(engine, Direct):
+        else:
             moved, pull_back = backend.vjp(step, start, lam)
             pull_back(backend.detach(moved))
     except (RuntimeError, NotImplementedError) as error:
         found = NO_DERIVATIVE.search(str(error))
         if found is None:
             raise
-        name = (found[1] or found[2]).removesuffix("_backward")
+        name = (found[1] or "an operation of the objective").removesuffix("_backward")
         remedy = "take Reverse" if forward else "Direct and FirstOrder do without"
         raise ValueError(
             f"{name} has no {'forward' if forward else 'second'} derivative in "
-            f"{framework(backend)}, which {type(engine).__name__} needs: write it in simpler "
+            f"{framework(backend)}, which {engine} needs: write it in simpler "
             "operations (((a - b) ** 2).mean() for mse_loss; for attention, "
             f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or {remedy}"
         ) from error
@@ -337,11 +334,12 @@ def _require_numbers(backend: Backend, tree: Tree, name: str) -> None:
 
 
 def _require_owned(backend: Backend, leaf: Any, path: str) -> None:
-    if not backend.owns(leaf):
-        raise TypeError(
-            f"{path} is a {type(leaf).__name__}, but λ is made of {framework(backend)} arrays: "
-            "make it a floating-point array of that framework"
-        )
+    if backend.owns(leaf):
+        return
+    remedy = other_leaf(leaf) or "make it a floating-point array of that framework"
+    raise TypeError(
+        f"{path} is a {type(leaf).__name__}, but λ is made of {framework(backend)} arrays: {remedy}"
+    )
 
 
 def _require_floating(backend: Backend, tree: Tree, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from bilevel_models import heads
 from bilevel_models.allocator import keep_freed_memory
+from bilevel_models.backbone import Backbone
 from bilevel_models.backbones.conv_net import ConvNet, c4l, omniglot_net
 from bilevel_models.backbones.paper_resnet import ResidualNet, rn
 from bilevel_models.backbones.recomputed import differentiable_twice
@@ -11,7 +12,7 @@ from bilevel_models.encoder import Encoder, as_images
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
 from bilevel_models.pretrained.card import Card
 from bilevel_models.pretrained.weights import list_pretrained, pretrained_card, pretrained_weights
-from bilevel_models.registry import Backbone, create_model, list_models, register_model
+from bilevel_models.registry import create_model, list_models, register_model
 
 __all__ = [
     "EACH_SET",

@@ -1,17 +1,27 @@
-"""What a backbone of somebody's own must be, checked before anything rests on it."""
+"""What a backbone is, and the checks of one of somebody's own before anything rests on it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from bilevel_models.normalization import EACH_SET
+from bilevel_models.normalization import EACH_SET, Statistics
 
-__all__ = ["check_backbone", "check_layers"]
+__all__ = ["Backbone", "check_backbone", "check_layers"]
+
+
+class Backbone(Protocol):
+    """A network h: images (n, channels, height, width) in [0, 1] to features (n, dim)."""
+
+    dim: int
+
+    def __call__(self, images: Tensor, statistics: Statistics = ...) -> Tensor:
+        """Return the features, normalised with the statistics asked for."""
+        ...
 
 
 def check_layers(backbone: nn.Module) -> None:
@@ -44,7 +54,7 @@ def check_backbone(name: str, backbone: object, options: dict[str, Any]) -> None
         options: with `channels` and `image_size`; without them no image is passed.
 
     Raises:
-        ValueError: so it is.
+        ValueError: it has no `dim`, other features than that, or layers that may not be there.
     """
     if not isinstance(backbone, nn.Module):
         kind = type(backbone).__name__

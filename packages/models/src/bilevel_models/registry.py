@@ -5,29 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bilevel_models.backbone import check_backbone
 from bilevel_models.backbones.conv_net import c4l, omniglot_net
 from bilevel_models.backbones.paper_resnet import rn
 from bilevel_models.backbones.resnet12 import resnet12
 from bilevel_models.backbones.torchvision import torchvision_backbone
-from bilevel_models.normalization import Statistics
 from bilevel_models.pretrained.weights import pretrained_card, pretrained_weights
 
-__all__ = ["Backbone", "create_model", "list_models", "register_model"]
-
-
-class Backbone(Protocol):
-    """A network h: images (n, channels, height, width) in [0, 1] to features (n, dim)."""
-
-    dim: int
-
-    def __call__(self, images: Tensor, statistics: Statistics = ...) -> Tensor:
-        """Return the features, normalised with the statistics asked for."""
-        ...
+__all__ = ["create_model", "list_models", "register_model"]
 
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import BLUE, CLASS_COLOURS, GREEN, INK, VERMILLION, new_figure
+from bilevel_apps.drawing.style import (
+    BLUE,
+    CLASS_COLOURS,
+    GREEN,
+    INK,
+    VERMILLION,
+    new_figure,
+    tidy_axes,
+)
 from bilevel_apps.paper.effect_of_t.study import Study
 
 if TYPE_CHECKING:
@@ -56,7 +63,7 @@ def beside_curves(
     _draw_curves(left, study, figure, factor)
     left.set_ylabel(axis)
     draw(right, study)
-    tidy(left, right)
+    tidy_axes(left, right)
     picture.legend(
         *left.get_legend_handles_labels(),
         frameon=False,

@@ -6,8 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import BLUE, INK, VERMILLION, new_figure
+from bilevel_apps.drawing.style import BLUE, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS
 from bilevel_apps.paper.effect_of_t.study import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.harness.cache import Work
@@ -157,7 +156,7 @@ def _draw(found: Study) -> Figure:
         axes.set_xticks(steps, list(STEPS))
         axes.set_xticks([], minor=True)
         axes.set_xlabel("T, inner steps")
-    tidy(left, right)
+    tidy_axes(left, right)
     figure.legend(frameon=False, fontsize=9, ncols=3, loc="outside upper center")
     return figure
 

@@ -49,7 +49,7 @@ def check_options(item: Item, request: Request) -> None:
     """Refuse options that mean nothing to the item, before any work.
 
     Raises:
-        InputError: so it is.
+        InputError: an option that the item does not take.
     """
     unknown = [cell for cell in request.only if cell not in item.cells]
     if unknown:

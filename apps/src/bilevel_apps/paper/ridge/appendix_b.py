@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure
+from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.harness.summary import Spread, spread
@@ -331,7 +330,7 @@ def _draw(parts: Sequence[Part]) -> Figure:
     _draw_one(axes[0], parts[0].result)
     _draw_cost(axes[1], parts)
     _draw_many(axes[2], parts[0].result)
-    tidy(*axes)
+    tidy_axes(*axes)
     return figure
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure
+from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
 from bilevel_apps.paper.harness.summary import Spread, spread
@@ -267,7 +266,7 @@ def _draw(parts: Sequence[Part]) -> Figure:
     for axes in (left, right):
         axes.set_xticks(range(len(PAPER)), list(PAPER))
         axes.set_xlabel("T, inner steps")
-    tidy(left, right)
+    tidy_axes(left, right)
     return figure
 
 

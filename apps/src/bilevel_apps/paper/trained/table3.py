@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure
+from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
@@ -433,7 +432,7 @@ def _draw(parts: Named) -> Figure:
     axes.set_yticks(list(places), [row["cell"] for row in rows])
     axes.set_xlabel("accuracy, %")
     axes.grid(axis="x", alpha=0.3)
-    tidy(axes)
+    tidy_axes(axes)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 

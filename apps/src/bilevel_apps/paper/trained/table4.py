@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bilevel_apps.config import Config, load_preset, parse_config, with_settings
-from bilevel_apps.drawing.panels import tidy
-from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure
+from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
@@ -89,10 +88,11 @@ def run(work: Work) -> Report:
 
 
 DIFFERS = (
-    "All rows have the same budget of compute. A hyper-iteration of Classic-train passes its "
-    "mini-batch T times through the backbone and takes T outer steps, and it gets 1/T of the "
-    "hyper-iterations. The network of Multiclass has twice the filters, about four times the work "
-    "an image, and it gets a quarter of the images. The paper gives no lengths.",
+    "All rows have the same budget of compute, and the same number of outer steps. "
+    "A hyper-iteration of Classic-train passes its mini-batch T times through the backbone and "
+    "takes T outer steps, and it gets 1/T of the hyper-iterations. The network of Multiclass has "
+    "twice the filters, about four times the work an image, and it gets a quarter of the images. "
+    "The paper gives no lengths.",
     "Where `train.minutes` ends the runs, the rows have the same time, and not the same number of "
     "images.",
     "The paper's accuracies are on the test classes of mini-ImageNet. The split that ours are on "
@@ -195,11 +195,18 @@ def _row(name: str, part: Part) -> Row:
         "normalisation": found["norm"],
         "T": found["steps"],
         "hyper-iterations": found.get("hyper_iterations"),
+        "outer steps": _outer_steps(name, found),
         "chosen at": found["checkpoint_step"],
         "seconds of training": found.get("trained_seconds"),
         "seed": found["trained_seed"],
         "checkpoint": found["checkpoint_sha256"][:12],
     }
+
+
+def _outer_steps(name: str, found: Mapping[str, Any]) -> int | None:
+    """Return how often the weights were moved: T times a hyper-iteration by Classic-train."""
+    done: int | None = found.get("hyper_iterations")
+    return done and done * (found["trained_inner_steps"] if name == CLASSIC else 1)
 
 
 def _curve(name: str, part: Part) -> list[Row]:
@@ -247,7 +254,7 @@ def _draw(parts: Named) -> Figure:
     else:
         right = figure.subplots()
     _draw_accuracies(right, parts)
-    tidy(*figure.axes)
+    tidy_axes(*figure.axes)
     return figure
 
 

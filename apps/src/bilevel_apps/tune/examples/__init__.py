@@ -1,1 +1,1 @@
-"""Problems on real data that installs with scikit-learn, one a file."""
+"""Problems on real data that installs with scikit-learn, one per file."""

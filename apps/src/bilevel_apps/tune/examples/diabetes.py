@@ -28,9 +28,8 @@ from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler  # type: ignore[import-untyped]
 from torch import Tensor
 
-from bilevel_apps.drawing.style import BLUE, GREEN, INK
+from bilevel_apps.drawing.style import BLUE, GREEN, INK, tidy_axes
 from bilevel_apps.tune import Figures, Record, Tuning
-from bilevel_apps.tune.picture import plain
 from bilevel_core import Exact, Nesterov, Positive, Problem
 
 if TYPE_CHECKING:
@@ -183,4 +182,4 @@ def _draw(names: list[str], figure: SubFigure, lam: Tensor, records: Sequence[Re
     axes.invert_yaxis()
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("penalty", color=INK)
-    plain(axes)
+    tidy_axes(axes)

@@ -26,9 +26,8 @@ from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyp
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bilevel_apps.drawing.style import BLUE, GREEN, INK
+from bilevel_apps.drawing.style import BLUE, GREEN, INK, tidy_axes
 from bilevel_apps.tune import Figures, Record, Tuning
-from bilevel_apps.tune.picture import plain
 from bilevel_core import HeavyBall, Interval, Problem, Unrolled
 
 if TYPE_CHECKING:
@@ -180,4 +179,4 @@ def _draw(
     axes.set_xlabel("weight", color=INK)
     axes.set_ylabel("training examples", color=INK)
     axes.legend(frameon=False)
-    plain(axes)
+    tidy_axes(axes)

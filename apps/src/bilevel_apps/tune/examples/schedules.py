@@ -24,9 +24,8 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bilevel_apps.drawing.style import BLUE, GREEN, INK
+from bilevel_apps.drawing.style import BLUE, GREEN, INK, tidy_axes
 from bilevel_apps.tune import Figures, Record, Tuning
-from bilevel_apps.tune.picture import plain
 from bilevel_core import HeavyBall, Interval, Positive, Problem, solve_inner
 
 if TYPE_CHECKING:
@@ -189,5 +188,5 @@ def _draw(figure: SubFigure, lam: Numbers, records: Sequence[Record]) -> None:
         values = [record.lam[name] for record in records if record.lam is not None]
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6)
         axes.set_ylabel("learning rate" if name == "rate" else name, color=INK)
-        plain(axes)
+        tidy_axes(axes)
     panels[-1].set_xlabel("update", color=INK)

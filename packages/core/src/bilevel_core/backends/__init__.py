@@ -1,1 +1,1 @@
-"""Adapters of array frameworks, one a file; none is imported before its arrays are in use."""
+"""Adapters of array frameworks, one per file; none is imported before its arrays are in use."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 
 from bilevel_core.abstract import Backend
 from bilevel_core.arrays import framework
 from bilevel_core.tree import named_leaves
 from bilevel_core.types import Tree
 
-__all__ = ["backend_of"]
+__all__ = ["backend_of", "other_leaf"]
 
 
 def _torch() -> Backend:
@@ -59,6 +61,23 @@ def backend_of(tree: Tree, name: str) -> Backend:
     return found
 
 
+def other_leaf(leaf: object) -> str:
+    """Return what to do about a leaf that is nothing, or a tree of another kind; else nothing."""
+    if leaf is None:
+        return (
+            "leave it out, as in {k: v for k, v in tree.items() if v is not None}, or split the "
+            "tree first (equinox.partition)"
+        )
+    if hasattr(leaf, "to_dict"):
+        return "give its to_dict()"
+    if is_dataclass(leaf) or hasattr(type(leaf), "tree_flatten") or isinstance(leaf, Mapping):
+        return (
+            "give plain dicts, lists and tuples: dict(…), dataclasses.asdict(…), flax.core.unfreeze"
+            "(…), or the list of jax.tree.flatten(…) with jax.tree.unflatten in the objectives"
+        )
+    return ""
+
+
 def _refusal(path: str, leaf: object) -> str:
     kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
     expected = " or ".join(f"{name} arrays" for name in MAKERS)
@@ -71,4 +90,6 @@ def _refusal(path: str, leaf: object) -> str:
             f"{message}; of a network give dict(net.named_parameters()), and call it with "
             "torch.func.functional_call"
         )
+    if remedy := other_leaf(leaf):
+        return f"{message}; {remedy}"
     return f"{message}; convert it, for instance with torch.as_tensor(…, dtype=torch.float64)"

@@ -281,8 +281,8 @@ class JaxBackend:
         """Return the value and the batched products of `jax.jvp` under `vmap`."""
 
         def along(*tangent: Tree) -> tuple[Tree, Tree]:
-            value, derivative = jax.jvp(function, primals, tangent)
-            return value, derivative
+            value, derivative = jax.jvp(function, primals, _cotangent(primals, tangent))
+            return value, _filled(derivative, value)
 
         value, derivatives = jax.vmap(along, out_axes=(None, 0))(*tangents)
         return value, derivatives

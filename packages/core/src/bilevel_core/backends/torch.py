@@ -190,6 +190,28 @@ def _autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
     return lambda: torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
 
 
+def _jvp(
+    function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
+) -> tuple[Tree, Tree]:
+    """Return function(*primals) and its derivative; whole numbers have none, and are carried."""
+    floats = [leaf for leaf in leaves(primals) if leaf.is_floating_point()]
+
+    def of_floats(*given: torch.Tensor) -> tuple[list[torch.Tensor], Tree]:
+        rest = iter(given)
+        merged = [next(rest) if x.is_floating_point() else x for x in leaves(primals)]
+        value = function(*rebuild(primals, merged))
+        return [y for y in leaves(value) if y.is_floating_point()], value
+
+    along = [
+        d for x, d in zip(leaves(primals), leaves(tangents), strict=True) if x.is_floating_point()
+    ]
+    triple: Any = torch.func.jvp(of_floats, tuple(floats), tuple(along), has_aux=True)
+    _, found, value = triple
+    rest = iter(found)
+    flat = [next(rest) if y.is_floating_point() else torch.zeros_like(y) for y in leaves(value)]
+    return value, rebuild(value, flat)
+
+
 @final
 @dataclass(frozen=True)
 class TorchBackend:
@@ -293,8 +315,7 @@ class TorchBackend:
         """Return the value and the batched products of `torch.func.jvp` under `vmap`."""
 
         def along(*tangent: Tree) -> tuple[Tree, Tree]:
-            pair = torch.func.jvp(function, primals, tangent)
-            return pair[0], pair[1]
+            return _jvp(function, primals, tangent)
 
         if _in_transform():
             # A vmap within a vmap cannot leave out an output's axis: the first row will do.

@@ -1,4 +1,4 @@
-"""Inner optimisers, one a file."""
+"""Inner optimisers, one per file."""
 
 from bilevel_core.dynamics.adam import Adam
 from bilevel_core.dynamics.custom import Custom
@@ -7,6 +7,7 @@ from bilevel_core.dynamics.gradient_descent import GradientDescent
 from bilevel_core.dynamics.heavy_ball import HeavyBall
 from bilevel_core.dynamics.nesterov import Nesterov
 from bilevel_core.dynamics.projected_gradient import ProjectedGradient
+from bilevel_core.dynamics.transformation import Transformation
 
 __all__ = [
     "Adam",
@@ -16,4 +17,5 @@ __all__ = [
     "HeavyBall",
     "Nesterov",
     "ProjectedGradient",
+    "Transformation",
 ]

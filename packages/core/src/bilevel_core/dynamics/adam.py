@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.dynamics.coefficient import Coefficient, spread
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
@@ -51,7 +51,7 @@ class Adam:
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return the next w and moments."""
         w = state["w"]
-        eta, b1, b2 = (spread(c, lam, t, w) for c in (self.step_size, self.beta1, self.beta2))
+        eta, b1, b2 = (broadcast(c, lam, t, w) for c in (self.step_size, self.beta1, self.beta2))
         g = gradient(w)
         first = map_leaves(lambda m, g, b: b * m + (1 - b) * g, state["first"], g, b1)
         second = map_leaves(lambda v, g, b: b * v + (1 - b) * g**2, state["second"], g, b2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from bilevel_core.tree import map_leaves
+from bilevel_core.tree import map_leaves, named_leaves
 from bilevel_core.types import Tree
 
-__all__ = ["Coefficient", "spread"]
+__all__ = ["Coefficient", "broadcast"]
 
 Coefficient: TypeAlias = float | Callable[[Tree, int], Tree]
 """A number, or a function `(lam, t)` of λ and the step t ≥ 1 that returns one of
@@ -19,9 +19,22 @@ Coefficient: TypeAlias = float | Callable[[Tree, int], Tree]
 """
 
 
-def spread(coefficient: Coefficient, lam: Tree, t: int, w: Tree) -> Tree:
-    """Return the coefficient's value at step t for every leaf of w."""
+def broadcast(coefficient: Coefficient, lam: Tree, t: int, w: Tree) -> Tree:
+    """Return the coefficient's value at step t for every leaf of w.
+
+    Raises:
+        ValueError: it is a tree of another shape than w.
+    """
     value = coefficient(lam, t) if callable(coefficient) else coefficient
-    if isinstance(value, dict | list | tuple):
-        return value
-    return map_leaves(lambda _: value, w)
+    if not isinstance(value, dict | list | tuple):
+        return map_leaves(lambda _: value, w)
+    found, expected = (dict(named_leaves(tree, "w")) for tree in (value, w))
+    if found.keys() != expected.keys():
+        missing, other = expected.keys() - found.keys(), found.keys() - expected.keys()
+        raise ValueError(
+            f"a step size or another coefficient is a tree with nothing for "
+            f"{', '.join(sorted(missing)) or 'no leaf'} and with "
+            f"{', '.join(sorted(other)) or 'nothing'} that w does not have: give one value for "
+            "each leaf of w, or a single one"
+        )
+    return value

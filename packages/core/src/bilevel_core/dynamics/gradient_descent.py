@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.dynamics.coefficient import Coefficient, spread
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
@@ -36,7 +36,7 @@ class GradientDescent:
 
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return w - η ∇L(w)."""
-        eta = spread(self.step_size, lam, t, state)
+        eta = broadcast(self.step_size, lam, t, state)
         return map_leaves(lambda w, g, e: w - e * g, state, gradient(state), eta)
 
     def params(self, state: Tree) -> Tree:

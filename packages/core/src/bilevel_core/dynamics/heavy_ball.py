@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.dynamics.coefficient import Coefficient, spread
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
@@ -39,7 +39,7 @@ class HeavyBall:
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return the next w and velocity."""
         w = state["w"]
-        eta, mu = spread(self.step_size, lam, t, w), spread(self.momentum, lam, t, w)
+        eta, mu = broadcast(self.step_size, lam, t, w), broadcast(self.momentum, lam, t, w)
         v = map_leaves(lambda v, g, m: m * v + g, state["velocity"], gradient(w), mu)
         return {"w": map_leaves(lambda w, v, e: w - e * v, w, v, eta), "velocity": v}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.dynamics.coefficient import Coefficient, spread
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
@@ -40,7 +40,7 @@ class Nesterov:
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return the next w beside the present one."""
         w, before = state["w"], state["before"]
-        eta, mu = spread(self.step_size, lam, t, w), spread(self.momentum, lam, t, w)
+        eta, mu = broadcast(self.step_size, lam, t, w), broadcast(self.momentum, lam, t, w)
         ahead = map_leaves(lambda w, b, m: w + m * (w - b), w, before, mu)
         moved = map_leaves(lambda u, g, e: u - e * g, ahead, gradient(ahead), eta)
         return {"w": moved, "before": w}

@@ -1,4 +1,4 @@
-"""Hypergradient engines, one a file."""
+"""Hypergradient engines, one per file."""
 
 from bilevel_core.engines.checkpointed import Checkpointed
 from bilevel_core.engines.direct import Direct

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import final
 
 from bilevel_core.abstract import Backend, LinearSolver
 from bilevel_core.arrays import distance, epsilon, norm, zeros
 from bilevel_core.divergence import diagnose
-from bilevel_core.flow import Instance, run_ends
+from bilevel_core.flow import Instance, Seen, run_ends
 from bilevel_core.linear.conjugate_gradient import ConjugateGradient
+from bilevel_core.linear.dense import Dense
 from bilevel_core.results import Code, Pulled, Result, Solution
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
@@ -37,7 +39,8 @@ class Implicit:
             machine epsilon and ‖H‖ an estimate of ‖∇²_w L‖: rounding leaves about as much, where
             weights are of the size of 1. None accepts any.
 
-    A failed check is the result `NOT_STATIONARY` or `NOT_SOLVED`.
+    A failed check is the result `NOT_STATIONARY` or `NOT_SOLVED`. Where the problem has batches,
+    every product sees the next one after those of the run; then both checks must be left out.
 
     Cost: T steps forward, a Hessian-vector product for every product of the solver and one for the
     check of its solution, and the inner gradient at both ends (four more products where the second
@@ -45,10 +48,12 @@ class Implicit:
     on the run, the solver's vectors and a graph of the inner gradient, whatever T is.
 
     Raises:
-        ValueError: `tolerance` or `stationarity` is not above 0, or the problem has batches.
+        ValueError: `tolerance` or `stationarity` is not above 0; or the problem has batches, and
+            there are checks or a solver that needs one operator.
 
     Source: Hyperparameter Optimization with Approximate Gradient (Pedregosa, 2016), Eq. 2 and
-    Algorithm 1.
+    Algorithm 1; with batches, Convergence Properties of Stochastic Hypergradients (Grazzi, Pontil,
+    Salzo, 2021).
     """
 
     solver: LinearSolver = field(default_factory=ConjugateGradient)
@@ -64,11 +69,7 @@ class Implicit:
     def run(self, instance: Instance, *, keep: bool) -> Solution:
         """Run all T steps."""
         del keep
-        if instance.flow.problem.batches is not None:
-            raise ValueError(
-                "Implicit differentiates the whole inner objective, but the problem has batches: "
-                "give a problem without, and stochastic dynamics as Custom, or use Reverse"
-            )
+        self._refuse_batches(instance)
         ends = run_ends(instance)
         w_0 = instance.flow.dynamics.params(ends[0][0])
         return Solution(state=ends[1][-1], memory=(w_0,), result=diagnose(instance, ends))
@@ -76,15 +77,21 @@ class Implicit:
     def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
         """Solve the system at w_T, and judge w_T and the solution."""
         flow, backend = instance.flow, instance.backend
-        w, seen = flow.dynamics.params(solution.state), flow.seen(1, instance.data)
+        w, later = flow.dynamics.params(solution.state), count(instance.steps + 1)
 
-        def slope(w: Tree, lam: Tree) -> Tree:
+        def slope(w: Tree, lam: Tree, seen: Seen) -> Tree:
             return flow.slope(lam, seen)(w)
 
-        slope_w, pull_slope = backend.vjp(slope, w, instance.lam)
+        def at_w() -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
+            seen = flow.seen(next(later), instance.data)
+            return backend.vjp(slope, w, instance.lam, fixed=(seen,))
+
+        slope_w, pull_slope = at_w()
 
         def hessian(v: Tree) -> Tree:
-            return backend.detach(pull_slope(v)[0])
+            # Of a stochastic objective each product sees a batch of its own.
+            pull = pull_slope if flow.problem.batches is None else at_w()[1]
+            return backend.detach(pull(v)[0])
 
         guess = {} if instance.guess is None else {"guess": instance.guess}
         v = self.solver(hessian, cotangent, backend, symmetric=True, **guess)
@@ -92,7 +99,8 @@ class Implicit:
         result = Result()
         if self.stationarity is not None:
             (w_0,) = solution.memory
-            first, last = (norm(g, backend) for g in (slope(w_0, instance.lam), slope_w))
+            slope_0 = slope(w_0, instance.lam, flow.seen(1, instance.data))
+            first, last = norm(slope_0, backend), norm(slope_w, backend)
             result = _judge_stationarity(backend, hessian, first, last, w, self.stationarity)
         if result.code is Code.SUCCESS:
             result = _judge_solution(backend, hessian, v, cotangent, self.tolerance)
@@ -102,6 +110,22 @@ class Implicit:
             result=result,
             guess=v,
         )
+
+    def _refuse_batches(self, instance: Instance) -> None:
+        """Refuse checks that a stochastic objective cannot pass, and solvers that need one."""
+        if instance.flow.problem.batches is None:
+            return
+        if self.tolerance is not None or self.stationarity is not None:
+            raise ValueError(
+                "Implicit judges w_T and its system by the whole inner objective, but the problem "
+                "has batches: give a problem without, use Reverse, or accept the stochastic method "
+                "with tolerance=None and stationarity=None"
+            )
+        if isinstance(self.solver, ConjugateGradient | Dense):
+            raise ValueError(  # noqa: TRY004  (another solver, and not another type)
+                f"{type(self.solver).__name__} needs the same operator in every product, and with "
+                "batches each product has another one: take FixedPoint or Neumann"
+            )
 
 
 def _judge_stationarity(

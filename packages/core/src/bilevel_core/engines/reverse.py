@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import final
 
 from bilevel_core.divergence import diagnose
@@ -22,6 +22,10 @@ class Reverse:
     No graph spans two steps: each step is run again from its stored state on the way back, so
     memory holds states and not graphs.
 
+    Attributes:
+        slack: memory for kept graphs, which former versions had; no graph is kept, and only 0 is
+            accepted.
+
     Cost: memory of T + 1 states and a step's graph; time of T steps forward, and of T steps run
     again and differentiated, whatever the size of λ.
 
@@ -29,6 +33,15 @@ class Reverse:
     Frasconi, Pontil, 2017), Algorithm 1; Bilevel Programming for Hyperparameter Optimization and
     Meta-Learning (Franceschi et al., 2018), Algorithm 1.
     """
+
+    slack: InitVar[float] = 0.0
+
+    def __post_init__(self, slack: float) -> None:
+        if slack != 0:
+            raise ValueError(
+                f"slack must be 0, found {slack}: Reverse keeps no graphs any more; take Unrolled "
+                "where there is memory for them"
+            )
 
     def run(self, instance: Instance, *, keep: bool) -> Solution:
         """Run all T steps and store the states."""

@@ -1,4 +1,4 @@
-"""Solvers of linear systems that are known by their products, one a file."""
+"""Solvers of linear systems that are known by their products, one per file."""
 
 from bilevel_core.linear.conjugate_gradient import ConjugateGradient
 from bilevel_core.linear.dense import Dense

@@ -8,7 +8,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from bilevel_models import EACH_SET, Statistics
+from bilevel_models.normalization import EACH_SET, Statistics
 
 __all__ = ["LinearOutputs", "LinearOutputsOfSets", "with_linear_outputs"]
 

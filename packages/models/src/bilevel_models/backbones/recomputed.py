@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from bilevel_models.heads.checks import refuse_second_derivatives
+from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.normalization import OffsetNorm2d, Statistics
 
 __all__ = [

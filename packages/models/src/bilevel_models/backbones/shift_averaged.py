@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_models import EACH_SET, Statistics
+from bilevel_models.normalization import EACH_SET, Statistics
 
 __all__ = ["ShiftAveraged"]
 

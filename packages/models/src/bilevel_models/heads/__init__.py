@@ -1,4 +1,4 @@
-"""Linear classifiers on features, one an episode, all of a meta-batch at once.
+"""Linear classifiers on features, one per episode, all of a meta-batch at once.
 
 A head is a dict {"weight": (batch, dim, way), "bias": (batch, 1, way)}: the inner variable w of a
 hyper-representation. One that was trained on s h carries s as its "scale": `logits(head, h)` is all

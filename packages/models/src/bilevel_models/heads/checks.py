@@ -17,7 +17,6 @@ __all__ = [
     "check_sets",
     "check_steps",
     "positive",
-    "refuse_second_derivatives",
     "scalar",
 ]
 
@@ -103,22 +102,6 @@ def check_steps(steps: int) -> None:
         raise TypeError(f"steps must be an int, found {steps!r}: give T as a whole number")
     if steps < 0:
         raise ValueError(f"steps must be at least 0, found {steps}: 0 leaves the heads untrained")
-
-
-def refuse_second_derivatives(
-    what: str = "a head of descend or closed_form",
-    instead: str = "use ridge, or run plain steps on zeros, logits and cross_entropy",
-) -> None:
-    """Refuse a backward pass that is recorded: autograd would leave its own steps out of the graph.
-
-    `torch.autograd.function.once_differentiable` does not notice where `torch.autograd.grad` is
-    asked for chosen inputs, and the second derivative would be silently wrong.
-    """
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            f"a gradient was asked for with create_graph=True, but {what} can be differentiated "
-            f"only once: leave create_graph out, or {instead}"
-        )
 
 
 def scalar(value: Tensor | float, name: str, like: Tensor) -> Tensor:

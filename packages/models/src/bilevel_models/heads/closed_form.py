@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.heads.autocast import precise, without_autocast
 from bilevel_models.heads.checks import (
     HeadDivergenceError,
     check_finite,
     check_sets,
     check_steps,
-    refuse_second_derivatives,
     scalar,
 )
 from bilevel_models.heads.dual import Form, normal_equations

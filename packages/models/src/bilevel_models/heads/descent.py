@@ -8,12 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.heads.autocast import precise
 from bilevel_models.heads.checks import (
     check_initial,
     check_sets,
     check_steps,
-    refuse_second_derivatives,
     scalar,
 )
 from bilevel_models.heads.dual import (

@@ -29,8 +29,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.heads.autocast import without_autocast
-from bilevel_models.heads.checks import check_run, refuse_second_derivatives
+from bilevel_models.heads.checks import check_run
 from bilevel_models.heads.losses import Loss
 
 __all__ = ["Adjoint", "Kind", "Record", "Run", "adjoint", "descend_run", "final_state", "gradients"]

@@ -9,10 +9,10 @@ from typing import Any, final
 
 from bilevel_core.abstract import Backend
 from bilevel_core.arrays import distance, entries, epsilon, from_entries, norm, zeros
-from bilevel_core.flow import Flow, Instance
+from bilevel_core.flow import Flow, Instance, first_params
 from bilevel_core.linear.dense import matrix_of
 from bilevel_core.results import DivergenceError
-from bilevel_core.tree import add, is_nothing, leaves, map_leaves, plain, rebuild
+from bilevel_core.tree import add, leaves, map_leaves, rebuild
 from bilevel_core.types import Array, Tree
 
 __all__ = ["Expansion", "expand", "pull_expansion", "refuse_batches", "refuse_other"]
@@ -54,7 +54,7 @@ def expand(instance: Instance, engine: str) -> Expansion:
     Cost: n Hessian-vector products for n parameters, and memory of n² numbers.
     """
     backend = instance.backend
-    start = backend.detach(_first(instance))
+    start = backend.detach(first_params(instance))
     slope, pull_back = backend.vjp(_slope(instance), start)
     slope = map_leaves(lambda _, leaf: leaf, start, backend.detach(slope))
     hessian = matrix_of(lambda v: backend.detach(pull_back(v)[0]), start, backend)
@@ -64,13 +64,6 @@ def expand(instance: Instance, engine: str) -> Expansion:
             "by zero or a logarithm of zero in it"
         )
     return Expansion(engine=engine, start=start, slope=slope, hessian=hessian)
-
-
-def _first(instance: Instance) -> Tree:
-    """Return w_0."""
-    if is_nothing(instance.start):
-        return instance.flow.initial(instance.lam, instance.data)
-    return plain(instance.start)
 
 
 def _slope(instance: Instance) -> Callable[[Tree], Tree]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.backbones.fused.first_layer import Moments, Patches, normalising_maps, rectified
 from bilevel_models.backbones.fused.im2col import weight_gradient
-from bilevel_models.heads.checks import refuse_second_derivatives
 
 __all__ = ["Plan", "block", "channels_last"]
 

@@ -19,8 +19,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.backbones.fused.im2col import windows
-from bilevel_models.heads.checks import refuse_second_derivatives
 
 __all__ = ["Moments", "Patches", "normalising_maps", "rectified"]
 
