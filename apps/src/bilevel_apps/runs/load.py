@@ -79,7 +79,7 @@ class TrainedRun:
             return self
         if not isinstance(self.task, HeadLearner):
             raise InputError(
-                f"--shifts {pixels}: method={self.config.method} moves the whole network, which has "
+                f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
                 "no features to average: leave it out"
             )
         return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)

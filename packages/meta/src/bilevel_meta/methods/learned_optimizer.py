@@ -149,6 +149,10 @@ class _OfWeights:
     gradient: Gradient
     state: dict[str, Any]
 
+    @property
+    def data(self) -> Any:
+        return self.gradient.data
+
     def __call__(self, w: Weights) -> Weights:
         return self.with_value(w)[1]
 
