@@ -89,6 +89,7 @@ def settings(store):
         "data": str(store),
         "episode": {"way": 5, "shot": 1, "query": 3},
         "model": {"filters": 4},
+        "inner": {"steps": 5},
         "train": {
             "steps": 6,
             "meta_batch": 2,

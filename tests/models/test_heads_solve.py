@@ -180,7 +180,7 @@ def test_the_running_mean_follows_episode_after_episode():
     solver.track(h)
     expected = torch.zeros(5, dtype=torch.float64)
     for episode in h.detach():
-        expected = 0.99 * expected + 0.01 * episode.mean(0)
+        expected = 0.9 * expected + 0.1 * episode.mean(0)
     assert torch.allclose(solver.running_mean, expected, rtol=1e-12)
     assert not solver.running_mean.requires_grad
 

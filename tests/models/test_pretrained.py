@@ -17,6 +17,7 @@ from bilevel_models import (
     create_model,
     list_pretrained,
     pretrained_card,
+    pretrained_head,
     pretrained_weights,
 )
 from bilevel_models.pretrained import weights as pretrained
@@ -49,6 +50,7 @@ def card_of(tag, content, **changes):
         "steps": 5,
         "step_size": 0.1,
         "scale": 10.0,
+        "head": None,
         "accuracy": (
             {
                 "split": "test",
@@ -123,6 +125,25 @@ def test_a_card_reads_back_as_it_was_written(shelf):
     assert pretrained_weights(second).keys() == weights().keys()
 
 
+def test_a_card_brings_what_fits_heads(shelf):
+    mean = torch.linspace(-1, 1, 4)
+    content = safetensors.torch.save(weights() | {"head.running_mean": mean})
+    numbers = {"shrinkage": 0.5, "temperature": 30.0, "decay": 0.01}
+    shelf("tiny", content, head=numbers)
+    solver = pretrained_head(pretrained_card("tiny"))
+    assert torch.equal(solver.running_mean, mean)
+    for name, value in numbers.items():
+        assert float(getattr(solver, f"log_{name}").detach().exp()) == pytest.approx(
+            value, rel=1e-6
+        )
+    create_model("c4l", pretrained="tiny")  # the backbone has no part of it
+
+
+def test_weights_without_such_numbers_say_so(shelf):
+    shelf("tiny")
+    assert "heads.descend" in refusal(pretrained_head, pretrained_card("tiny"))
+
+
 def test_weights_are_there_in_milliseconds(shelf):
     content = safetensors.torch.save(create_model("omniglot-net").state_dict())
     shelf("tiny", content, model="omniglot-net", options={"channels": 1, "image_size": 28})
@@ -188,9 +209,17 @@ DAMAGE = {
     "another's": ("json", edit(lambda r: r.update(tag="other")), "tiny.json: its tag is 'other'"),
     "a tag that leads away": ("json", edit(lambda r: r.update(tag="../x")), "tag: expected lower"),
     "a name that steers": ("json", edit(lambda r: r.update(model="\x1b[2J")), "model: expected a"),
-    "a word for T": ("json", edit(lambda r: r.update(steps="5")), "steps: expected a whole number"),
-    "a negative T": ("json", edit(lambda r: r.update(steps=-1)), "steps: expected a whole number"),
-    "a switch for T": ("json", edit(lambda r: r.update(steps=True)), "steps: expected a whole num"),
+    "a word for T": (
+        "json",
+        edit(lambda r: r.update(steps="5")),
+        "steps: expected null or a whole number",
+    ),
+    "a negative T": (
+        "json",
+        edit(lambda r: r.update(steps=-1)),
+        "steps: expected null or a whole number",
+    ),
+    "a switch for T": ("json", edit(lambda r: r.update(steps=True)), "steps: expected null or"),
     "no step size": ("json", edit(lambda r: r.update(step_size=0.0)), "step_size: expected a pos"),
     "infinite": ("json", edit(lambda r: r.update(scale=float("inf"))), "scale: expected a positi"),
     "no shape": ("json", edit(lambda r: r.update(image_shape=[16, 16])), "image_shape: expected"),

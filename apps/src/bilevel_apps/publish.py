@@ -20,9 +20,10 @@ from bilevel_apps.runs.folder import SETTLED
 from bilevel_apps.runs.load import TrainedRun, load_run
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.system.files import check_writable, read_json, write_files
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import create_model
 from bilevel_models.pretrained.card import Card, parse_card
-from bilevel_models.pretrained.weights import LARGEST, parse_weights
+from bilevel_models.pretrained.weights import HEAD, LARGEST, parse_weights
 
 __all__ = ["PublishRequest", "command_of", "publish_run"]
 
@@ -96,6 +97,8 @@ def _differing(config: Config, preset: str) -> dict[str, Any]:
 
 def _weights(run: TrainedRun) -> bytes:
     state = run.representation.backbone.state_dict()
+    if run.representation.solver is not None:
+        state[f"{HEAD}running_mean"] = run.representation.solver.running_mean
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors)
     if len(content) > LARGEST:
@@ -136,6 +139,7 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             # In float64, so that the logarithm is the model's own again.
             step_size=float(task.log_lr.detach().double().exp()),
             scale=float(task.log_scale.detach().double().exp()),
+            head=_head_numbers(task),
             accuracy=accuracy,
             training=_training(run, store.manifest.name),
             sha256=hashlib.sha256(content).hexdigest(),
@@ -144,6 +148,14 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
         raise InputError(f"--tag {request.tag}: no card can be written: {error}") from None
     _check(card, content)
     return card
+
+
+def _head_numbers(task: HyperRepresentation) -> dict[str, float] | None:
+    """Return what a `heads.HeadSolver` is made of, but for its running mean."""
+    if task.solver is None:
+        return None
+    numbers = task.solver.named_parameters()
+    return {name.removeprefix("log_"): float(x.detach().double().exp()) for name, x in numbers}
 
 
 def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
@@ -190,8 +202,9 @@ def _check(card: Card, content: bytes) -> None:
     """Read card and weights back as the package will."""
     read = parse_card(card.to_json(), card.tag)
     tensors = parse_weights(content, read, card.tag)
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
     try:
-        create_model(read.model, **read.options).load_state_dict(tensors)
+        create_model(read.model, **read.options).load_state_dict(own)
     except RuntimeError:
         raise InputError(
             f"--tag {card.tag}: its weights are not those of {read.model} alone (model.outputs?): "

@@ -30,8 +30,10 @@ from bilevel_apps.errors import InputError
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
 
-The heads of each episode are trained from zero on its support images, by the run's T inner steps
-of size η, and scored on its query images. Episode i of a seed is the same for every model.
+The heads of each episode are made from its support images as the run's were in training, at the
+optimum of their inner problem or by T steps of size η from zero, and scored on its query images.
+Episode i of a seed is the same for every model. The error of calibration says how far probabilities
+are from the share of right answers.
 
 Where rotated copies count as classes, the accuracy on upright classes alone is printed too.
 
@@ -158,7 +160,8 @@ def _sizes(text: str) -> tuple[float, ...]:
 
 def _print(report: dict[str, Any]) -> None:
     steps, trained = report["steps"], report["trained_steps"]
-    note = "" if steps == trained else f" (trained with {trained})"
+    other_head = "heads at their optimum" if trained is None else trained
+    note = "" if steps == trained else f" (trained with {other_head})"
     lr, learned = report["lr"], report["trained_lr"]
     note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
     norm, trained_norm = report["norm"], report["trained_norm"]
@@ -168,7 +171,7 @@ def _print(report: dict[str, Any]) -> None:
     other += ", trained where they may" * report["trained_overlap"]
     print(
         f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
-        f"{report['split']}, T = {steps}{note}, {norm} normalisation{other}; "
+        f"{report['split']}, {report['head']}{note}, {norm} normalisation{other}; "
         f"{Path(report['checkpoint']).name} of hyper-iteration {report['checkpoint_step']}"
     )
     classes = "upright and rotated classes" if "upright" in report else "accuracy"
@@ -178,7 +181,9 @@ def _print(report: dict[str, Any]) -> None:
     for name, row in report.get("baselines", {}).items():
         rows[f"baseline: {name}"] = row
     for name, row in rows.items():
-        print(f"  {name:38} {_percent(row, 6)}")
+        few = "" if row is report or "episodes" not in row else f" ({row['episodes']} episodes)"
+        print(f"  {name:38} {_percent(row, 6)}{few}")
+    print(f"  {'error of calibration':38} {100 * report['calibration_error']:6.2f} %")
     if "curve" in report:
         _print_curve(report)
 
@@ -190,11 +195,12 @@ def _print_curve(report: dict[str, Any]) -> None:
     own = InnerLoop(report["steps"], report["lr"])
     best = best_of(report["curve"], own)
     several = len({row["lr"] for row in report["curve"]}) > 1
-    name = f"T = {own.steps}" + (f", η = {own.lr:.3g}" if several else "")
+    name = "the optimum" if own.steps is None else f"T = {own.steps}"
+    name += f", η = {own.lr:.3g}" if several else ""
     head = f"{'η':>8}  " if several else ""
     print(f"\n  {head}{'T':>5}  {'accuracy':>16}  {f'difference to {name}':>22}")
     for row in report["curve"]:
-        at = (f"{row['lr']:8.3g}  " if several else "") + f"{row['steps']:5}"
+        at = (f"{row['lr']:8.3g}  " if several else "") + f"{_steps_of(row):>5}"
         if row["accuracy"] is None:
             print(f"  {at}  {'diverges':>16}")
             continue
@@ -208,6 +214,10 @@ def _print_curve(report: dict[str, Any]) -> None:
         from bilevel_apps.runs.chosen_inner import ChosenInner
 
         print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
+
+
+def _steps_of(row: dict[str, Any]) -> str:
+    return "∞" if row["steps"] is None else str(row["steps"])
 
 
 def _percent(row: dict[str, Any], width: int, sign: str = "") -> str:

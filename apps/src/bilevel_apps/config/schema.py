@@ -87,7 +87,8 @@ class ModelSection(Section):
     """The representation."""
 
     name: str = Field(
-        default="omniglot-net", description="omniglot-net, c4l, rn, resnet12 or torchvision:NAME"
+        default="omniglot-net",
+        description="omniglot-net, c4l, rn, resnet12, torchvision:NAME or timm:NAME",
     )
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
         default="ghost", description="whose statistics normalise: episode, batch, ghost or support"
@@ -112,9 +113,11 @@ class ModelSection(Section):
 
 
 class InnerSection(Section):
-    """The inner problem: gradient descent on each episode's head (Eq. 10)."""
+    """The inner problem: each episode's head, at its optimum or after T steps (Eq. 10)."""
 
-    steps: CountOrZero = Field(default=5, description="T, inner steps")
+    steps: CountOrZero | None = Field(
+        default=None, description="T, inner steps of descent; null: heads at their optimum"
+    )
     lr: Positive = Field(default=0.1, description="η, the inner step size, where it starts")
     learn_lr: Switch = Field(default=True, description="learn η by its hypergradient")
     scale: Positive = Field(default=10.0, description="factor on the features, where it starts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from bilevel_meta.methods.hyper_representation import InnerLoop
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["best_of", "curve_of", "draw_curve", "picture_path"]
+__all__ = ["best_of", "by_steps", "curve_of", "draw_curve", "picture_path"]
 
 Row = dict[str, Any]
 
@@ -37,7 +38,7 @@ def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
     """
     rows: list[Row] = []
     loops = {*found.accuracies, *found.diverged}
-    for loop in sorted(loops, key=lambda loop: (loop.lr, loop.steps)):
+    for loop in sorted(loops, key=lambda loop: (loop.lr, *by_steps(loop))):
         at = loop._asdict()
         if loop in found.diverged:
             rows.append({**at, "accuracy": None, "ci95": None, "difference": None})
@@ -55,12 +56,17 @@ def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
     return rows
 
 
+def by_steps(loop: InnerLoop) -> tuple[float, float]:
+    """Return what sorts loops by T, the optimum last, and by η."""
+    return math.inf if loop.steps is None else loop.steps, loop.lr
+
+
 def best_of(curve: Sequence[Row], own: InnerLoop) -> Row:
     """Return the row of highest accuracy; of equal ones the run's own, or one of fewest steps."""
 
-    def order(row: Row) -> tuple[float, bool, int, bool]:
+    def order(row: Row) -> tuple[float, bool, float, bool]:
         same = row["steps"] == own.steps, row["lr"] == own.lr
-        return row["accuracy"], all(same), -row["steps"], same[1]
+        return row["accuracy"], all(same), -by_steps(InnerLoop(row["steps"], 0.0))[0], same[1]
 
     return max((row for row in curve if row["accuracy"] is not None), key=order)
 
@@ -104,6 +110,9 @@ def _draw_accuracies(axes: Axes, curve: Sequence[Row], own: InnerLoop) -> None:
     """Draw a line for each η over T, or one over η where there is one T."""
     from matplotlib import colormaps
 
+    for row in [row for row in curve if row["steps"] is None]:  # no place on an axis of T
+        axes.axhline(100 * row["accuracy"], color=INK, linewidth=1, label="heads at their optimum")
+    curve = [row for row in curve if row["steps"] is not None]
     across = "steps" if _several(curve, "steps") else "lr"
     along = "lr" if across == "steps" else "steps"
     lines = _lines(curve, along)
@@ -121,7 +130,8 @@ def _draw_accuracies(axes: Axes, curve: Sequence[Row], own: InnerLoop) -> None:
     at = ([best[across]], [100 * best["accuracy"]])
     name = "best, " + _name(InnerLoop(best["steps"], best["lr"]), curve)
     axes.plot(*at, color=VERMILLION, marker="D", markersize=8, linestyle="none", label=name)
-    _mark_own(axes, curve, own, across, alone=alone)
+    if own.steps is not None:
+        _mark_own(axes, curve, own, across, alone=alone)
     for row in curve:
         if row["accuracy"] is None:
             name = _name(InnerLoop(row["steps"], row["lr"]), curve)

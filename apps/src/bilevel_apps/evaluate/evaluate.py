@@ -13,13 +13,14 @@ from typing import Any, final
 import torch
 
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.evaluate.curve import best_of, curve_of, draw_curve, picture_path
+from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of, draw_curve, picture_path
 from bilevel_apps.runs.build import make_task
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
+from bilevel_apps.scoring.baselines import nearest_means, regressions
 from bilevel_apps.scoring.feature_table import feature_table
-from bilevel_apps.scoring.heads import HeadScores, head_scores
+from bilevel_apps.scoring.heads import HeadScores, encoded_episodes, head_scores
 from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score, score_episodes
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
@@ -31,6 +32,7 @@ from bilevel_models import Normalization
 __all__ = ["Request", "evaluate_run"]
 
 CALIBRATION_EPISODES = 64
+REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
 
 
 @final
@@ -185,6 +187,8 @@ def _scored(
     found = _measured("evaluating", run.task, jobs, run, request)
     report: dict[str, Any] = {
         **_entry(_sound("evaluating", found[0], own)),
+        "calibration_error": found[0].calibration[own].error,
+        "head": str(own),
         "episodes": request.episodes,
         "way": spec.way,
         "shot": spec.shot,
@@ -210,7 +214,7 @@ def _scored(
     if len(found) > 1:
         report["upright"] = _entry(_sound("upright", found[1], own))
     if request.baselines:
-        report["baselines"] = _baselines(own.steps, sampler, store, run, request)
+        report["baselines"] = _baselines(own, sampler, store, run, request)
     return report
 
 
@@ -221,6 +225,11 @@ def _own(run: TrainedRun, request: Request) -> InnerLoop:
         (steps,) = request.steps
     if len(request.lr) == 1:
         (lr,) = request.lr
+    if request.lr and steps is None and not request.steps:
+        raise InputError(
+            "--lr: the run's heads are solved to their optimum, which takes no steps: give --steps "
+            "too, or leave it out"
+        )
     return InnerLoop(steps, lr)
 
 
@@ -229,7 +238,7 @@ def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
     # The own η is the exponential of a float32: nobody writes it to its last digit.
     lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
     asked = itertools.product(request.steps or [own.steps], lrs or [own.lr])
-    return sorted({own, *(InnerLoop(*pair) for pair in asked)})
+    return sorted({own, *(InnerLoop(*pair) for pair in asked)}, key=by_steps)
 
 
 def _measured(
@@ -284,25 +293,41 @@ def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
 
 
 def _baselines(
-    steps: int, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+    own: InnerLoop, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training.
 
-    The untrained network has the T and the normalisation that are asked for, and the η that a
-    training begins with.
+    Nearest class mean and logistic regression are on the run's own features, the latter on the
+    first episodes alone. The untrained network has the T and the normalisation that are asked for,
+    and what else a training begins with.
     """
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
-    scores = {"raw-pixel nearest neighbour": _entry(pixels)}
+    scores = {"raw-pixel nearest neighbour": _entry(pixels), **_by_features(sampler, run, request)}
     fresh = make_task(run.config, run.image_shape, run.device)
     untrained = fresh.varied(normalization=run.task.normalization)
     try:
         _calibrate(untrained, store, run)
-        own = InnerLoop(steps, inner_of(untrained).lr)
+        own = InnerLoop(own.steps, inner_of(untrained).lr)
         (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
         scores["untrained network"] = _entry(_sound("untrained", found, own))
     except RunError as error:  # the run's own score is worth more than this one
         warn(f"no score of the untrained network: {error}")
     return scores
+
+
+def _by_features(sampler: EpisodeSampler, run: TrainedRun, request: Request) -> dict[str, Any]:
+    """Return the scores of the baselines that see the run's features."""
+    if not isinstance(run.task, HeadLearner):  # its features change from episode to episode
+        return {}
+    few = min(request.episodes, REGRESSIONS)
+    table = feature_table(run.task, [sampler], episodes=request.episodes, device=run.device)
+    batches = partial(encoded_episodes, run.task, sampler, device=run.device, table=table)
+    means = score(nearest_means(batches(request.episodes), sampler.spec.way))
+    regression = score(regressions(batches(few)))
+    return {
+        "nearest class mean": _entry(means),
+        "logistic regression": {**_entry(regression), "episodes": few},
+    }
 
 
 def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
@@ -346,7 +371,7 @@ def _track(folder: Path, report: dict[str, Any]) -> None:
         # Of several values MLflow shows that of the largest step, and of equal steps the latest.
         tracker.metrics(0, values)
         for row in report.get("curve", []):  # MLflow then charts accuracy against T
-            if row["accuracy"] is not None:
+            if row["accuracy"] is not None and row["steps"] is not None:
                 lr = "" if row["lr"] == own["lr"] else f"/lr-{row['lr']:.4g}"
                 scores = {f"{task}/{CURVE}{lr}/{key}": row[key] for key in ("accuracy", "ci95")}
                 tracker.metrics(row["steps"], scores)

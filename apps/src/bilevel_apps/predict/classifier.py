@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bilevel_apps.runs.load import load_trained
 from bilevel_apps.system.hardware import own_threads
-from bilevel_meta.adapt import FewShotLearner, learner_of
+from bilevel_meta.adapt import FewShotLearner, far_from, learner_of
 
 __all__ = ["FewShotClassifier"]
 
@@ -27,9 +27,10 @@ __all__ = ["FewShotClassifier"]
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that learns from a few images a class, by a meta-trained representation.
 
-    `fit` trains a linear head from zero with the run's T, step size and scale, unless others are
-    given, on the mean cross-entropy of the images; the representation stays as it is. Any number of
-    classes, two or more, and of images a class. Inductive: each image is classified by itself.
+    `fit` makes a linear head on the features of the images; the representation stays as it is. Any
+    number of classes, two or more, and of images a class, equal or not. Inductive: each image is
+    classified by itself. Heads are those of the run: solved to their optimum, or trained by T steps
+    where the run was, or where `steps` says so.
 
     Images are those of the run's data set: of its size and channels, prepared in its way
     (`bilevel_apps.predict.preparation` prepares files). They come as (n, height, width, channels),
@@ -42,7 +43,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device: `auto`, `cpu` or `cuda`.
         steps: T, inner steps of a fit; None takes the run's. A step size that was learned for one
             image a class overshoots with several: then small steps and many are better.
-        step_size: η; None takes the run's.
+        step_size: η of these steps; None takes the run's.
         shifts: average each image's features over shifts by so many pixels, in nine times the time;
             0 takes the image as it is.
 
@@ -107,11 +108,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 steps=learner.steps if steps is None else steps,
                 step_size=learner.step_size if step_size is None else step_size,
             )
+            if step_size is not None and learner.steps is None:
+                raise ValueError(
+                    f"step_size={self.step_size!r}: the run's heads are solved to their optimum, "
+                    "which takes no steps: give steps too, or leave it out"
+                )
         elif (steps, step_size) != (None, None):
             raise ValueError(
                 f"steps, step_size: {trained.config.method} has no head of T steps: leave them None"
             )
         self.head_ = learner.adapt(images, targets, len(self.classes_))
+        if (line := far_from(self.head_.surprise, str(trained.path), trained.step)) is not None:
+            warnings.warn(line, UserWarning, stacklevel=2)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:

@@ -21,10 +21,12 @@ from bilevel_apps.runs.pretrained import PREFIX
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_meta.adapt import FewShotLearner, representation_learner
 from bilevel_models import heads
+from bilevel_models.heads.solver import CLASSES
 
 __all__ = ["CARD", "TOLERANCE", "Exported", "FewShotProgram", "export_run"]
 
 TOLERANCE = 1e-5
+NEWTON_STEPS, CG_STEPS = 6, 12  # of heads at their optimum: a program has no loops
 SUFFIXES = (".pt2", ".onnx")
 CARD = "bilevel.json"  # beside the program in the file: what it is, and what it takes
 # Support images a class and queries of what is traced, and of what the file is checked on.
@@ -45,8 +47,10 @@ class Exported:
 class FewShotProgram(nn.Module):
     """Encode, fit a head, predict: as `FewShotLearner`, in operations that can be exported.
 
+    Heads at their optimum are those of `heads.HeadSolver`. Those of T steps are, in float64,
+
     K = s² h hᵀ + 1,  A_0 = 0,  A_{t+1} = A_t - (η/n) (softmax(K A_t) - Y),
-    probabilities = softmax((s² q hᵀ + 1) A_T), in float64.
+    probabilities = softmax((s² q hᵀ + 1) A_T).
 
     Args:
         learner: what it computes.
@@ -71,11 +75,74 @@ class FewShotProgram(nn.Module):
         """
         h, q = self.learner.features(support, query)
         targets = (labels[:, None] == torch.arange(self.way, device=labels.device)).to(h)
+        if self.learner.steps is None:
+            return torch.softmax(self._solved(h, targets, q), dim=-1)
         square, size = self.learner.scale**2, self.learner.step_size / h.shape[0]
         gram, a = square * (h @ h.mT) + 1, torch.zeros_like(targets)
         for _ in range(self.learner.steps):
             a = a - size * (torch.softmax(gram @ a, dim=-1) - targets)
         return torch.softmax((square * (q @ h.mT) + 1) @ a, dim=-1)
+
+    def _solved(self, h: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        """Return the logits of `heads.HeadSolver` in single operations, for one episode."""
+        solver = self.learner.solver
+        if solver is None:
+            raise ValueError("the learner takes T steps: give steps")
+        r, beta, rho = (
+            x.detach().double().exp()
+            for x in (solver.log_shrinkage, solver.log_temperature, solver.log_decay)
+        )
+        counts = y.sum(dim=0)
+        share = y @ (1 / (counts + r))
+        centre = (CLASSES * solver.running_mean.double() + share @ h) / (CLASSES + share.sum())
+        x = h - centre
+        means = (x.mT @ y) / (counts + r)
+        bias = -0.5 * beta * means.square().sum(dim=0)
+        prior, weights = beta * (x @ means) + bias, y @ (1 / counts)
+        a = _optimum(x @ x.mT, prior, y, weights[:, None], rho)
+        return (q - centre) @ (beta * means + x.mT @ a) + bias
+
+
+def _optimum(gram: Tensor, prior: Tensor, y: Tensor, c: Tensor, rho: Tensor) -> Tensor:
+    """Return A with ρ A + C (softmax(prior + K A) - Y) = 0, as `heads.solve` does.
+
+    In products and sums alone, a fixed number of them, which every format of programs knows: Newton
+    steps by conjugate gradients without a preconditioner. Of four step sizes each takes the best.
+    """
+    a = u = torch.zeros_like(prior)
+    for _ in range(NEWTON_STEPS):
+        p = torch.softmax(prior + u, dim=-1)
+        step, moved = _newton_step(gram, p, c, rho, c * (y - p) - rho * a)
+        tried = [(a + size * step, u + size * moved) for size in (1.0, 0.5, 0.25, 0.1)]
+        losses = torch.stack([_loss(*each, prior, y, c, rho) for each in tried])
+        best = (losses == losses.min()).to(a)
+        a = torch.einsum("s,snw->nw", best / best.sum(), torch.stack([each for each, _ in tried]))
+        u = gram @ a
+    return c * (y - torch.softmax(prior + u, dim=-1)) / rho
+
+
+def _loss(a: Tensor, u: Tensor, prior: Tensor, y: Tensor, c: Tensor, rho: Tensor) -> Tensor:
+    return (0.5 * rho * a * u - c * y * torch.log_softmax(prior + u, dim=-1)).sum()
+
+
+def _newton_step(
+    gram: Tensor, p: Tensor, c: Tensor, rho: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return d with (ρ I + C (diag(p) - p pᵀ) K) d = right, and K d."""
+    x = seen = torch.zeros_like(right)
+    r, d, kd = right, right, gram @ right
+    length = (r * kd).sum()
+    tiny = torch.finfo(right.dtype).tiny
+    for _ in range(CG_STEPS):
+        scaled = p * kd
+        product = rho * d + c * (scaled - p * scaled.sum(dim=-1, keepdim=True))
+        size = length / ((product * kd).sum() + tiny)
+        x, seen, r = x + size * d, seen + size * kd, r - size * product
+        kr = gram @ r
+        after = (r * kr).sum()
+        ahead = after / (length + tiny)
+        d, kd, length = r + ahead * d, kr + ahead * kd, after
+    return x, seen
 
 
 def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
@@ -190,7 +257,6 @@ def _card(run: TrainedRun, way: int) -> dict[str, Any]:
         "preprocessing": None if run.preprocessing is None else run.preprocessing.as_dict(),
         "way": way,
         "head": {"steps": run.inner.steps, "step_size": run.inner.lr},
-        "steps": run.inner.steps,
         "normalization": run.config.model.norm,
         "checkpoint_sha256": run.sha256,
         "config": _portable(run.config),

@@ -29,7 +29,7 @@ from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing
 from bilevel_data.duplicates import image_keys, same_images, same_names
 from bilevel_data.files.picture_folders import some
-from bilevel_meta.adapt import learner_of
+from bilevel_meta.adapt import far_from, learner_of
 from bilevel_models import as_images
 
 __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
@@ -135,6 +135,7 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
         "checkpoint": str(run.path),
         "checkpoint_sha256": run.sha256,
         "steps": run.inner.steps,
+        "head": str(run.inner),
         "norm": run.config.model.norm,
         "shifts": run.shifts,
         "inverted": prediction.preparation.inverted,
@@ -161,6 +162,8 @@ def _probabilities(
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
     except ValueError as error:  # such as another number of classes than the method was made for
         raise InputError(f"{run.path}: {error}") from None
+    if (line := far_from(head.surprise, str(run.path), run.step)) is not None:
+        warn(line)
     found: NDArray[np.float64] = head.probabilities(as_images(queries, run.device)).cpu().numpy()
     return found
 

@@ -107,7 +107,7 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         backbone = create_model(config.model.name, **backbone_options(config, image_shape))
     except ValueError as error:
         name = config.model.name
-        known = name in list_models() or name.startswith("torchvision:")
+        known = name in list_models() or name.startswith(("torchvision:", "timm:"))
         hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
         raise InputError(f"model.name={name}: {error}{hint}") from None
     if config.method not in VARIANTS:
@@ -119,10 +119,10 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         )
     if config.model.outputs is not None:
         backbone = with_linear_outputs(backbone, config.model.outputs)
-    if config.method == "classic-train" and config.inner.steps == 0:
+    if config.method == "classic-train" and not config.inner.steps:
         raise InputError(
-            "inner.steps=0: method=classic-train moves representation and heads together so many "
-            "times a meta-batch: set inner.steps to 1 or more"
+            f"inner.steps={config.inner.steps}: method=classic-train moves representation and "
+            "heads together so many times a meta-batch: set inner.steps to 1 or more"
         )
     representation = VARIANTS[config.method](
         backbone,

@@ -26,6 +26,8 @@ class ChosenInner(NamedTuple):
 
     def __str__(self) -> str:
         """Return it for a message."""
+        if self.steps is None:
+            return "the head of the training"
         return f"T = {self.steps}" + ("" if self.lr is None else f" with η = {self.lr:.4g}")
 
 

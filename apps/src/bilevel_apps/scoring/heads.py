@@ -12,16 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bilevel_apps.scoring.calibration import Calibration
 from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
 from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
+from bilevel_meta.classifier import evaluating
 from bilevel_meta.episodes import to_device
 from bilevel_meta.learner import HeadLearner, Learner, head_logits
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import heads
 
-__all__ = ["HeadScores", "head_scores"]
+__all__ = ["Encoded", "HeadScores", "encoded_episodes", "head_scores"]
 
 FEATURE_BYTES = 16 << 20  # of the features that heads are trained on at once
 
@@ -33,16 +35,18 @@ class HeadScores:
 
     Attributes:
         accuracies: of each episode, (episodes,), where the inner runs stayed finite.
+        calibration: whether their probabilities are what they say.
         diverged: why there are none, for the others.
     """
 
     accuracies: dict[InnerLoop, NDArray[np.float64]] = field(default_factory=dict)
+    calibration: dict[InnerLoop, Calibration] = field(default_factory=dict)
     diverged: dict[InnerLoop, str] = field(default_factory=dict)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Encoded:
+class Encoded:
     """Features and labels of the episodes first, first + 1, …, as in `Episodes`."""
 
     first: int
@@ -81,25 +85,26 @@ def head_scores(
 
     Cost: the backbone's forward pass, once; the heads' sum of all T steps.
     """
-    scores = HeadScores(accuracies={loop: np.zeros(episodes) for loop in inner})
+    scores = HeadScores(
+        accuracies={loop: np.zeros(episodes) for loop in inner},
+        calibration={loop: Calibration() for loop in inner},
+    )
     if not isinstance(task, HeadLearner):
         _without_features(task, sampler, scores, episodes, device, progress, signals)
         return scores
-    batches = (
-        _encoded(task, sampler, episodes, device)
-        if table is None
-        else _looked_up(table, sampler, episodes)
-    )
+    batches = encoded_episodes(task, sampler, episodes, device, table)
     for batch in unless_stopped(batches, signals):
         done = batch.first + len(batch.support)
         for loop in list(scores.accuracies):
             try:
-                found = _accuracies(task, batch, sampler.spec.way, loop)
-            except heads.HeadDivergenceError as error:
+                logits = _logits(task, batch, sampler.spec.way, loop)
+            except DivergenceError as error:
                 scores.diverged[loop] = str(error)
                 del scores.accuracies[loop]
             else:
-                scores.accuracies[loop][batch.first : done] = found.cpu().numpy()
+                right = heads.accuracy(logits, batch.query_labels)
+                scores.accuracies[loop][batch.first : done] = right.cpu().numpy()
+                scores.calibration[loop].add(logits.softmax(dim=-1), batch.query_labels)
         progress(done)
     return scores
 
@@ -113,41 +118,55 @@ def _without_features(
     progress: Callable[[int], None],
     signals: Sequence[int],
 ) -> None:
-    """Write the accuracies of a learner that moves its whole network, or why there are none."""
+    """Write the scores of a learner that moves its whole network, or why there are none."""
     for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         try:
-            found = task.accuracies(batch)
+            with evaluating(task):
+                logits = task.scores(batch)
         except DivergenceError as error:
             scores.diverged.update(dict.fromkeys(scores.accuracies, str(error)))
             scores.accuracies.clear()
             return
-        for values in scores.accuracies.values():
-            values[first : first + count] = found.cpu().numpy()
+        right = heads.accuracy(logits, batch.query_labels).cpu().numpy()
+        for loop, values in scores.accuracies.items():
+            values[first : first + count] = right
+            scores.calibration[loop].add(logits.softmax(dim=-1), batch.query_labels)
         progress(first + count)
 
 
+def encoded_episodes(
+    task: HeadLearner,
+    sampler: EpisodeSampler,
+    episodes: int,
+    device: torch.device,
+    table: FeatureTable | None,
+) -> Iterator[Encoded]:
+    """Yield the features of a sampler's first episodes, as `head_scores` takes them."""
+    if table is None:
+        return _encoded(task, sampler, episodes, device)
+    return _looked_up(table, sampler, episodes)
+
+
 @torch.no_grad()
-def _accuracies(task: HeadLearner, batch: _Encoded, way: int, inner: InnerLoop) -> Tensor:
-    """Return the accuracies (batch,) of heads; those of T steps are trained from zero."""
-    if not isinstance(task, HyperRepresentation):
-        other = task.fit_head(batch.support, batch.support_labels, way)
-        return heads.accuracy(head_logits(other, batch.query), batch.query_labels)
-    scale = task.log_scale.exp()
-    targets = heads.one_hot(batch.support_labels, way, batch.support)
-    head = heads.descend(batch.support, targets, steps=inner.steps, step_size=inner.lr, scale=scale)
-    return heads.accuracy(heads.logits(head, batch.query), batch.query_labels)
+def _logits(task: HeadLearner, batch: Encoded, way: int, inner: InnerLoop) -> Tensor:
+    """Return the logits (batch, way*query, way) of the episodes' heads."""
+    if isinstance(task, HyperRepresentation):
+        head = task.fit_head(batch.support, batch.support_labels, way, inner)
+        return heads.logits(head, batch.query)
+    other = task.fit_head(batch.support, batch.support_labels, way)
+    return head_logits(other, batch.query)
 
 
 def _encoded(
     task: HeadLearner, sampler: EpisodeSampler, episodes: int, device: torch.device
-) -> Iterator[_Encoded]:
+) -> Iterator[Encoded]:
     """Encode episodes with the statistics of their own."""
     for first, count in _parts(episodes, episodes_at_once(sampler)):
         images = to_device(sampler.batch(first, count), sampler.spec.way, device)
         with torch.no_grad():
             support, query = task.encoder(images.support, images.query, training=False)
-        yield _Encoded(
+        yield Encoded(
             first=first,
             support=support,
             query=query,
@@ -156,14 +175,14 @@ def _encoded(
         )
 
 
-def _looked_up(table: FeatureTable, sampler: EpisodeSampler, episodes: int) -> Iterator[_Encoded]:
+def _looked_up(table: FeatureTable, sampler: EpisodeSampler, episodes: int) -> Iterator[Encoded]:
     spec, device = sampler.spec, table.features.device
     images = spec.way * (spec.shot + spec.query)
     size = max(1, FEATURE_BYTES // (images * table.features[0].nbytes))
     classes = torch.arange(spec.way, device=device)
     for first, count in _parts(episodes, size):
         support, query = episode_keys(sampler, first, count)
-        yield _Encoded(
+        yield Encoded(
             first=first,
             support=table.of(support),
             query=table.of(query),

@@ -201,11 +201,12 @@ class _Average:
 
 def _averages_before(learner: Learner, episodes: int) -> list[_Average]:
     """Return the running averages that an outer step on so many episodes will move."""
-    if getattr(learner, "normalization", None) is not Normalization.GHOST:
-        return []
+    ghost = getattr(learner, "normalization", None) is Normalization.GHOST
+    # What fits heads follows each episode's features, whatever normalises the images.
+    moved: nn.Module | None = learner if ghost else getattr(learner, "solver", None)
     return [
         _Average(tensor=tensor, before=tensor.clone(), kept=kept**episodes)
-        for tensor, kept in _running_averages(learner)
+        for tensor, kept in (() if moved is None else _running_averages(moved))
     ]
 
 

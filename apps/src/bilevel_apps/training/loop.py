@@ -228,6 +228,11 @@ def _scalars(training: Training) -> dict[str, float]:
     model = training.task
     if not isinstance(model, HyperRepresentation):
         return {}
+    if model.solver is not None:
+        return {
+            f"inner/{name.removeprefix('log_')}": float(value.detach().exp())
+            for name, value in model.solver.named_parameters()
+        }
     return {
         "inner/lr": float(model.log_lr.detach().exp()),
         "inner/scale": float(model.log_scale.detach().exp()),

@@ -24,8 +24,8 @@ def say_beginning(training: Training) -> None:
     say(
         f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "
         f"{config.model.norm} normalisation, "
-        f"T = {inner_of(task).steps} inner steps; {config.train.meta_batch} episodes of "
-        f"{spec.way}-way {spec.shot}-shot a hyper-iteration; {training.device}, "
+        f"{inner_of(task)}; {config.train.meta_batch} episodes of {spec.way}-way "
+        f"{spec.shot}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"
         + (f", {training.processes.size} processes" if training.processes.size > 1 else "")
     )

@@ -19,8 +19,16 @@ from bilevel_meta.learner import Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import Encoder, Normalization, heads
 
-__all__ = ["FewShotHead", "FewShotLearner", "learner_of", "representation_learner"]
+__all__ = [
+    "FewShotHead",
+    "FewShotLearner",
+    "far_from",
+    "learner_of",
+    "representation_learner",
+]
 
+FAR = 3.5  # deserves a warning; of 100 tasks of images like those of training, one has 3
+SETTLED = 100  # hyper-iterations
 CHUNK = 64  # queries encoded at once, so that memory does not grow with their number
 
 
@@ -31,18 +39,20 @@ class FewShotLearner:
 
     Attributes:
         encoder: inductive, and in the precision of its weights: a query's features are its own.
-        steps: T, inner steps.
+        steps: T, inner steps; None solves for the optimum.
         step_size: η.
         scale: s, the factor on the features.
+        solver: what fits heads to their optimum; None where nothing but T steps is known.
     """
 
     encoder: Encoder
-    steps: int
+    steps: int | None
     step_size: float
     scale: float
+    solver: heads.HeadSolver | None = None
 
     def adapt(self, images: Tensor, labels: Tensor, classes: int) -> FewShotHead:
-        """Return the head after T steps on labelled images, by the mean cross-entropy over them.
+        """Return the head of labelled images, at its optimum or after T steps.
 
         Args:
             images: (n, channels, height, width) in [0, 1], on the representation's device.
@@ -52,22 +62,36 @@ class FewShotLearner:
         Raises:
             bilevel_models.heads.HeadDivergenceError: the training diverges.
 
-        Cost: a forward pass over the images, and T steps on their Gram matrix.
+        Cost: a forward pass over the images, and the head on their Gram matrix.
 
         Source: Bilevel Programming for Hyperparameter Optimization and Meta-Learning (Franceschi et
         al., 2018), Eq. 10.
         """
         h, _ = self.features(images, images[:1])
         with torch.no_grad():
-            head = heads.descend(
-                h[None],
-                heads.one_hot(labels[None], classes, h),
-                steps=self.steps,
-                step_size=self.step_size,
-                scale=self.scale,
-            )
+            targets = heads.one_hot(labels[None], classes, h)
+            head = self._fit(h[None], targets)
+            surprise = None if self.solver is None else self.solver.surprise(h[None], targets)
         own = self.encoder.normalization is Normalization.SUPPORT
-        return FewShotHead(learner=self, head=head, reference=images if own else images[:1])
+        return FewShotHead(
+            learner=self,
+            head=head,
+            reference=images if own else images[:1],
+            surprise=None if surprise is None else float(surprise),
+        )
+
+    def _fit(self, features: Tensor, targets: Tensor) -> heads.Head:
+        if self.steps is None:
+            if self.solver is None:
+                raise ValueError("these heads take T steps: give steps")
+            return self.solver.fit(features, targets)
+        return heads.descend(
+            features,
+            targets,
+            steps=self.steps,
+            step_size=self.step_size,
+            scale=self.scale,
+        )
 
     def features(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """Return (n, dim) and (m, dim) of images (n, …) and (m, …).
@@ -92,11 +116,14 @@ class FewShotHead:
         head: weights and bias.
         reference: images whose statistics normalise the queries; where running averages do, one
             image for company, as episodes have support and query images.
+        surprise: how far its images are from those of the training, about 1 among those; None where
+            nothing is known of them.
     """
 
     learner: FewShotLearner
     head: heads.Head
     reference: Tensor
+    surprise: float | None
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +141,23 @@ class FewShotHead:
     def _scores(self, images: Tensor) -> Tensor:
         _, h = self.learner.features(self.reference, images)
         return heads.logits(self.head, h[None])[0]
+
+
+def far_from(surprise: float | None, weights: str, step: int) -> str | None:
+    """Return a line of warning where images are unlike those that weights learned from.
+
+    Args:
+        surprise: how unlike they are.
+        weights: their name.
+        step: hyper-iterations of their training; after a few, nothing is typical yet.
+    """
+    if surprise is None or surprise < FAR or step < SETTLED:
+        return None
+    return (
+        f"{weights}: these pictures are unlike those that the weights learned from (their mean is "
+        f"{surprise**0.5:.1f} times as far from theirs as chance explains): check a few answers, "
+        "or train on pictures of the kind"
+    )
 
 
 @final
@@ -151,6 +195,7 @@ class OtherClassifier:
 
     learner: Learner
     classifier: Classifier
+    surprise: float | None = None  # what is typical is not known
 
     @property
     def device(self) -> torch.device:
@@ -200,4 +245,5 @@ def representation_learner(task: HyperRepresentation) -> FewShotLearner:
         steps=task.steps,
         step_size=float(task.log_lr.detach().exp()),
         scale=float(task.log_scale.detach().exp()),
+        solver=deepcopy(task.solver),
     )

@@ -11,7 +11,12 @@ from bilevel_models.backbones.torchvision import TorchvisionBackbone, torchvisio
 from bilevel_models.encoder import Encoder, as_images
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, OffsetNorm2d, Statistics
 from bilevel_models.pretrained.card import Card
-from bilevel_models.pretrained.weights import list_pretrained, pretrained_card, pretrained_weights
+from bilevel_models.pretrained.weights import (
+    list_pretrained,
+    pretrained_card,
+    pretrained_head,
+    pretrained_weights,
+)
 from bilevel_models.registry import create_model, list_models, register_model
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "list_pretrained",
     "omniglot_net",
     "pretrained_card",
+    "pretrained_head",
     "pretrained_weights",
     "register_model",
     "resnet12",

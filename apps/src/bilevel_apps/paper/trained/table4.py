@@ -141,7 +141,7 @@ def _settings(work: Work, preset: str, name: str) -> tuple[str, ...]:
 def _fewer_steps(common: Config) -> tuple[str, ...]:
     """Return a T-th of the hyper-iterations, as each is T passes through the backbone."""
     return tuple(
-        f"train.{key}={max(1, getattr(common.train, key) // max(1, common.inner.steps))}"
+        f"train.{key}={max(1, getattr(common.train, key) // max(1, common.inner.steps or 1))}"
         for key in ("steps", "validate_every", "checkpoint_every")
     )
 

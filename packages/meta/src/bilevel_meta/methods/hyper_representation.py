@@ -2,15 +2,17 @@
 
 A meta-batch of episodes is a bilevel problem (Eqs. 3, 4, 9 and 10 of the paper):
 
-    λ   the representation: backbone, inner step size η and feature scale s
-    w   one linear head an episode, from zero
-    L   mean cross-entropy of the heads on the support images
+    λ   the representation: the backbone, and what fits heads on its features
+    w   one linear head an episode
+    L   cross-entropy of the heads on the support images
     E   mean cross-entropy of the heads on the query images, averaged over episodes; in training the
         labels may be smoothed
 
-The heads never touch the backbone. So the backbone's features are ordinary nodes of the graph, the
-T inner steps are one more (`bilevel_models.heads`), and `loss(batch).backward()` is Algorithm 1,
-with each image through the backbone once forward and once back, whatever T is.
+Heads are those of the optimum of L, of a strongly convex problem that is right for any number of
+classes and images (`heads.HeadSolver`), or those after T steps from zero, as in the paper
+(`heads.descend`). They never touch the backbone. So the backbone's features are ordinary nodes of
+the graph, the inner problem is one more (`bilevel_models.heads`), and `loss(batch).backward()` is
+Algorithm 1, with each image through the backbone once forward and once back, whatever T is.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Self, Unpack
+from typing import NamedTuple, Self, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,18 +35,22 @@ __all__ = ["HyperRepresentation", "InnerLoop", "inner_of", "outer_loss"]
 
 
 class InnerLoop(NamedTuple):
-    """How heads are trained: T steps of size η."""
+    """How heads are trained: T steps of size η, or, where T is None, to their optimum."""
 
-    steps: int
+    steps: int | None
     lr: float
+
+    def __str__(self) -> str:
+        """Return it for a message."""
+        return "heads at their optimum" if self.steps is None else f"T = {self.steps}"
 
 
 class HyperRepresentation(HeadLearner):
-    """λ = (backbone, η, s), and heads that T steps of gradient descent train from zero.
+    """λ = (backbone, what fits heads), and heads at their optimum or after T steps from zero.
 
     Args:
         backbone: h, a module or its name.
-        steps: T, inner steps.
+        steps: T, inner steps; None solves the inner problem to its optimum.
         step_size: η, or where it starts.
         scale: s, the factor on the features, or where it starts.
         learn_step_size: whether η is part of λ.
@@ -54,6 +60,10 @@ class HyperRepresentation(HeadLearner):
             the support features and η get the gradient 0.
         united: train and judge the heads on the support and query images together, D_val = D_tr.
         encoding: the other arguments of `HeadLearner`.
+
+    Attributes:
+        solver: what fits heads to their optimum, a part of λ; None where T steps do.
+        log_lr, log_scale: log η and log s, which heads at their optimum do without.
 
     Raises:
         ValueError: as `HeadLearner`.
@@ -69,7 +79,7 @@ class HyperRepresentation(HeadLearner):
         self,
         backbone: nn.Module | str,
         *,
-        steps: int = 5,
+        steps: int | None = None,
         step_size: float = 0.1,
         scale: float = 10.0,
         learn_step_size: bool = True,
@@ -83,9 +93,12 @@ class HyperRepresentation(HeadLearner):
         super().__init__(backbone, **encoding)
         self.steps, self.label_smoothing = steps, label_smoothing
         self.through, self.united = through, united
+        descends = steps is not None
         log_lr, log_scale = (torch.tensor(math.log(x)) for x in (step_size, scale))
-        self.log_lr = nn.Parameter(log_lr, requires_grad=learn_step_size)
-        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale)
+        self.log_lr = nn.Parameter(log_lr, requires_grad=learn_step_size and descends)
+        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale and descends)
+        dim = cast("int", self.backbone.dim)
+        self.solver = None if descends else heads.HeadSolver(dim)
 
     @property
     def inner(self) -> InnerLoop:
@@ -100,22 +113,43 @@ class HyperRepresentation(HeadLearner):
     def varied(
         self, *, normalization: Normalization | None = None, steps: int | None = None
     ) -> Self:
-        """Return a learner of the same λ, which both share, with other choices beside it."""
+        """Return a learner of the same λ, which both share, with other choices beside it.
+
+        Args:
+            steps: T; None stays as it is.
+            normalization: whose statistics; None stays as it is.
+        """
         other = copy.copy(self)
         other.steps = self.steps if steps is None else steps
         other.normalization = normalization or self.normalization
         return other
 
-    def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head:
-        """Return w_T, one head an episode.
+    def fit_head(
+        self, features: Tensor, labels: Tensor, way: int, inner: InnerLoop | None = None
+    ) -> heads.Head:
+        """Return one head an episode.
+
+        Args:
+            features: of the support images, (episodes, n, dim).
+            labels: classes 0 … way-1, int64 (episodes, n).
+            way: classes an episode.
+            inner: other T and η than the learner's own.
 
         Raises:
+            ValueError: the optimum is asked for, of a learner that was made for T steps.
             bilevel_core.DivergenceError: the heads are not finite, or grow without bound.
         """
         targets = heads.one_hot(labels, way, features)
-        step_size, scale = self.log_lr.exp(), self.log_scale.exp()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.through), _divergence():
-            w = heads.descend(features, targets, steps=self.steps, step_size=step_size, scale=scale)
+        steps, step_size = (self.steps, self.log_lr.exp()) if inner is None else inner
+        differentiable = torch.is_grad_enabled() and self.through
+        if steps is None:
+            if self.solver is None:
+                raise ValueError("these heads take T steps: nothing is known for their optimum")
+            with torch.set_grad_enabled(differentiable), _divergence():
+                return self.solver.fit(features, targets)
+        scale = self.log_scale.exp()
+        with torch.set_grad_enabled(differentiable), _divergence():
+            w = heads.descend(features, targets, steps=steps, step_size=step_size, scale=scale)
         return {**w, "scale": scale}  # with its graph, also where w has none
 
     def loss(self, batch: Batch) -> Tensor:
@@ -130,16 +164,20 @@ class HyperRepresentation(HeadLearner):
         head = self.fit_head(support, labels, episodes.way)
         asked = labels if self.united else episodes.query_labels
         value = self.judge(heads.logits(head, query), asked)
-        if not self.through:  # η has the gradient 0, and no wrapper looks for it in vain
-            value = value + 0.0 * self.log_lr
+        if not self.through:  # what fits heads has the gradient 0, and no wrapper looks in vain
+            unseen = (self.log_lr,) if self.solver is None else tuple(self.solver.parameters())
+            value = value + 0.0 * torch.stack(unseen).sum()
         return value
 
     def encoded(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Return the features that heads are trained on, and those that they are judged on."""
         if self.united:
-            (both,) = self.encoder(episodes.united().support, training=self.training)
-            return both, both
-        support, query = self.encoder(episodes.support, episodes.query, training=self.training)
+            (support,) = self.encoder(episodes.united().support, training=self.training)
+            query = support
+        else:
+            support, query = self.encoder(episodes.support, episodes.query, training=self.training)
+        if self.training and self.solver is not None:
+            self.solver.track(support)
         return support, query
 
     def judge(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -152,9 +190,8 @@ class HyperRepresentation(HeadLearner):
         value = outer_loss(scores, labels, self.label_smoothing)
         if not math.isfinite(loss := float(value.detach())):
             raise DivergenceError(
-                f"the loss on the query images is {loss} after T = {self.steps} inner steps, "
-                "although the heads are finite: lower the step size, or look for features that "
-                "are not finite"
+                f"the loss on the query images is {loss} with {self.inner}, although the heads are "
+                "finite: lower the step size, or look for features that are not finite"
             )
         return value
 

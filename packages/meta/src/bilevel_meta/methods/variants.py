@@ -26,6 +26,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bilevel_meta.episodes import Batch
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
@@ -68,6 +69,8 @@ class ClassicTrain(HyperRepresentation):
 
     def losses(self, batch: Batch) -> Iterator[Tensor]:
         """Yield f̂ before each of the T steps that move λ and the heads."""
+        if self.steps is None:
+            raise ValueError("classic-train moves λ and heads T times: give steps")
         episodes = self.take(batch).united()
         w: heads.Head | None = None
         for _ in range(self.steps):
@@ -113,6 +116,9 @@ class Multiclass(HyperRepresentation):
         episodes = given.united()
         encoder = replace(self.encoder, unit_length=False)
         (scores,) = encoder(episodes.support, training=self.training)
+        if self.training and self.solver is not None:
+            unit = functional.normalize(scores, dim=-1) if self.unit_length else scores
+            self.solver.track(unit)
         return self.judge(scores, given.classes.gather(1, episodes.support_labels))
 
 

@@ -51,7 +51,7 @@ class HeadSolver(nn.Module):
         self, dim: int, *, shrinkage: float = 1.0, temperature: float = 20.0, decay: float = 0.03
     ) -> None:
         super().__init__()
-        self.momentum = 0.01
+        self.momentum = 0.1
         self.register_buffer("running_mean", torch.zeros(dim))
         self.log_shrinkage = nn.Parameter(torch.tensor(math.log(shrinkage)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
@@ -85,12 +85,23 @@ class HeadSolver(nn.Module):
         return self.fit(features, one_hot(labels, way, features))
 
     @torch.no_grad()
-    def track(self, features: Tensor) -> None:
-        """Let the running mean follow features (batch, n, dim) of training, episode after episode.
+    def surprise(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Return how far episodes are from the features of training, (batch,).
 
-        Features of the first episodes replace the zeros that it starts with only slowly; what the
-        heads lack meanwhile, the mean of their own classes gives.
+        It is N ‖x̄ - c⁰‖² / s², of the mean x̄ of the N classes' means and their variance s²: about 1
+        where the classes are drawn as those of training were.
         """
+        counts = targets.sum(dim=1)[..., None]
+        means = (targets.mT @ features) / counts
+        mean = means.mean(dim=1, keepdim=True)
+        way = means.shape[1]
+        spread = (means - mean).square().sum(dim=(1, 2)) / max(way - 1, 1)
+        away = (mean[:, 0] - self.running_mean.to(features)).square().sum(dim=-1)
+        return way * away / spread
+
+    @torch.no_grad()
+    def track(self, features: Tensor) -> None:
+        """Let the running mean follow features (batch, n, dim), episode after episode."""
         for mean in features.detach().mean(dim=1).to(self.running_mean):
             self.running_mean.lerp_(mean, self.momentum)
 

@@ -11,10 +11,11 @@ from typing import Any, final
 
 __all__ = ["FORMAT", "Card", "parse_card"]
 
-FORMAT = "bilevel-weights-1"
+FORMAT = "bilevel-weights-2"
 
 DATA_KEYS = {"name", "source", "licence", "splits"}
 SCORE_KEYS = {"split", "way", "shot", "query", "episodes", "seed", "accuracy", "ci95"}
+HEAD_KEYS = {"shrinkage", "temperature", "decay"}
 TRAINING_KEYS = {"seed", "step", "command", "config", "environment"}
 
 
@@ -33,9 +34,11 @@ class Card:
             of each.
         normalization: a `Normalization`, by its value.
         unit_length: whether features are divided by their length.
-        steps: T, inner steps.
+        steps: T, inner steps, where heads are trained by descent; None: not by these weights.
         step_size: η.
         scale: s, the factor on the features.
+        head: the numbers of a `heads.HeadSolver`, whose running mean is beside the weights:
+            `shrinkage`, `temperature` and `decay`. None: they were trained for descent alone.
         accuracy: what was measured: `split`, `way`, `shot`, `query`, `episodes` and their `seed`,
             `accuracy` and half its 95 % interval `ci95`; `rotations` where turned copies counted as
             classes, and then `upright` without them.
@@ -55,9 +58,10 @@ class Card:
     data: Mapping[str, Any]
     normalization: str
     unit_length: bool
-    steps: int
+    steps: int | None
     step_size: float
     scale: float
+    head: Mapping[str, float] | None
     accuracy: tuple[Mapping[str, Any], ...]
     training: Mapping[str, Any]
     sha256: str
@@ -125,6 +129,16 @@ def _positive(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value > 0
 
 
+def _head(value: object) -> bool:
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and value.keys() == HEAD_KEYS
+        and all(map(_positive, value.values()))
+    )
+
+
 def _count(value: object, least: int = 1) -> bool:
     return type(value) is int and value >= least
 
@@ -174,9 +188,10 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "data": (_data, f"{', '.join(sorted(DATA_KEYS))}, with hashes of the splits"),
     "normalization": (_text, "a name"),
     "unit_length": (lambda value: isinstance(value, bool), "true or false"),
-    "steps": (lambda value: _count(value, 0), "a whole number"),
+    "steps": (lambda value: value is None or _count(value, 0), "null or a whole number"),
     "step_size": (_positive, "a positive number"),
     "scale": (_positive, "a positive number"),
+    "head": (_head, f"null, or positive {', '.join(sorted(HEAD_KEYS))}"),
     "accuracy": (_scores, f"one or more of {', '.join(sorted(SCORE_KEYS))}"),
     "training": (_training, ", ".join(sorted(TRAINING_KEYS))),
     "sha256": (_digest, "64 hexadecimal digits"),

@@ -10,17 +10,21 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from bilevel_models.heads import HeadSolver
 from bilevel_models.pretrained.card import Card, parse_card
 
 __all__ = [
+    "HEAD",
     "LARGEST",
     "list_pretrained",
     "parse_weights",
     "pretrained_card",
+    "pretrained_head",
     "pretrained_weights",
 ]
 
 LARGEST = 1_000_000  # bytes of a weights file: they travel with every installation
+HEAD = "head."  # before the names of tensors that are not the backbone's
 WEIGHTS: Traversable = resources.files("bilevel_models") / "pretrained"
 
 
@@ -56,8 +60,24 @@ def pretrained_weights(card: Card) -> dict[str, Tensor]:
 
     Cost: reading and hashing less than a megabyte: a few milliseconds.
     """
-    name = f"{card.tag}.safetensors"
-    return parse_weights(_read(name), card, name)
+    return {name: each for name, each in _tensors(card).items() if not name.startswith(HEAD)}
+
+
+def pretrained_head(card: Card) -> HeadSolver:
+    """Return what fits heads on the features of a card's backbone, of length one if it says so.
+
+    Raises:
+        ValueError: the card has none, or the file is missing or damaged.
+
+    Cost: as `pretrained_weights`.
+    """
+    name = f"{HEAD}running_mean"
+    mean = _tensors(card).get(name)
+    if card.head is None or mean is None or mean.ndim != 1:
+        raise ValueError(f"{card.tag}: brings no numbers of a HeadSolver: use heads.descend")
+    solver = HeadSolver(len(mean), **card.head)
+    solver.running_mean.copy_(mean)
+    return solver
 
 
 def parse_weights(content: bytes, card: Card, source: str) -> dict[str, Tensor]:
@@ -72,6 +92,11 @@ def parse_weights(content: bytes, card: Card, source: str) -> dict[str, Tensor]:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{source}: not a safetensors file ({error})") from None
+
+
+def _tensors(card: Card) -> dict[str, Tensor]:
+    name = f"{card.tag}.safetensors"
+    return parse_weights(_read(name), card, name)
 
 
 def _tags() -> list[str]:
