@@ -172,6 +172,9 @@ class TrainSection(Section):
     augment: Changes | None = Field(
         default=None, description="training images: any of [affine, crop, shift, flip, colour]"
     )
+    small: Count | None = Field(
+        default=None, description="side of the images in the first half of the steps; null: whole"
+    )
     validate_every: Count = Field(default=250, description="hyper-iterations between validations")
     validate_episodes: Annotated[Count, Field(ge=2)] = Field(
         default=200, description="episodes per validation; one alone has no interval"

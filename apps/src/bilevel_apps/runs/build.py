@@ -21,6 +21,7 @@ from bilevel_models.backbones.linear_output import with_linear_outputs
 
 __all__ = [
     "backbone_options",
+    "check_size",
     "episode_sampler",
     "make_task",
     "model_tensors",
@@ -160,6 +161,31 @@ def _make_other(config: Config, backbone: torch.nn.Module, image_shape: tuple[in
         raise InputError(f"method={config.method}: {error} (model.norm, options)") from None
     learner.label_smoothing = config.train.label_smoothing
     return learner
+
+
+def check_size(config: Config, image_shape: tuple[int, ...], size: int) -> None:
+    """Refuse smaller training images of which the network would make other features.
+
+    Raises:
+        InputError: it would, or they are not smaller.
+    """
+    name, options, whole = config.model.name, backbone_options(config, image_shape), image_shape[0]
+    if size >= whole:
+        raise InputError(
+            f"train.small={size}: images have {whole}×{whole}: give less, or null for these"
+        )
+    try:
+        with torch.device("meta"):
+            few, all_ = (
+                create_model(name, **options | {"image_size": side}).dim for side in (size, whole)
+            )
+    except ValueError as error:
+        raise InputError(f"train.small={size}: {error}") from None
+    if few != all_:
+        raise InputError(
+            f"train.small={size}: {name} makes {few} features of such images and {all_} of "
+            f"{whole}×{whole}: choose a size with as many, such as 20 for omniglot-net at 28×28"
+        )
 
 
 def settled_outputs(config: Config, classes: int) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bilevel_apps.config import Config
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task, part_of, settled_outputs
+from bilevel_apps.runs.build import check_size, episode_sampler, make_task, part_of, settled_outputs
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Ending, Environment, RunRecord, read_record
@@ -31,6 +31,7 @@ from bilevel_apps.training.weight_average import WeightAverage, weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
+from bilevel_data.episodes.smaller import SmallerAtFirst
 from bilevel_meta.learner import Learner
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
@@ -81,6 +82,9 @@ class Training:
         if self.config.train.augment:
             changes = frozenset(self.config.train.augment)
             whole = Augmented(whole=whole, changes=changes, seed=self.config.seed)
+        if self.config.train.small:
+            first = self.config.train.steps // 2 * self.config.train.meta_batch
+            whole = SmallerAtFirst(whole=whole, size=self.config.train.small, episodes=first)
         return Shard(whole=whole, processes=self.processes)
 
     def checkpoint(self) -> Checkpoint:
@@ -193,7 +197,10 @@ def prepare(
         seed=config.seed,
         rotations=rotations,
     )
-    task = make_task(config, train_episodes.split.images.shape[1:], device)
+    image_shape = train_episodes.split.images.shape[1:]
+    task = make_task(config, image_shape, device)
+    if training.small is not None:
+        check_size(config, image_shape, training.small)
     if config.model.weights is not None and not folder.last.exists():
         load_backbone(cast("torch.nn.Module", task.backbone), config.model.weights)
     average = training.average
