@@ -19,7 +19,7 @@ import browser
 from bilevel_apps.cli import runs as command_line
 from bilevel_apps.compare import CompareRequest, TrackedRun, compare_runs, list_runs, read_runs
 from bilevel_apps.compare.database import find_uri
-from bilevel_apps.compare.paired import Episodes, paired_scores
+from bilevel_apps.compare.paired import EpisodeChoice, paired_scores
 from bilevel_apps.compare.select import choose_runs
 from bilevel_apps.compare.table import Cell, Format, Table, number
 from bilevel_apps.compare.ui import serve
@@ -197,7 +197,7 @@ def second(tmp_path_factory, config):
     return folder
 
 
-EPISODES = Episodes(count=9, device="cpu", seed=3)
+EPISODES = EpisodeChoice(count=9, device="cpu", seed=3)
 
 
 def untracked(*folders):

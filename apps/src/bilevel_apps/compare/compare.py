@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_apps.compare.listing import text_cell
-from bilevel_apps.compare.paired import Episodes, Paired, paired_scores
+from bilevel_apps.compare.paired import EpisodeChoice, Paired, paired_scores
 from bilevel_apps.compare.table import Cell, Table, number
 from bilevel_apps.compare.tracked import TrackedRun
 from bilevel_apps.config import Config
@@ -36,7 +36,7 @@ class CompareRequest:
     """
 
     sort: str | None = USUAL_SORT
-    episodes: Episodes | None = None
+    episodes: EpisodeChoice | None = None
 
 
 def compare_runs(runs: Sequence[TrackedRun], request: CompareRequest) -> tuple[Table, str]:
