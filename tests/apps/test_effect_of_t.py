@@ -16,7 +16,7 @@ from bilevel_apps.paper.effect_of_t.data import EACH, Examples, Sets, draw_sets,
 from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS, Counted, LinearMap, step_size
 from bilevel_apps.paper.effect_of_t.study import DATA, NAMES, Study
 from bilevel_apps.paper.effect_of_t.tune import Length, tune
-from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.harness.make import ItemRequest, run_item
 from bilevel_apps.training.loop import train
 from bilevel_core import Exact, Reverse, Spectral, Unrolled, hypergradient
 from bilevel_data import load_source, open_store, write_store
@@ -189,7 +189,7 @@ def test_stores_that_do_not_fit(trained, make_store):
 
 def test_full_asks_for_all_its_classes(trained, store, tmp_path):
     item = load_item("figure3")
-    asked = Request(out=tmp_path, track=False, data=(store,), runs=(str(trained),))
+    asked = ItemRequest(out=tmp_path, track=False, data=(store,), runs=(str(trained),))
     with pytest.raises(InputError, match=r"--scale full draws 100 classes.* has 6"):
         run_item(item, replace(asked, scale=Scale.FULL))
 
@@ -213,7 +213,7 @@ def test_three_items_share_one_computation(short, config, store, tmp_path):
     # Of the four filters of the other runs all but one may be dead, and all features equal.
     train(config(model__filters=16), tmp_path / "run", resume=False)
     runs = (str(tmp_path / "run"),)
-    asked = Request(out=tmp_path, track=False, data=(store,), runs=runs, seeds=2)
+    asked = ItemRequest(out=tmp_path, track=False, data=(store,), runs=runs, seeds=2)
     reports = {name: run_item(load_item(name), asked)[0] for name in ITEMS}
     assert short == [(name, seed == 0) for seed in range(2) for name in NAMES]
     records = {f"seed-{seed}-T-{name}.json" for seed in range(2) for name in NAMES}
@@ -308,7 +308,7 @@ def test_quick_on_omniglot(tmp_path):
         pytest.skip(f"needs the two zips of Omniglot in {OMNIGLOT}")
     write_store(tmp_path / "o.h5", load_source("omniglot", OMNIGLOT))
     assert open_store(tmp_path / "o.h5").manifest.name in DATA
-    asked = Request(out=tmp_path / "out", track=False, data=(tmp_path / "o.h5",))
+    asked = ItemRequest(out=tmp_path / "out", track=False, data=(tmp_path / "o.h5",))
     for name in ITEMS:
         report, document = run_item(load_item(name), asked)
         assert [claim.found for claim in report.claims if not claim.holds] == []

@@ -12,9 +12,9 @@ from bilevel_apps.cli import paper as command_line
 from bilevel_apps.drawing.style import new_figure
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper import ITEMS, Claim, Item, Report, Scale, load_item
-from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.harness.make import ItemRequest, run_item
 from bilevel_apps.paper.harness.overview import total_seconds
-from bilevel_apps.paper.harness.summary import spread
+from bilevel_apps.paper.harness.summary import summary
 from bilevel_core import DivergenceError
 
 FILES = {"figure1.png", "figure1.svg", "figure1.csv", "figure1-details.csv"} | {
@@ -61,7 +61,7 @@ def made(calls, *, settings=None, fails_at=None, holds=True, draw=picture):
 
 
 def request(out, **options):
-    return Request(out=out, track=False, **options)
+    return ItemRequest(out=out, track=False, **options)
 
 
 @pytest.fixture
@@ -288,10 +288,10 @@ def test_tracking_continues_one_run(tmp_path, monkeypatch):
 
 
 def test_spread():
-    found = spread([1.0, 2.0, 6.0])
+    found = summary([1.0, 2.0, 6.0])
     assert (found.mean, found.median, found.lowest, found.highest) == (3, 2, 1, 6)
     # Student's t of two degrees of freedom, as tables have it.
     assert found.ci95 == pytest.approx(4.302653 * 7**0.5 / 3**0.5)
     assert str(found) == "3 ± 6.6"
-    assert spread([4.0]).ci95 is None
-    assert str(spread([4.0])) == "4"
+    assert summary([4.0]).ci95 is None
+    assert str(summary([4.0])) == "4"

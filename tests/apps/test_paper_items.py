@@ -11,7 +11,7 @@ import torch
 
 from bilevel_apps.paper import Scale, figure1, load_item
 from bilevel_apps.paper.harness.cache import Part
-from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.harness.make import ItemRequest, run_item
 from bilevel_apps.paper.ridge import appendix_b, table5
 from bilevel_apps.paper.ridge.data import Rows, curvature, draw_rows, join, mape, ridge
 from bilevel_core import Exact, GradientDescent, hypergradient
@@ -66,7 +66,7 @@ def test_the_step_size_is_the_largest_that_descends_everywhere():
 
 def quick(name, folder):
     item = load_item(name)
-    report, document = run_item(item, Request(out=folder, track=False))
+    report, document = run_item(item, ItemRequest(out=folder, track=False))
     failed = [claim for claim in report.claims if not claim.holds]
     assert failed == []
     assert document["scale"] == Scale.QUICK

@@ -15,7 +15,7 @@ from bilevel_apps.evaluate.evaluate import Request as Evaluation
 from bilevel_apps.evaluate.evaluate import evaluate_run
 from bilevel_apps.paper import Scale, figure5, load_item
 from bilevel_apps.paper.harness.cache import Part
-from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.harness.make import ItemRequest, run_item
 from bilevel_apps.paper.trained import figure6, table3, table4
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
@@ -71,7 +71,7 @@ def characters(named):
 
 
 def request(out, *stores, **options):
-    return Request(**{"out": out, "track": False, "data": stores, **options})
+    return ItemRequest(**{"out": out, "track": False, "data": stores, **options})
 
 
 def computed(name, out, *stores, **options):
@@ -320,7 +320,7 @@ def test_table4_draws_the_curves_that_the_tracker_has(tmp_path, characters, monk
     only = ("approx", "hyper-representation")
     report, _ = run_item(
         load_item("table4"),
-        Request(out=tmp_path / "out", data=(characters,), only=only, assignments=FEW),
+        ItemRequest(out=tmp_path / "out", data=(characters,), only=only, assignments=FEW),
     )
     steps = [row["hyper-iterations"] for row in report.details]
     assert steps == [5, 10, 5, 10]
@@ -333,7 +333,7 @@ def test_table4_draws_the_curves_that_the_tracker_has(tmp_path, characters, monk
 @pytest.mark.parametrize("moved", [False, True], ids=["where it was", "beside another database"])
 def test_the_curve_of_a_training_that_goes_on_is_whole(tmp_path, characters, monkeypatch, moved):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    asked = Request(
+    asked = ItemRequest(
         out=tmp_path / "a" / "out", data=(characters,), only=("approx",), assignments=FEW
     )
     first, _ = run_item(load_item("table4"), asked)

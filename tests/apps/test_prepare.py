@@ -59,10 +59,10 @@ def test_what_cannot_be_read_is_left_out_and_counted(command, drawings, tmp_path
 
 def test_strict_refuses_what_is_there_twice(command, drawings, tmp_path):
     (drawings / "c1" / "again.png").write_bytes((drawings / "c0" / "0.png").read_bytes())
-    assert (
-        "1 pictures are in two classes"
-        in prepare(command, tmp_path, "--source", drawings, "--strict").error
-    )
+    outcome = prepare(command, tmp_path, "--source", drawings, "--strict")
+    assert outcome.status == 2
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert "1 pictures are in two classes" in outcome.err
     assert not (tmp_path / "own.h5").exists()
     outcome = prepare(command, tmp_path, "--source", drawings)
     assert outcome.status == 0

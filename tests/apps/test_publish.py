@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bilevel_apps import publish as publishing
-from bilevel_apps.compare.paired import Episodes, paired_scores
+from bilevel_apps.compare.paired import EpisodeChoice, paired_scores
 from bilevel_apps.compare.select import choose_runs
 from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.embed import EmbedRequest, embed_run
@@ -109,7 +109,7 @@ def test_a_tag_is_compared_with_the_run_that_it_is_from(publish, trained):
     own, there = choose_runs([str(trained), str(TAG)], lambda: pytest.fail("no database"))
     assert (there.name, there.status, there.id) == ("pretrained:tiny", "pretrained", "")
     assert there.params["model.name"] == own.params["model.name"]
-    found = paired_scores([own, there], Episodes(count=8, device="cpu"))
+    found = paired_scores([own, there], EpisodeChoice(count=8, device="cpu"))
     assert found.scores[0] == found.scores[1]
     assert found.differences[1] == score(np.zeros(8))
     with pytest.raises(InputError, match="pretrained:none: no pretrained weights 'none'"):

@@ -19,7 +19,7 @@ import browser
 from bilevel_apps.cli import runs as command_line
 from bilevel_apps.compare import CompareRequest, TrackedRun, compare_runs, list_runs, read_runs
 from bilevel_apps.compare.database import find_uri
-from bilevel_apps.compare.paired import Episodes, paired_scores
+from bilevel_apps.compare.paired import EpisodeChoice, paired_scores
 from bilevel_apps.compare.select import choose_runs
 from bilevel_apps.compare.table import Cell, Format, Table, number
 from bilevel_apps.compare.ui import serve
@@ -197,7 +197,7 @@ def second(tmp_path_factory, config):
     return folder
 
 
-EPISODES = Episodes(count=9, device="cpu", seed=3)
+EPISODES = EpisodeChoice(count=9, device="cpu", seed=3)
 
 
 def untracked(*folders):
@@ -246,6 +246,7 @@ def test_the_inner_loops_that_were_used_are_rows(trained, second):
     table, _ = compare_runs(untracked(trained, second), CompareRequest(episodes=EPISODES))
     steps = {row["run"].shown: row["T"].shown for row in table.rows}
     assert steps == {"trained": "5", "second": "2"}
+    assert {row["head"].shown for row in table.rows} == {"descent"}
     lr = load_run(second, "cpu").task.inner.lr
     assert table.rows[-1]["η"].values == {"η": pytest.approx(lr)}
 

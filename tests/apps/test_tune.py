@@ -19,7 +19,7 @@ from bilevel_apps.tune import Tuning
 from bilevel_apps.tune.engine_names import ENGINES, engine_named
 from bilevel_apps.tune.folder import TuneFolder, arrays_of, next_folder
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
-from bilevel_apps.tune.tune import Request, tune
+from bilevel_apps.tune.tune import TuneRequest, tune
 from bilevel_core import (
     Forward,
     GradientDescent,
@@ -398,7 +398,7 @@ def quadratic(**changes):
 
 
 def run(tuning, folder):
-    return tune(tuning, Request(name="quadratic", out=folder, track=False))
+    return tune(tuning, TuneRequest(name="quadratic", out=folder, track=False))
 
 
 def test_constraints_and_stopping_are_handed_on(tmp_path):

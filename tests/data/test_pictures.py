@@ -121,6 +121,16 @@ def test_greys_of_more_bits_are_scaled_by_their_range(content, channels):
     np.testing.assert_array_equal(found.reshape(2, 2, -1)[..., -1], expected)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_whose_least_value_is_white(kind):
+    values = np.array([[0, 255], [100, 200]]).astype(kind)
+    content = bytearray(saved(Image.fromarray(values), "TIFF"))
+    at = content.index(struct.pack("<HHI", 262, 3, 1)) + 8
+    content[at] = 0
+    found = np.asarray(read_picture(bytes(content), "p", channels=1))
+    np.testing.assert_array_equal(found, 255 - values)
+
+
 def test_a_deep_grey_of_one_value_is_black():
     content = saved(Image.new("I;16", (4, 4), 700))
     assert not np.asarray(read_picture(content, "p", channels=1)).any()

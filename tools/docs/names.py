@@ -69,7 +69,8 @@ def _title(module: griffe.Module, room: str) -> str:
 
 def _page(module: griffe.Module, room: str, names: list[str]) -> str:
     lines = [f"# {_title(module, room)}", "", *_introduction(module, room), ""]
-    for name in sorted(names, key=lambda name: (name.isupper(), name.lower())):
+    # Functions first, then classes, then constants.
+    for name in sorted(names, key=lambda name: (name.isupper(), not name.islower(), name.lower())):
         lines += [f"::: {module.path}.{name}", ""]
     return "\n".join(lines)
 

@@ -84,13 +84,13 @@ def all_(
 ) -> None:
     """Compute all of them, one after another, and a page with every picture and claim: all.md."""
     del debug
-    from bilevel_apps.paper.harness.make import Request
+    from bilevel_apps.paper.harness.make import ItemRequest
     from bilevel_apps.paper.harness.overview import PAGE, run_all
     from bilevel_apps.paper.harness.render import as_lines
     from bilevel_apps.system.hardware import set_threads
 
     set_threads(threads)
-    request = Request(out=out, scale=scale, data=tuple(data or ()), track=track)
+    request = ItemRequest(out=out, scale=scale, data=tuple(data or ()), track=track)
     outcomes = run_all(map(load_item, ITEMS), request)
     print("\n".join(as_lines([outcome.row() for outcome in outcomes])))
     print(f"in {out}: {PAGE}")
@@ -129,11 +129,11 @@ def _command(name: str) -> Callable[..., None]:
         debug: Debug = False,
     ) -> None:
         del debug
-        from bilevel_apps.paper.harness.make import Request, run_item
+        from bilevel_apps.paper.harness.make import ItemRequest, run_item
         from bilevel_apps.system.hardware import set_threads
 
         set_threads(threads)
-        request = Request(
+        request = ItemRequest(
             out=out,
             scale=scale,
             seeds=seeds,

@@ -91,10 +91,10 @@ def compare(
     del debug
     from bilevel_apps.compare import CompareRequest, compare_runs
     from bilevel_apps.compare.compare import USUAL_SORT
-    from bilevel_apps.compare.paired import Episodes
+    from bilevel_apps.compare.paired import EpisodeChoice
 
     chosen = _chosen(runs or [], uri, experiment)
-    wanted = Episodes(
+    wanted = EpisodeChoice(
         data=data,
         split=split,
         count=episodes,

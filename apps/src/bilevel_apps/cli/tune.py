@@ -83,12 +83,12 @@ def tune(
 
     set_threads(threads)
     chosen = _changed(load_tuning(problem, assignments or []), engine, steps, outer_steps)
-    from bilevel_apps.tune.tune import Request
+    from bilevel_apps.tune.tune import TuneRequest
     from bilevel_apps.tune.tune import tune as run_tuning
 
     name = problem.rpartition(":")[2]
     settings = dict(assignment.split("=", 1) for assignment in assignments or [])
-    request = Request(name=name, out=out, settings=settings, track=not no_track)
+    request = TuneRequest(name=name, out=out, settings=settings, track=not no_track)
     document = run_tuning(chosen, request)
     if as_json:
         print(json.dumps(document, ensure_ascii=False))

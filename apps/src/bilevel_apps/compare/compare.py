@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from bilevel_apps.compare.listing import text_cell
-from bilevel_apps.compare.paired import Episodes, Paired, paired_scores
+from bilevel_apps.compare.paired import EpisodeChoice, Paired, paired_scores
 from bilevel_apps.compare.table import Cell, Table, number
 from bilevel_apps.compare.tracked import TrackedRun
 from bilevel_apps.config import Config
@@ -36,7 +36,7 @@ class CompareRequest:
     """
 
     sort: str | None = USUAL_SORT
-    episodes: Episodes | None = None
+    episodes: EpisodeChoice | None = None
 
 
 def compare_runs(runs: Sequence[TrackedRun], request: CompareRequest) -> tuple[Table, str]:
@@ -118,7 +118,10 @@ def _add(rows: Sequence[dict[str, Cell]], runs: Sequence[TrackedRun], paired: Pa
         return ""
     difference = f"difference to {reference.name}"
     for row, inner in zip(rows, paired.inner, strict=True):
-        if inner is not None:
+        if inner is not None and inner.steps is None:
+            row["head"] = text_cell("head", "optimum")
+        elif inner is not None:
+            row["head"] = text_cell("head", "descent")
             row["T"] = text_cell("T", str(inner.steps))
             row["η"] = Cell(shown=f"{inner.lr:.3g}", values={"η": inner.lr})
     for row, scored, apart in zip(rows, paired.scores, paired.differences, strict=True):
@@ -134,7 +137,7 @@ def _columns(rows: Sequence[dict[str, Cell]], differing: Sequence[str]) -> list[
     """Return the columns: the run, what it differs in, the metrics by section, the rest."""
     every = dict.fromkeys(key for row in rows for key in row)
     first = [key for key in ("run", "id", "status") if key in every]
-    ends = ("minutes", "T", "η", "same episodes")
+    ends = ("minutes", "head", "T", "η", "same episodes")
     last = [key for key in every if key in ends or key.startswith("difference to ")]
     metrics = [key for key in every if key not in {*first, *differing, *last}]
     metrics.sort(

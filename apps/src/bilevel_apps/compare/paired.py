@@ -20,12 +20,12 @@ from bilevel_core import DivergenceError
 from bilevel_data import DataError, EpisodeSampler
 from bilevel_meta.methods.hyper_representation import InnerLoop
 
-__all__ = ["Episodes", "Paired", "paired_scores"]
+__all__ = ["EpisodeChoice", "Paired", "paired_scores"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Episodes:
+class EpisodeChoice:
     """Which episodes to score; None stands for what the first run was trained for."""
 
     data: Path | None = None
@@ -56,7 +56,7 @@ class Paired:
     inner: Sequence[InnerLoop | None]
 
 
-def paired_scores(runs: Sequence[TrackedRun], episodes: Episodes) -> Paired:
+def paired_scores(runs: Sequence[TrackedRun], episodes: EpisodeChoice) -> Paired:
     """Score each run's checkpoint; one that cannot be scored costs a warning.
 
     With a_i and b_i the accuracies of two runs on episode i, the difference is the mean of
@@ -98,7 +98,7 @@ def _load(run: TrackedRun, device: str) -> TrainedRun:
     return load_run(run.folder, device)
 
 
-def _sampler(run: TrainedRun, episodes: Episodes) -> EpisodeSampler:
+def _sampler(run: TrainedRun, episodes: EpisodeChoice) -> EpisodeSampler:
     store = run.store(episodes.data)
     return run.sampler(
         store,
@@ -112,7 +112,7 @@ def _sampler(run: TrainedRun, episodes: Episodes) -> EpisodeSampler:
 
 
 def _accuracies(
-    run: TrainedRun, name: str, sampler: EpisodeSampler, episodes: Episodes
+    run: TrainedRun, name: str, sampler: EpisodeSampler, episodes: EpisodeChoice
 ) -> NDArray[np.float64]:
     shape = sampler.split.images.shape[1:]
     if shape != run.image_shape:
@@ -128,7 +128,7 @@ def _differences(found: Sequence[NDArray[np.float64] | None]) -> list[Score | No
     return [None if a is None or first is None or a is first else score(a - first) for a in found]
 
 
-def _described(sampler: EpisodeSampler | None, episodes: Episodes) -> str:
+def _described(sampler: EpisodeSampler | None, episodes: EpisodeChoice) -> str:
     if sampler is None:
         return ""
     spec = sampler.spec

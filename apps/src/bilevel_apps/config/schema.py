@@ -85,7 +85,8 @@ class ModelSection(Section):
     """The representation."""
 
     name: str = Field(
-        default="omniglot-net", description="omniglot-net, c4l, rn, resnet12 or torchvision:NAME"
+        default="omniglot-net",
+        description="omniglot-net, c4l, rn, resnet12, torchvision:NAME or timm:NAME",
     )
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
         default="ghost", description="whose statistics normalise: episode, batch, ghost or support"

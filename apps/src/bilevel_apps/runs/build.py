@@ -104,7 +104,7 @@ def make_task(
         backbone = create_model(config.model.name, **backbone_options(config, image_shape))
     except ValueError as error:
         name = config.model.name
-        known = name in list_models() or name.startswith("torchvision:")
+        known = name in list_models() or name.startswith(("torchvision:", "timm:"))
         hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
         raise InputError(f"model.name={name}: {error}{hint}") from None
     if config.model.outputs is not None:

@@ -153,9 +153,9 @@ def _without_memory(record: RunRecord) -> HyperRepresentation:
         with torch.device("meta"):
             return make_task(record.config, record.image_shape, torch.device("meta"))
     except InputError:
-        # Some networks of torchvision look at their weights' values while they are built. Their
-        # sizes are torchvision's own, so a record cannot ask for more than those.
-        if not record.config.model.name.startswith("torchvision:"):
+        # Some networks of other libraries look at their weights' values while they are built. Their
+        # sizes are the libraries' own, so a record cannot ask for more than those.
+        if not record.config.model.name.startswith(("torchvision:", "timm:")):
             raise
         return make_task(record.config, record.image_shape, torch.device("cpu"))
 

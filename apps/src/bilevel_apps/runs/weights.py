@@ -13,6 +13,7 @@ from bilevel_apps.runs.build import model_tensors, part_of
 from bilevel_apps.runs.checkpoint import load_checkpoint, load_plain
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
+from bilevel_models.backbones.torchvision import TorchvisionBackbone
 
 __all__ = ["load_backbone"]
 
@@ -25,7 +26,8 @@ def load_backbone(backbone: nn.Module, source: str) -> None:
     Args:
         backbone: what is to have them.
         source: the folder of a run (its best checkpoint), a checkpoint, `pretrained:TAG`, or a
-            safetensors file that has a backbone's tensors under their own names.
+            safetensors file that has a backbone's tensors under their own names, or, for a network
+            of torchvision or timm, under the library's.
 
     Raises:
         InputError: it cannot be read, or its tensors are not those of the backbone: one by one
@@ -33,6 +35,11 @@ def load_backbone(backbone: nn.Module, source: str) -> None:
     """
     found = _backbone_tensors(Path(source))
     own = backbone.state_dict()
+    if isinstance(backbone, TorchvisionBackbone) and not own.keys() <= found.keys():
+        try:  # as the library publishes them
+            found = backbone.from_library(found)
+        except ValueError as error:
+            raise InputError(f"model.weights={source}: {error}: give others") from None
     for name in sorted(own.keys() | found.keys()):
         theirs, ours = (_shape(tensors.get(name)) for tensors in (found, own))
         if theirs != ours:

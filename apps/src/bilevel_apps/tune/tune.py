@@ -21,14 +21,14 @@ from bilevel_apps.tune.tuning import Figures, Tuning
 from bilevel_core import Problem, hypergradient, solve_inner
 from bilevel_core.abstract import Tree
 
-__all__ = ["Request", "tune"]
+__all__ = ["TuneRequest", "tune"]
 
 OBJECTIVE = "outer objective"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class TuneRequest:
     """Where a tuning goes, and what it is called.
 
     Attributes:
@@ -44,7 +44,7 @@ class Request:
     track: bool = True
 
 
-def tune(tuning: Tuning, request: Request) -> dict[str, Any]:
+def tune(tuning: Tuning, request: TuneRequest) -> dict[str, Any]:
     """Minimise over λ; returns what is saved as figures.json.
 
     λ is judged by the outer objective alone: the best one seen is kept, or the last one of an
@@ -72,7 +72,7 @@ def tune(tuning: Tuning, request: Request) -> dict[str, Any]:
             return _whole(loop, request, start)
 
 
-def _whole(loop: Loop, request: Request, start: Figures) -> dict[str, Any]:
+def _whole(loop: Loop, request: TuneRequest, start: Figures) -> dict[str, Any]:
     """Tune, look at the held-out figures, and save them."""
     tuning = loop.tuning
     stopped, lam, w = loop.run()
@@ -152,14 +152,14 @@ def _figures(tuning: Tuning, lam: Tree, w: Tree) -> dict[str, float]:
     return figures
 
 
-def _what(tuning: Tuning, request: Request) -> dict[str, Any]:
+def _what(tuning: Tuning, request: TuneRequest) -> dict[str, Any]:
     common = {"steps": tuning.steps, "settings": dict(request.settings)}
     if tuning.online:
         return {"engine": "online", "every": tuning.every, **common}
     return {"engine": repr(tuning.engine), "outer_steps": tuning.outer_steps, **common}
 
 
-def _start_tracking(tuning: Tuning, request: Request, out: Path) -> Tracker:
+def _start_tracking(tuning: Tuning, request: TuneRequest, out: Path) -> Tracker:
     if not request.track:
         return open_tracker(None, run_id=None, warn=warn)
     target = Target(

@@ -142,13 +142,8 @@ def _flower(name: str) -> str | None:
     number = int(found[1]) if found else 0
     if not 1 <= number <= 102:
         return None
-    return (
-        "val"
-        if number in _LISTS["flowers"]["val"]
-        else "test"
-        if number in _LISTS["flowers"]["test"]
-        else "train"
-    )
+    listed = (split for split, numbers in _LISTS["flowers"].items() if number in numbers)
+    return next(listed, "train")
 
 
 _META_DATASET = "Triantafillou et al. (2020), Meta-Dataset, as learn2learn lists it"

@@ -13,6 +13,7 @@ from bilevel_models.backbone import check_backbone
 from bilevel_models.backbones.conv_net import c4l, omniglot_net
 from bilevel_models.backbones.paper_resnet import rn
 from bilevel_models.backbones.resnet12 import resnet12
+from bilevel_models.backbones.timm import timm_backbone
 from bilevel_models.backbones.torchvision import torchvision_backbone
 from bilevel_models.pretrained.weights import pretrained_card, pretrained_weights
 
@@ -28,10 +29,14 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 _OWN = frozenset(_MODELS)
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "torchvision": torchvision_backbone,
+    "timm": timm_backbone,
+}
 
 
 def list_models() -> tuple[str, ...]:
-    """Return the names that `create_model` knows beside `torchvision:NAME`, sorted."""
+    """Return the names that `create_model` knows beside those of other libraries, sorted."""
     return tuple(sorted(_MODELS))
 
 
@@ -58,7 +63,7 @@ def create_model(name: str, *, pretrained: str | None = None, **options: Any) ->
 
     Args:
         name: one of `list_models()`, or `torchvision:NAME` with a classification model of
-            torchvision, such as `torchvision:resnet18`.
+            torchvision, such as `torchvision:resnet18`, or `timm:NAME` with a model of timm.
         pretrained: the tag of the weights, one of `list_pretrained()`.
         options: the keyword arguments of its function, such as `channels`, `image_size`, `filters`.
 
@@ -91,11 +96,12 @@ def _maker(name: str) -> Callable[..., nn.Module]:
     if name in _MODELS:
         return _MODELS[name]
     family, _, member = name.partition(":")
-    if family != "torchvision":
+    if family not in _FAMILIES:
         raise ValueError(
-            f"no model {name!r}: choose one of {', '.join(list_models())} or torchvision:NAME"
+            f"no model {name!r}: choose one of {', '.join(list_models())}, torchvision:NAME or "
+            "timm:NAME"
         )
-    return functools.partial(torchvision_backbone, member)
+    return functools.partial(_FAMILIES[family], member)
 
 
 def _pretrained(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:

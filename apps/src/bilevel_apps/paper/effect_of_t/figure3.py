@@ -11,7 +11,7 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS
 from bilevel_apps.paper.effect_of_t.study import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.harness.cache import Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row
-from bilevel_apps.paper.harness.summary import Spread, spread
+from bilevel_apps.paper.harness.summary import Summary, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,9 +55,9 @@ def _rows(found: Study) -> list[Row]:
     return rows
 
 
-def _gap(found: Study, name: str, place: int) -> Spread:
+def _gap(found: Study, name: str, place: int) -> Summary:
     """Return f_T - f at an H where the optimisation of the exact problem was looked at."""
-    return spread([path[place] for path in _gaps(found, name)])
+    return summary([path[place] for path in _gaps(found, name)])
 
 
 def _gaps(found: Study, name: str) -> list[list[float]]:

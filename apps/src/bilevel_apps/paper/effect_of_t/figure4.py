@@ -12,7 +12,7 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT
 from bilevel_apps.paper.effect_of_t.study import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.harness.cache import Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row
-from bilevel_apps.paper.harness.summary import Spread, spread
+from bilevel_apps.paper.harness.summary import Summary, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,18 +47,18 @@ def _peaks(found: Study, name: str) -> list[tuple[float, int]]:
     return [(max(path), found.looks[path.index(max(path))]) for path in paths]
 
 
-def _best(found: Study, name: str) -> Spread:
+def _best(found: Study, name: str) -> Summary:
     """Return the highest test accuracy, %."""
-    return spread([100 * accuracy for accuracy, _ in _peaks(found, name)])
+    return summary([100 * accuracy for accuracy, _ in _peaks(found, name)])
 
 
-def _last(found: Study, name: str) -> Spread:
+def _last(found: Study, name: str) -> Summary:
     """Return the test accuracy at the end, %."""
-    return spread([100 * path[-1] for path in found.paths(name, "test")])
+    return summary([100 * path[-1] for path in found.paths(name, "test")])
 
 
-def _when(found: Study, name: str) -> Spread:
-    return spread([float(step) for _, step in _peaks(found, name)])
+def _when(found: Study, name: str) -> Summary:
+    return summary([float(step) for _, step in _peaks(found, name)])
 
 
 def _rows(found: Study) -> list[Row]:

@@ -14,7 +14,7 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS, LinearMap, step
 from bilevel_apps.paper.effect_of_t.tune import MOMENTUM, RATE, Length, tune
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Scale
-from bilevel_apps.paper.harness.summary import Spread, spread
+from bilevel_apps.paper.harness.summary import Summary, summary
 from bilevel_apps.runs.folder import RunFolder
 
 __all__ = ["DATA", "DIFFERS", "NAMES", "SEEDS", "Study", "study"]
@@ -64,11 +64,11 @@ class Study:
         """Return a figure of every data set, at every look."""
         return [[look[figure] for look in found["looks"]] for found in self.results[name]]
 
-    def curve(self, name: str, figure: str) -> list[Spread]:
+    def curve(self, name: str, figure: str) -> list[Summary]:
         """Return it over data sets, at every look."""
-        return [spread(values) for values in zip(*self.paths(name, figure), strict=True)]
+        return [summary(values) for values in zip(*self.paths(name, figure), strict=True)]
 
-    def last(self, name: str, figure: str) -> Spread:
+    def last(self, name: str, figure: str) -> Summary:
         """Return it over data sets, at the last look."""
         return self.curve(name, figure)[-1]
 

@@ -16,7 +16,13 @@ from bilevel_apps.errors import RunError
 from bilevel_apps.paper.harness.cache import Work
 from bilevel_apps.paper.harness.item import Item, Report, Scale
 from bilevel_apps.paper.harness.render import as_files, claim_line
-from bilevel_apps.paper.harness.request import Request, check_options, runs_of, store_for, stores_of
+from bilevel_apps.paper.harness.request import (
+    ItemRequest,
+    check_options,
+    runs_of,
+    store_for,
+    stores_of,
+)
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.system.files import check_writable, write_files
@@ -27,12 +33,12 @@ from bilevel_apps.tracking.address import default_uri
 from bilevel_apps.tracking.place import record_of
 from bilevel_apps.tracking.tracker import Target, Tracker, closing, open_tracker
 
-__all__ = ["Request", "run_item"]
+__all__ = ["ItemRequest", "run_item"]
 
 EXPERIMENT = "paper"
 
 
-def run_item(item: Item, request: Request) -> tuple[Report, dict[str, Any]]:
+def run_item(item: Item, request: ItemRequest) -> tuple[Report, dict[str, Any]]:
     """Compute what is not recorded yet and write the files; returns the report and its JSON.
 
     A claim that fails is reported and raises nothing.
@@ -72,7 +78,7 @@ def run_item(item: Item, request: Request) -> tuple[Report, dict[str, Any]]:
 
 
 def _document(
-    item: Item, request: Request, seeds: int, stores: Sequence[str], report: Report
+    item: Item, request: ItemRequest, seeds: int, stores: Sequence[str], report: Report
 ) -> dict[str, Any]:
     words = ["bilevel-paper", item.name, "--scale", request.scale.value, "--seeds", str(seeds)]
     for option, values in (
@@ -112,7 +118,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _start_tracking(
-    item: Item, request: Request, folder: RunFolder
+    item: Item, request: ItemRequest, folder: RunFolder
 ) -> tuple[Tracker, Target | None]:
     """Begin the item's run, or continue the one that its folder knows of."""
     if not request.track:

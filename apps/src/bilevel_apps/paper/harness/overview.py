@@ -8,21 +8,21 @@ from typing import Any, final
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.paper.harness.item import Item, Report, Row
-from bilevel_apps.paper.harness.make import Request, run_item
+from bilevel_apps.paper.harness.make import ItemRequest, run_item
 from bilevel_apps.paper.harness.render import claim_line, markdown_table
 from bilevel_apps.runs.build import store_of
 from bilevel_apps.system.files import check_writable, write_files
 from bilevel_apps.system.terminal import say
 from bilevel_data import DataError
 
-__all__ = ["PAGE", "Outcome", "run_all", "total_seconds"]
+__all__ = ["PAGE", "ItemOutcome", "run_all", "total_seconds"]
 
 PAGE = "all.md"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ItemOutcome:
     """What came of an item.
 
     Attributes:
@@ -54,7 +54,7 @@ class Outcome:
         return {"item": self.item.name, "": self.said, "seconds": seconds}
 
 
-def run_all(items: Iterable[Item], request: Request) -> list[Outcome]:
+def run_all(items: Iterable[Item], request: ItemRequest) -> list[ItemOutcome]:
     """Compute the items that the stores allow, and write a page of them into the folder.
 
     One that fails does not stop the others.
@@ -85,17 +85,17 @@ def total_seconds(costs: Iterable[Mapping[str, Any]]) -> float:
     return sum(seconds.values())
 
 
-def _outcome(item: Item, request: Request) -> Outcome:
+def _outcome(item: Item, request: ItemRequest) -> ItemOutcome:
     if item.data is not None and not request.data:
-        return Outcome(item=item)
+        return ItemOutcome(item=item)
     own = replace(request, data=request.data if item.data is not None else ())
     try:
-        return Outcome(item=item, report=run_item(item, own)[0])
+        return ItemOutcome(item=item, report=run_item(item, own)[0])
     except (InputError, RunError, DataError) as error:
-        return Outcome(item=item, error=str(error))
+        return ItemOutcome(item=item, error=str(error))
 
 
-def _page(outcomes: Sequence[Outcome]) -> str:
+def _page(outcomes: Sequence[ItemOutcome]) -> str:
     costs = [outcome.report.cost for outcome in outcomes if outcome.report is not None]
     minutes = total_seconds(costs) / 60
     parts = [

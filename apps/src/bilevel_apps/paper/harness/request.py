@@ -12,12 +12,12 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.item import Item, Scale
 from bilevel_apps.runs.build import store_of
 
-__all__ = ["Request", "check_options", "runs_of", "store_for", "stores_of"]
+__all__ = ["ItemRequest", "check_options", "runs_of", "store_for", "stores_of"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ItemRequest:
     """What is asked of an item.
 
     Attributes:
@@ -45,7 +45,7 @@ GIVEN = {"data": "--data", "seed": "--seeds", "tracking": "--track"}
 """Settings, or sections of them, that other options give."""
 
 
-def check_options(item: Item, request: Request) -> None:
+def check_options(item: Item, request: ItemRequest) -> None:
     """Refuse options that mean nothing to the item, before any work.
 
     Raises:
@@ -72,7 +72,7 @@ def check_options(item: Item, request: Request) -> None:
             raise InputError(f"--set {key}: use {option} for it, and leave --set out")
 
 
-def runs_of(item: Item, request: Request) -> dict[str, Path]:
+def runs_of(item: Item, request: ItemRequest) -> dict[str, Path]:
     """Return the runs to show by the cells they are for.
 
     Raises:
@@ -95,7 +95,7 @@ def runs_of(item: Item, request: Request) -> dict[str, Path]:
     return runs
 
 
-def stores_of(item: Item, request: Request) -> dict[str, Path]:
+def stores_of(item: Item, request: ItemRequest) -> dict[str, Path]:
     """Return the stores that were given by the names of their data sets.
 
     Raises:

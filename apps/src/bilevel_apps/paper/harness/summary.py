@@ -11,12 +11,12 @@ from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from bilevel_apps.scoring.score import half_interval
 
-__all__ = ["Spread", "spread"]
+__all__ = ["Summary", "summary"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class Summary:
     """Mean, half its 95 % interval (None for one value), median, lowest and highest."""
 
     mean: float
@@ -31,7 +31,7 @@ class Spread:
         return f"{self.mean:.3g}{interval}"
 
 
-def spread(values: Sequence[float]) -> Spread:
+def summary(values: Sequence[float]) -> Summary:
     """Return the mean with its interval, and the rest.
 
     Seeds are few, so that the interval is Student's: t·std/√n, with t the 97.5 % point of n - 1
@@ -40,7 +40,7 @@ def spread(values: Sequence[float]) -> Spread:
     Args:
         values: at least one.
     """
-    return Spread(
+    return Summary(
         mean=statistics.fmean(values),
         ci95=half_interval(values, _student(len(values))) if len(values) > 1 else None,
         median=statistics.median(values),

@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.harness.summary import Spread, spread
+from bilevel_apps.paper.harness.summary import Summary, summary
 from bilevel_apps.paper.ridge.data import Rows, curvature, draw_rows, drawn, join, ridge
 from bilevel_core import (
     Interval,
@@ -81,7 +81,7 @@ def run(work: Work) -> Report:
         },
         differs=DIFFERS,
         metrics={
-            f"{kind}/{way}_{figure}": spread(_of(parts, kind, way, figure)).mean
+            f"{kind}/{way}_{figure}": summary(_of(parts, kind, way, figure)).mean
             for kind in PENALTIES
             for way in RATES
             for figure in ("cv", "test")
@@ -219,20 +219,22 @@ def _rows(parts: Sequence[Part]) -> list[Row]:
     points = len(parts[0].result["grid"]["lam"])
     plain = {figure: _grid(parts, figure) for figure in ("cv", "test", "seconds")}
     best = [math.exp(lam) for lam in _grid(parts, "best")]
-    rows = [_row("one penalty", "grid search", plain, points * FOLDS, spread(best).median)]
+    rows = [_row("one penalty", "grid search", plain, points * FOLDS, summary(best).median)]
     for kind, size in PENALTIES.items():
         for way in RATES:
             figures = {name: _of(parts, kind, way, name) for name in plain}
             fits = parts[0].result[kind][way]["path"][-1][0]
             found = [math.exp(part.result[kind][way]["lam"][0]) for part in parts]
-            rows.append(_row(kind, way, figures, fits, spread(found).median if size == 1 else None))
+            rows.append(
+                _row(kind, way, figures, fits, summary(found).median if size == 1 else None)
+            )
     return rows
 
 
 def _row(
     kind: str, way: str, figures: dict[str, list[float]], fits: int, penalty: float | None
 ) -> Row:
-    cv, test = spread(figures["cv"]), spread(figures["test"])
+    cv, test = summary(figures["cv"]), summary(figures["test"])
     return {
         "penalties": kind,
         "way": way,
@@ -243,7 +245,7 @@ def _row(
         "test ±": test.ci95,
         "trainings of a fold": fits,
         "inner steps": fits * STEPS,
-        "seconds": spread(figures["seconds"]).mean,
+        "seconds": summary(figures["seconds"]).mean,
     }
 
 
@@ -294,8 +296,8 @@ def _claims(parts: Sequence[Part]) -> list[Claim]:
             text="a penalty a feature, where no grid can go, has a lower cross-validation error in "
             "every data set",
             holds=all(a < b for values in many.values() for a, b in zip(values, grid, strict=True)),
-            found=", ".join(f"{way} {spread(values).mean:.3g}" for way, values in many.items())
-            + f"; grid {spread(grid).mean:.3g}",
+            found=", ".join(f"{way} {summary(values).mean:.3g}" for way, values in many.items())
+            + f"; grid {summary(grid).mean:.3g}",
         ),
         Claim(
             text="and a lower test error in the mean",
@@ -311,10 +313,10 @@ def _excess(parts: Sequence[Part], way: str, grid: Sequence[float]) -> float:
     return max(a / b - 1 for a, b in zip(found, grid, strict=True))
 
 
-def _gain(parts: Sequence[Part], way: str) -> Spread:
+def _gain(parts: Sequence[Part], way: str) -> Summary:
     """Return by how much many penalties' test error is below the grid's, paired."""
     found = _of(parts, "one a feature", way, "test")
-    return spread([a - b for a, b in zip(_grid(parts, "test"), found, strict=True)])
+    return summary([a - b for a, b in zip(_grid(parts, "test"), found, strict=True)])
 
 
 LOOKS: dict[str, dict[str, Any]] = {
@@ -363,11 +365,11 @@ def _draw_cost(axes: Axes, parts: Sequence[Part]) -> None:
             paths = [part.result[kind][way]["path"] for part in parts]
             fits = [fits for fits, _ in paths[0]]
             means = [
-                spread([value for _, value in places]).mean for places in zip(*paths, strict=True)
+                summary([value for _, value in places]).mean for places in zip(*paths, strict=True)
             ]
             label = way if kind == "one a feature" else None
             axes.plot(fits, means, **look, linewidth=width, markersize=2.5 * width, label=label)
-    grid, points = spread(_grid(parts, "cv")).mean, len(parts[0].result["grid"]["lam"])
+    grid, points = summary(_grid(parts, "cv")).mean, len(parts[0].result["grid"]["lam"])
     axes.plot([points * FOLDS], [grid], "*", color=INK, markersize=11, label="grid search")
     axes.axhline(grid, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlabel("trainings of one fold")

@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.harness.summary import Spread, spread
+from bilevel_apps.paper.harness.summary import Summary, summary
 from bilevel_apps.paper.ridge.data import Rows, curvature, draw_rows, drawn, mape, ridge
 from bilevel_core import (
     Engine,
@@ -83,7 +83,7 @@ def run(work: Work) -> Report:
         },
         differs=DIFFERS,
         metrics={
-            f"{name}/{figure}_{what}": getattr(_spread(parts, name, figure), what)
+            f"{name}/{figure}_{what}": getattr(_summary(parts, name, figure), what)
             for name in PAPER
             for figure in ("validation", "test")
             for what in ("mean", "median")
@@ -181,14 +181,14 @@ def _values(parts: Sequence[Part], name: str, figure: str) -> list[float]:
     return [part.result[f"{name}/{figure}"] for part in parts]
 
 
-def _spread(parts: Sequence[Part], name: str, figure: str) -> Spread:
-    return spread(_values(parts, name, figure))
+def _summary(parts: Sequence[Part], name: str, figure: str) -> Summary:
+    return summary(_values(parts, name, figure))
 
 
 def _rows(parts: Sequence[Part]) -> list[Row]:
     rows: list[Row] = []
     for name, (paper_validation, paper_test) in PAPER.items():
-        held, test = (_spread(parts, name, figure) for figure in ("validation", "test"))
+        held, test = (_summary(parts, name, figure) for figure in ("validation", "test"))
         rows.append(
             {
                 "T": name,
@@ -202,7 +202,7 @@ def _rows(parts: Sequence[Part]) -> list[Row]:
                 "test ±": test.ci95,
                 "test, lowest": test.lowest,
                 "test, highest": test.highest,
-                "test RMSE, %, median": _spread(parts, name, "relative_rmse").median,
+                "test RMSE, %, median": _summary(parts, name, "relative_rmse").median,
             }
         )
     return rows
@@ -225,7 +225,7 @@ def _details(parts: Sequence[Part]) -> list[Row]:
 
 
 def _claims(parts: Sequence[Part]) -> list[Claim]:
-    medians = {name: _spread(parts, name, "test").median for name in PAPER}
+    medians = {name: _summary(parts, name, "test").median for name in PAPER}
     ladder = [medians[name] for name in STEPS]
     first, last = (_values(parts, name, "test") for name in ("10", "250"))
     better = sum(b < a for a, b in zip(first, last, strict=True))
@@ -278,7 +278,7 @@ def _draw_errors(axes: Axes, parts: Sequence[Part]) -> None:
         for part in parts:
             values = [part.result[f"{name}/{figure}"] for name in PAPER]
             axes.plot(values, color=colour, alpha=0.18, linewidth=0.8)
-        medians = [_spread(parts, name, figure).median for name in PAPER]
+        medians = [_summary(parts, name, figure).median for name in PAPER]
         axes.plot(medians, color=colour, marker=shape, linewidth=1.8, label=f"{label}, median")
         paper = [values[column] for values in PAPER.values()]
         style: dict[str, Any] = {

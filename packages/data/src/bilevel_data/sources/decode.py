@@ -42,7 +42,7 @@ _LARGE, _BAND = 8_000_000, 4_000_000
 _GREY = ("1", "L", "LA", "I", "F")
 _REMEDY = "replace or remove it"
 _COLOURS = ("CMYK", "LAB", "HSV", "YCbCr")  # other than these have one meaning
-_ORIENTATION = 0x0112
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
 _MOST_SCANS, _MOST_SEGMENTS = 50, 10_000
 # What begins a segment of a JPEG file, or ends it: no byte of a scan's data is one of these.
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
@@ -275,6 +275,9 @@ def _in_8_bits(picture: Image.Image, name: str) -> Image.Image:
     if not np.isfinite([low, high]).all():
         raise DataError(f"{name}: greys that are not finite numbers: save it again without them")
     scaled = (values - low) * (255 / max(high - low, 1e-30))
-    found = Image.fromarray(np.rint(scaled).astype(np.uint8))
+    pixels = np.rint(scaled).astype(np.uint8)
+    # A TIFF may say that its least value is white, which Pillow minds in 8 bits alone.
+    least_is_white = getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    found = Image.fromarray(255 - pixels if least_is_white else pixels)
     found.info = picture.info
     return found

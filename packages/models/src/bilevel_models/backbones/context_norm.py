@@ -13,6 +13,8 @@ from bilevel_models.normalization import OffsetNorm2d, Statistics
 
 __all__ = ["AmbientNorm2d", "explicit_norms", "using"]
 
+# Parts of timm's `BatchNormAct2d` that follow the normalisation, in order.
+_AFTER = ("drop", "act")
 # Of the pass under way in this thread or task; others have their own.
 _STATISTICS: ContextVar[Statistics] = ContextVar("statistics")
 
@@ -50,10 +52,15 @@ class AmbientNorm2d(nn.Module):
 
 
 def explicit_norms(network: nn.Module) -> None:
-    """Replace each `BatchNorm2d` in a network by an `AmbientNorm2d` with its weights."""
+    """Replace each `BatchNorm2d` in a network by an `AmbientNorm2d` with its weights.
+
+    What a kind of it does after it has normalised, as timm's do, is done after it.
+    """
     for path, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
-            network.set_submodule(path, AmbientNorm2d(_explicit(module)))
+            new: nn.Module = AmbientNorm2d(_explicit(module))
+            after = [part for name in _AFTER if (part := getattr(module, name, None)) is not None]
+            network.set_submodule(path, nn.Sequential(new, *after) if after else new)
 
 
 def _explicit(old: nn.BatchNorm2d) -> OffsetNorm2d:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -17,6 +17,7 @@ from bilevel_models.normalization import EACH_SET, RUNNING, Statistics
 
 __all__ = ["TorchvisionBackbone", "torchvision_backbone"]
 
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLASSES = 1000  # what torchvision's models tell apart, and what marks their last layer
 
 
@@ -33,6 +34,8 @@ class TorchvisionBackbone(nn.Module):
         body: the model, without classifier, dropout and `BatchNorm2d`.
         channels: 1 or 3.
         image_size: height and width of the images, in pixels.
+        mean: of the colours of standardised images, ImageNet's by default.
+        std: likewise their standard deviation.
 
     Raises:
         AssertionError, RuntimeError or ValueError: the body cannot take such images.
@@ -41,11 +44,20 @@ class TorchvisionBackbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, *, channels: int, image_size: int) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        channels: int,
+        image_size: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
-        for name, rgb in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, torch.tensor(rgb).view(1, 3, 1, 1), persistent=False)
+        for name, rgb in (("mean", mean or _MEAN), ("std", std or _STD)):
+            values = torch.tensor(tuple(rgb)).view(1, 3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
         with torch.no_grad():
             image = torch.zeros(1, channels, image_size, image_size)
             self.dim: int = self(image, RUNNING).shape[1]
@@ -55,6 +67,24 @@ class TorchvisionBackbone(nn.Module):
         with using(statistics):
             features: Tensor = self.body((images - self.mean) / self.std)
         return features
+
+    def from_library(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors under the library's own names under those that this module has.
+
+        Those of a classifier, and counts of batches, are left out.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        found = {}
+        for name in self.state_dict():
+            theirs = name.removeprefix("body.").replace(".0.norm.", ".").replace(".norm.", ".")
+            plain = name.removeprefix("body.")
+            key = plain if plain in tensors else theirs
+            if key not in tensors:
+                raise ValueError(f"the weights are not this model's: they have no {theirs!r}")
+            found[name] = tensors[key]
+        return found
 
 
 def torchvision_backbone(
