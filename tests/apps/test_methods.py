@@ -48,6 +48,7 @@ from bilevel_data import (
 )
 from bilevel_meta.episodes import Episodes, to_device
 from bilevel_meta.methods.variants import VARIANTS
+from bilevel_meta.registry import LEARNERS
 from bilevel_models import EACH_SET, Normalization, Statistics, create_model, heads
 from bilevel_models.backbones.linear_output import (
     LinearOutputs,
@@ -56,6 +57,8 @@ from bilevel_models.backbones.linear_output import (
 )
 
 CPU = torch.device("cpu")
+# Those of a representation, which go with every one of its methods.
+PRESETS = [name for name in list_presets() if "method" not in load_preset(name)]
 WAY, SHOT, QUERY, SIZE, CLASSES = 3, 2, 3, 8, 7
 SUPPORT_SET, TOGETHER = WAY * SHOT, WAY * (SHOT + QUERY)
 MODES = list(Normalization)
@@ -599,7 +602,8 @@ def test_united_episodes_are_support_and_query_at_once():
 
 def test_methods_are_those_of_the_configuration():
     """Under the names of Table 4, in its order but for our own, which is the default."""
-    assert set(VARIANTS) == set(get_args(Config.model_fields["method"].annotation))
+    known = get_args(Config.model_fields["method"].annotation)
+    assert set(known) == {*VARIANTS, *LEARNERS}
     assert Config().method == "hyper-representation"
     described = describe_keys()["method"]
     assert all(name in described for name in VARIANTS)
@@ -663,7 +667,7 @@ def wide(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_trained_by_every_method(preset, wide, tmp_path):
     store = wide["mini-imagenet" if "mini-imagenet" in preset else "omniglot"]
     for name in VARIANTS:

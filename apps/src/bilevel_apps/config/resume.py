@@ -12,5 +12,5 @@ FOLLOW_LENGTH = ("cosine", "onecycle")
 
 def may_change(train: TrainSection) -> tuple[str, ...]:
     """Return the keys that decide where a run ends and not how it gets there: a resume's choice."""
-    steps = () if train.schedule in FOLLOW_LENGTH else ("train.steps",)
+    steps = () if train.schedule in FOLLOW_LENGTH or train.small else ("train.steps",)
     return ("train.minutes", *steps)

@@ -13,13 +13,15 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.system.plugins import VARIABLE
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 from bilevel_meta.methods.variants import VARIANTS
+from bilevel_meta.registry import create_learner
 from bilevel_models import create_model, keep_freed_memory, list_models
 from bilevel_models.backbones.linear_output import with_linear_outputs
 
 __all__ = [
     "backbone_options",
+    "check_size",
     "episode_sampler",
     "make_task",
     "model_tensors",
@@ -81,9 +83,11 @@ def episode_sampler(
         raise InputError(f"{store.path}: {error} (change {keys})") from None
 
 
-def make_task(
-    config: Config, image_shape: tuple[int, ...], device: torch.device
-) -> HyperRepresentation:
+PRETRAINED = ("baseline", "baseline++", "multiclass", "simpleshot")
+"""Methods that train one classifier of all training classes."""
+
+
+def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device) -> Learner:
     """Return a learner with fresh weights, drawn from the configuration's seed.
 
     Args:
@@ -107,6 +111,13 @@ def make_task(
         known = name in list_models() or name.startswith(("torchvision:", "timm:"))
         hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
         raise InputError(f"model.name={name}: {error}{hint}") from None
+    if config.method not in VARIANTS:
+        learner = _make_other(config, backbone, image_shape)
+        return learner.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload, no-any-return]
+    if config.options:
+        raise InputError(
+            f"options={config.options}: method={config.method} has none; its settings are in inner"
+        )
     if config.model.outputs is not None:
         backbone = with_linear_outputs(backbone, config.model.outputs)
     if config.method == "classic-train" and not config.inner.steps:
@@ -114,7 +125,7 @@ def make_task(
             f"inner.steps={config.inner.steps}: method=classic-train moves representation and "
             "heads together so many times a meta-batch: set inner.steps to 1 or more"
         )
-    learner = VARIANTS[config.method](
+    representation = VARIANTS[config.method](
         backbone,
         norm=config.model.norm,
         unit_length=config.model.unit_length,
@@ -126,8 +137,55 @@ def make_task(
         learn_scale=config.inner.learn_scale,
         label_smoothing=config.train.label_smoothing,
     )
-    learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return learner.to(device)
+    representation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return representation.to(device)
+
+
+def _make_other(config: Config, backbone: torch.nn.Module, image_shape: tuple[int, ...]) -> Learner:
+    """Return the learner of a method that is no variant of the hyper-representation.
+
+    Raises:
+        InputError: the method's options or the normalisation do not suit it.
+    """
+    given = {
+        "way": config.episode.way,
+        "shot": config.episode.shot,
+        "classes": config.model.outputs or 2,  # settled before a training begins
+        "image_shape": image_shape,
+        "norm": config.model.norm,
+        "bfloat16": config.precision == "bfloat16",
+    }
+    try:
+        learner = create_learner(config.method, backbone, given=given, options=config.options)
+    except ValueError as error:
+        raise InputError(f"method={config.method}: {error} (model.norm, options)") from None
+    learner.label_smoothing = config.train.label_smoothing
+    return learner
+
+
+def check_size(config: Config, image_shape: tuple[int, ...], size: int) -> None:
+    """Refuse smaller training images of which the network would make other features.
+
+    Raises:
+        InputError: it would, or they are not smaller.
+    """
+    name, options, whole = config.model.name, backbone_options(config, image_shape), image_shape[0]
+    if size >= whole:
+        raise InputError(
+            f"train.small={size}: images have {whole}×{whole}: give less, or null for these"
+        )
+    try:
+        with torch.device("meta"):
+            few, all_ = (
+                create_model(name, **options | {"image_size": side}).dim for side in (size, whole)
+            )
+    except ValueError as error:
+        raise InputError(f"train.small={size}: {error}") from None
+    if few != all_:
+        raise InputError(
+            f"train.small={size}: {name} makes {few} features of such images and {all_} of "
+            f"{whole}×{whole}: choose a size with as many, such as 20 for omniglot-net at 28×28"
+        )
 
 
 def settled_outputs(config: Config, classes: int) -> int | None:
@@ -137,12 +195,12 @@ def settled_outputs(config: Config, classes: int) -> int | None:
         InputError: another number was asked for.
     """
     outputs = config.model.outputs
-    if config.method != "multiclass":
+    if config.method not in PRETRAINED:
         return outputs
     if outputs not in (None, classes):
         raise InputError(
-            f"model.outputs={outputs}: method=multiclass has one for each of the {classes} classes "
-            "of the split 'train', rotated copies included: leave it null"
+            f"model.outputs={outputs}: method={config.method} has one for each of the {classes} "
+            "classes of the split 'train', rotated copies included: leave it null"
         )
     return classes
 

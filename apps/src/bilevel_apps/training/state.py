@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from bilevel_apps.config import Config
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task, part_of, settled_outputs
+from bilevel_apps.runs.build import check_size, episode_sampler, make_task, part_of, settled_outputs
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Ending, Environment, RunRecord, read_record
@@ -31,7 +31,8 @@ from bilevel_apps.training.weight_average import WeightAverage, weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_data.episodes.smaller import SmallerAtFirst
+from bilevel_meta.learner import Learner
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
@@ -51,7 +52,7 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: HyperRepresentation
+    task: Learner
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
@@ -71,7 +72,7 @@ class Training:
     stop: bool = False
 
     @property
-    def scored(self) -> HyperRepresentation:
+    def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
         return self.task if self.average is None else self.average.task
 
@@ -81,6 +82,9 @@ class Training:
         if self.config.train.augment:
             changes = frozenset(self.config.train.augment)
             whole = Augmented(whole=whole, changes=changes, seed=self.config.seed)
+        if self.config.train.small:
+            first = self.config.train.steps // 2 * self.config.train.meta_batch
+            whole = SmallerAtFirst(whole=whole, size=self.config.train.small, episodes=first)
         return Shard(whole=whole, processes=self.processes)
 
     def checkpoint(self) -> Checkpoint:
@@ -193,9 +197,12 @@ def prepare(
         seed=config.seed,
         rotations=rotations,
     )
-    task = make_task(config, train_episodes.split.images.shape[1:], device)
+    image_shape = train_episodes.split.images.shape[1:]
+    task = make_task(config, image_shape, device)
+    if training.small is not None:
+        check_size(config, image_shape, training.small)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(task.backbone, config.model.weights)
+        load_backbone(cast("torch.nn.Module", task.backbone), config.model.weights)
     average = training.average
     return Training(
         config=config,
@@ -253,9 +260,9 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
         )
     given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
     for key, value in record.config.flat().items():
-        if key not in free and given[key] != value:
+        if key not in free and given.get(key) != value:
             raise InputError(
-                f"{folder.config}: {key} is {given[key]}, but the run began with {value}: "
+                f"{folder.config}: {key} is {given.get(key)}, but the run began with {value}: "
                 "restore it, or choose another --out"
             )
     if training.config.train.steps < record.step:
