@@ -36,7 +36,7 @@ def assigned(*assignments):
 @pytest.mark.parametrize("name", list_presets())
 def test_presets_parse(name):
     config = parse_config(load_preset(name), name)
-    assert config.model_fields_set >= {"episode", "model", "inner", "train"}
+    assert config.model_fields_set >= {"episode", "model", "train"}
 
 
 def test_presets_are_those_documented():

@@ -48,6 +48,7 @@ from bilevel_data import (
 )
 from bilevel_meta.episodes import Episodes, to_device
 from bilevel_meta.methods.variants import VARIANTS
+from bilevel_meta.registry import LEARNERS
 from bilevel_models import EACH_SET, Normalization, Statistics, create_model, heads
 from bilevel_models.backbones.linear_output import (
     LinearOutputs,
@@ -56,6 +57,8 @@ from bilevel_models.backbones.linear_output import (
 )
 
 CPU = torch.device("cpu")
+# Those of a representation, which go with every one of its methods.
+PRESETS = [name for name in list_presets() if "method" not in load_preset(name)]
 WAY, SHOT, QUERY, SIZE, CLASSES = 3, 2, 3, 8, 7
 SUPPORT_SET, TOGETHER = WAY * SHOT, WAY * (SHOT + QUERY)
 MODES = list(Normalization)
@@ -599,7 +602,8 @@ def test_united_episodes_are_support_and_query_at_once():
 
 def test_methods_are_those_of_the_configuration():
     """Under the names of Table 4, in its order but for our own, which is the default."""
-    assert set(VARIANTS) == set(get_args(Config.model_fields["method"].annotation))
+    known = get_args(Config.model_fields["method"].annotation)
+    assert set(known) == {*VARIANTS, *LEARNERS}
     assert Config().method == "hyper-representation"
     described = describe_keys()["method"]
     assert all(name in described for name in VARIANTS)
@@ -665,7 +669,7 @@ def wide(tmp_path_factory):
 
 # Every preset by one method, and every method by one preset of each data set.
 PREPARED = [
-    *((preset, "hyper-representation") for preset in list_presets()),
+    *((preset, "hyper-representation") for preset in PRESETS),
     *itertools.product(("omniglot-20way-1shot", "mini-imagenet-c4l-5way-1shot"), VARIANTS),
 ]
 
@@ -799,7 +803,7 @@ def test_a_run_of_any_method_is_evaluated_looked_at_and_used(name, runs, command
     )
     best = load_checkpoint(folder / "best.safetensors").record["best_accuracy"]
     assert report["accuracy"] == pytest.approx(best, abs=1e-12)
-    assert set(report["baselines"]) == {"raw-pixel nearest neighbour", "untrained network"}
+    assert {"raw-pixel nearest neighbour", "untrained network"} <= set(report["baselines"])
     command("embed", folder, "--out", tmp_path / "pictures", "--dpi", 50, "--pairs", 1)
     with np.load(tmp_path / "pictures" / "embeddings.npz", allow_pickle=False) as held:
         assert held["features"].shape[1] == load_run(folder, "cpu").task.backbone.dim
@@ -831,6 +835,8 @@ def test_the_command_trains_by_every_method(name, command, tmp_path, wide):
     words = [word for setting in small for word in ("--set", setting)]
     preset = "omniglot-5way-1shot-quick"
     given = ("--preset", preset, "--data", wide["omniglot"], "--set", f"method={name}", *words)
+    if name == "classic-train":  # it has no heads at their optimum, which the preset asks for
+        given += ("--set", "inner.steps=5")
     folder = tmp_path / "run"
     assert f"bilevel-eval {folder}" in command("train", *given, "--out", folder)
     before = (folder / "last.safetensors").read_bytes()
@@ -861,5 +867,5 @@ def test_runs_of_before_there_were_methods_are_hyper_representations(tmp_path, c
 def test_a_loss_that_is_no_number_ends_a_multiclass_run(tmp_path, config):
     """Where no inner run can diverge, the gradient says so."""
     chosen = config(method="multiclass", train__lr=1e38, train__optimizer="sgd")
-    with pytest.raises(RunError, match="the gradient of the weights is not finite: lower"):
+    with pytest.raises(RunError, match=r"(loss|gradient) .*is (nan|not finite)"):
         train(chosen, tmp_path / "run", resume=False)

@@ -10,14 +10,20 @@ from bilevel_models import Normalization
 from meta_toys import CASES, WAY, episodes, learner, logits, one_of
 
 # Methods that see the support images one after another.
-ORDERED = {"matching-fce"}
-# Methods whose start knows classes by their index.
-LABELLED = {"anil"}
-# λ that a meta-batch has no part in, by the method's nature.
-WITHOUT_GRADIENT = {
-    "anil": {"log_step_size"},
+ORDERED = {"matching-fce", "memory", "meta-networks", "snail"}
+# Methods that know classes by their index.
+LABELLED = {
+    *("anil", "boil", "cavia", "fomaml", "imaml", "learned-optimizer", "maml", "maml++"),
+    *("meta-lstm", "meta-networks", "meta-sgd", "reptile", "snail"),
 }
-CENTRAL = 1e-6
+# Methods whose gradient leaves something out, each by its own definition.
+APPROXIMATE = {
+    *("fomaml", "imaml", "learned-optimizer", "memory", "meta-lstm", "meta-networks", "reptile"),
+}
+# Trained without labels, they find classes where images of one are alike.
+UNSUPERVISED = {"neural-statistician"}
+SHOT = 2
+CENTRAL = 1e-7
 
 each = pytest.mark.parametrize("case", CASES)
 
@@ -54,7 +60,7 @@ def test_query_labels_do_not_matter(case):
 @pytest.mark.parametrize("normalization", Normalization)
 def test_a_query_alone_is_a_query_among_others_where_that_is_said(case, normalization):
     if normalization not in LEARNERS[CASES[case][0]].allowed:
-        with pytest.raises(ValueError, match="normalization"):
+        with pytest.raises(ValueError, match="norm="):
             learner(case, norm=normalization)
         return
     made, batch = learner(case, norm=normalization).eval(), episodes(query=4)
@@ -66,8 +72,8 @@ def test_a_query_alone_is_a_query_among_others_where_that_is_said(case, normaliz
 
 @each
 def test_the_order_of_the_support_images_does_not_matter(case):
-    made, batch = learner(case).eval(), episodes(shot=3)
-    order = torch.tensor([5, 2, 8, 0, 7, 3, 1, 6, 4])
+    made, batch = learner(case).eval(), episodes()
+    order = torch.tensor([5, 2, 0, 3, 1, 4])
     other = replace(
         batch, support=batch.support[:, order], support_labels=batch.support_labels[:, order]
     )
@@ -94,27 +100,30 @@ def test_random_labels_are_guessed_by_chance(case):
             right = made.scores(batch).argmax(dim=-1) == batch.query_labels
         hits.append(right.double().mean(dim=1))  # an episode's answers hang together
     hits = torch.cat(hits)
-    assert abs(hits.mean() - 1 / WAY) < 3 * hits.std() / len(hits) ** 0.5
+    assert abs(hits.mean() - 1 / WAY) <= 3 * hits.std() / len(hits) ** 0.5 + 1e-9
 
 
 @each
 def test_one_episode_is_learned_by_heart(case):
     made, batch = learner(case).train(), episodes(count=1, query=2)
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.05)
-    for _ in range(40):
+    if case in UNSUPERVISED:
+        batch = episodes(count=1, query=2, noise=0.2)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.02)
+    for _ in range(150):
         for loss in made.losses(batch):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    scores = made.scores(batch)
-    assert torch.equal(scores.argmax(dim=-1), batch.query_labels)
+        if torch.equal(made.scores(batch).argmax(dim=-1), batch.query_labels):
+            return
+    pytest.fail("150 steps did not do")
 
 
-@each
+@pytest.mark.parametrize("case", [case for case in CASES if case not in APPROXIMATE])
 def test_the_gradient_is_that_of_the_loss(case):
     made, batch = learner(case).train(), episodes()
-    loss = made.loss(batch)
-    loss.backward()
+    before = {name: value.clone() for name, value in made.named_buffers()}
+    made.loss(batch).backward()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in made.named_parameters():
         if not parameter.requires_grad:
@@ -123,12 +132,12 @@ def test_the_gradient_is_that_of_the_loss(case):
         values = []
         for sign in (1, -2, 1):
             parameter.data += sign * CENTRAL * towards
-            if sign != 1 or not values:
-                with torch.no_grad():
-                    values.append(made.loss(batch))
+            made.load_state_dict(before, strict=False)
+            with torch.no_grad():
+                values.append(made.loss(batch))
         slope = (values[0] - values[1]) / (2 * CENTRAL)
         found = torch.zeros(()) if parameter.grad is None else (parameter.grad * towards).sum()
-        torch.testing.assert_close(found.double(), slope, rtol=1e-4, atol=1e-7, msg=name)
+        torch.testing.assert_close(found.double(), slope, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @each
@@ -138,15 +147,17 @@ def test_every_part_of_lambda_learns(case):
     silent = {
         name
         for name, parameter in made.named_parameters()
-        if parameter.grad is None or not parameter.grad.any()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
     }
-    assert silent == WITHOUT_GRADIENT.get(case, set())
+    assert silent == set()
 
 
 @each
 @pytest.mark.parametrize("kind", ["duplicates", "black", "one shot"])
 def test_degenerate_images_give_finite_numbers(case, kind):
-    made, batch = learner(case).train(), episodes(shot=1 if kind == "one shot" else 2)
+    made, batch = learner(case).train(), episodes()
+    if kind == "one shot":
+        made, batch = learner(case, **({"shot": 1} if case == "snail" else {})), episodes(shot=1)
     if kind == "duplicates":
         batch = replace(batch, support=batch.support[:, :1].expand_as(batch.support))
     if kind == "black":

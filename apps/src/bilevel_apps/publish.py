@@ -96,9 +96,9 @@ def _differing(config: Config, preset: str) -> dict[str, Any]:
 
 
 def _weights(run: TrainedRun) -> bytes:
-    state = run.task.backbone.state_dict()
-    if run.task.solver is not None:
-        state[f"{HEAD}running_mean"] = run.task.solver.running_mean
+    state = run.representation.backbone.state_dict()
+    if run.representation.solver is not None:
+        state[f"{HEAD}running_mean"] = run.representation.solver.running_mean
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors)
     if len(content) > LARGEST:
@@ -117,7 +117,7 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             f"{store.path}: its images are not those that the run was trained on: name the run's "
             "own store with --data"
         )
-    model, task = run.config.model, run.task
+    model, task = run.config.model, run.representation
     height, width, channels = run.image_shape
     accuracy = tuple(_measured(path, run) for path in request.reports)
     try:
@@ -171,7 +171,7 @@ def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
         raise InputError(f"{path}: expected a report of bilevel-eval --json")
     asked = {
         "checkpoint_sha256": run.sha256,
-        **run.task.inner._asdict(),
+        **run.inner._asdict(),
         "norm": run.config.model.norm,
     }
     for key, own in asked.items():

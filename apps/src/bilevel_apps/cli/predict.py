@@ -92,7 +92,7 @@ def predict(
 def _print(prediction: Prediction, top: int) -> None:
     run, count = prediction.run, len(prediction.support_images)
     print(
-        f"{len(prediction.labels)} classes from {count} pictures, {run.task.inner}, "
+        f"{len(prediction.labels)} classes from {count} pictures, {run.inner}, "
         f"{run.config.model.norm} normalisation"
         + f", features over shifts of {run.shifts} px"
         * bool(run.shifts)

@@ -77,7 +77,7 @@ def paired_scores(runs: Sequence[TrackedRun], episodes: EpisodeChoice) -> Paired
             trained = _load(run, episodes.device)
             first = first or _sampler(trained, episodes)
             found.append(_accuracies(trained, run.name, first, episodes))
-            inner.append(trained.task.inner)
+            inner.append(trained.inner)
         except (InputError, DataError, DivergenceError) as error:
             warn(f"{run.name} is not scored: {error}")
             found.append(None)

@@ -57,6 +57,8 @@ def _several(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+Option = Annotated[bool, Field(strict=True)] | Annotated[int, Field(strict=True)] | Number | str
+
 # One change of the pictures or a list of them.
 Changes = Annotated[
     tuple[Literal["affine", "crop", "shift", "flip", "colour"], ...], BeforeValidator(_several)
@@ -215,9 +217,38 @@ class Config(Section):
         "approx-train",
         "classic-train",
         "multiclass",
+        "anil",
+        "baseline",
+        "baseline++",
+        "boil",
+        "cavia",
+        "fomaml",
+        "imaml",
+        "learned-optimizer",
+        "maml",
+        "maml++",
+        "matching",
+        "memory",
+        "meta-lstm",
+        "meta-networks",
+        "meta-sgd",
+        "neural-statistician",
+        "prototypical",
+        "relation",
+        "reptile",
+        "ridge",
+        "siamese",
+        "simpleshot",
+        "snail",
+        "svm",
     ] = Field(
         default="hyper-representation",
-        description="or bilevel-train, approx, approx-train, classic-train, multiclass (Table 4)",
+        description="or bilevel-train, approx, approx-train, classic-train, multiclass (Table 4); "
+        "or a method of Table 3 and its kin, such as maml or prototypical",
+    )
+    options: dict[str, Option] = Field(
+        default={},
+        description="settings of a method of Table 3, such as {steps: 5}; the others have inner",
     )
     episode: EpisodeSection = EpisodeSection()
     model: ModelSection = ModelSection()
@@ -234,7 +265,7 @@ def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of all sections by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             flat |= {f"{key}.{sub}": v for sub, v in value.items()}
         else:
             flat[key] = value

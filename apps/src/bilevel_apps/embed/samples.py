@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from bilevel_apps.runs.load import TrainedRun
 from bilevel_apps.scoring.score import BATCH_PIXELS
 from bilevel_data import EpisodeSampler
 from bilevel_meta.episodes import to_device
-from bilevel_models import as_images
+from bilevel_models import Encoder, as_images
 
 __all__ = ["Embedded", "balanced", "embed_episode", "embed_images"]
 
@@ -41,12 +41,17 @@ class Embedded:
         )
 
 
+def encoder_of(run: TrainedRun) -> Encoder:
+    """Return what makes features of images in a run."""
+    return cast("Encoder", run.task.encoder)
+
+
 def embed_episode(run: TrainedRun, sampler: EpisodeSampler) -> Embedded:
     """Encode all images, support and query, of a sampler's first episode."""
     batch = sampler.batch(0, 1)
     episodes = to_device(batch, sampler.spec.way, run.device)
     with torch.no_grad():
-        sets = run.task.encoder(episodes.support, episodes.query, training=False)
+        sets = encoder_of(run)(episodes.support, episodes.query, training=False)
     parts = [features[0].cpu().numpy() for features in sets]
     return Embedded(
         pixels=np.concatenate([batch.support[0], batch.query[0]]),
@@ -76,7 +81,7 @@ def embed_images(
         images = as_images(pixels[part], run.device)[None]
         # An encoder takes two sets; the second, of two images, is not looked at.
         with torch.no_grad():
-            found, _ = run.task.encoder(images, images[:, :2], training=False)
+            found, _ = encoder_of(run)(images, images[:, :2], training=False)
         features.append(found[0].cpu().numpy())
     back = np.argsort(order)
     return Embedded(pixels=pixels, features=np.concatenate(features)[back], labels=labels)

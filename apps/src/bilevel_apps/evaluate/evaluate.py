@@ -25,7 +25,8 @@ from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score,
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
-from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.learner import HeadLearner, Learner
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
 
 __all__ = ["Request", "evaluate_run"]
@@ -78,6 +79,11 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
+    if (request.steps or request.lr) and not isinstance(run.task, HyperRepresentation):
+        raise InputError(
+            f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
+            "them out, or train with other options"
+        )
     store = run.store(request.data)
     for option, asked in (("--choose", request.choose), ("--track", request.track)):
         if asked:
@@ -113,7 +119,10 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
     if norm not in list(Normalization):
         known = ", ".join(Normalization)
         raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
-    return replace(run, task=run.task.varied(normalization=Normalization(norm)))
+    try:
+        return replace(run, task=run.task.varied(normalization=Normalization(norm)))
+    except ValueError as error:
+        raise InputError(f"--norm {norm}: {error}") from None
 
 
 def _several(request: Request) -> bool:
@@ -187,7 +196,7 @@ def _scored(
         "overlap": sampler.overlap,
         "trained_overlap": run.config.train.overlap,
         **own._asdict(),
-        "norm": str(run.task.encoder.normalization),
+        "norm": str(run.task.normalization),
         "shifts": run.shifts,
         "trained_norm": run.config.model.norm,
         "split": request.split,
@@ -211,7 +220,7 @@ def _scored(
 
 def _own(run: TrainedRun, request: Request) -> InnerLoop:
     """Return the run's own T and η, or those that are asked for in their place."""
-    steps, lr = run.task.inner
+    steps, lr = inner_of(run.task)
     if len(request.steps) == 1:
         (steps,) = request.steps
     if len(request.lr) == 1:
@@ -234,7 +243,7 @@ def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
 
 def _measured(
     what: str,
-    task: HyperRepresentation,
+    task: Learner,
     jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
     request: Request,
@@ -298,7 +307,7 @@ def _baselines(
     untrained = fresh.varied(normalization=run.task.normalization)
     try:
         _calibrate(untrained, store, run)
-        own = InnerLoop(own.steps, untrained.inner.lr)
+        own = InnerLoop(own.steps, inner_of(untrained).lr)
         (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
         scores["untrained network"] = _entry(_sound("untrained", found, own))
     except RunError as error:  # the run's own score is worth more than this one
@@ -308,6 +317,8 @@ def _baselines(
 
 def _by_features(sampler: EpisodeSampler, run: TrainedRun, request: Request) -> dict[str, Any]:
     """Return the scores of the baselines that see the run's features."""
+    if not isinstance(run.task, HeadLearner):  # its features change from episode to episode
+        return {}
     few = min(request.episodes, REGRESSIONS)
     table = feature_table(run.task, [sampler], episodes=request.episodes, device=run.device)
     batches = partial(encoded_episodes, run.task, sampler, device=run.device, table=table)
@@ -319,9 +330,9 @@ def _by_features(sampler: EpisodeSampler, run: TrainedRun, request: Request) -> 
     }
 
 
-def _calibrate(untrained: HyperRepresentation, store: Store, run: TrainedRun) -> None:
+def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
     """Let the running averages of fresh weights settle, so that the baseline is a fair one."""
-    if "train" not in store.splits:
+    if "train" not in store.splits or not isinstance(untrained, HeadLearner):
         return
     rotations = bool(run.config.episode.rotations)
     sampler = run.sampler(store, "train", seed=run.config.seed, rotations=rotations)

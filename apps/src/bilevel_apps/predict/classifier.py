@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bilevel_apps.runs.load import load_trained
 from bilevel_apps.system.hardware import own_threads
-from bilevel_meta.adapt import far_from, learner_of
+from bilevel_meta.adapt import FewShotLearner, far_from, learner_of
 
 __all__ = ["FewShotClassifier"]
 
@@ -92,7 +92,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class, {self.classes_[0]}: give images of two or more")
-        if not trained.task.encoder.normalization.inductive:
+        if not trained.task.normalization.inductive:
             warnings.warn(
                 "the run normalises query images by the statistics of all of them: here those of "
                 "the support images are used, and its transductive accuracy will not be reached",
@@ -101,16 +101,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         images = self._images(rows).to(trained.device)
         targets = torch.as_tensor(labels, device=trained.device)
-        own = learner_of(trained.task)
-        learner = replace(
-            own,
-            steps=own.steps if steps is None else steps,
-            step_size=own.step_size if step_size is None else step_size,
-        )
-        if step_size is not None and learner.steps is None:
+        learner = learner_of(trained.task)
+        if isinstance(learner, FewShotLearner):
+            learner = replace(
+                learner,
+                steps=learner.steps if steps is None else steps,
+                step_size=learner.step_size if step_size is None else step_size,
+            )
+            if step_size is not None and learner.steps is None:
+                raise ValueError(
+                    f"step_size={self.step_size!r}: the run's heads are solved to their optimum, "
+                    "which takes no steps: give steps too, or leave it out"
+                )
+        elif (steps, step_size) != (None, None):
             raise ValueError(
-                f"step_size={self.step_size!r}: the run's heads are solved to their optimum, which "
-                "takes no steps: give steps too, or leave it out"
+                f"steps, step_size: {trained.config.method} has no head of T steps: leave them None"
             )
         self.head_ = learner.adapt(images, targets, len(self.classes_))
         if (line := far_from(self.head_.surprise, str(trained.path), trained.step)) is not None:
@@ -121,7 +126,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the probability of each class, (n, classes), of images."""
         check_is_fitted(self)
         rows = validate_data(self, self._flat(X), reset=False)
-        images = self._images(rows).to(self.head_.head["bias"].device)
+        images = self._images(rows).to(self.head_.device)
         found: NDArray[np.float64] = self.head_.probabilities(images).cpu().numpy()
         return found
 

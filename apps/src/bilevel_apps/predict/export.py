@@ -19,7 +19,7 @@ from bilevel_apps.predict.onnx_file import onnx_bytes, onnx_program
 from bilevel_apps.runs.load import TrainedRun, load_trained
 from bilevel_apps.runs.pretrained import PREFIX
 from bilevel_apps.system.files import check_writable, write_whole
-from bilevel_meta.adapt import FewShotLearner, learner_of
+from bilevel_meta.adapt import FewShotLearner, representation_learner
 from bilevel_models import heads
 from bilevel_models.heads.solver import CLASSES
 
@@ -165,7 +165,7 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     _check_out(out)
     run = load_trained(trained, "cpu")
     way = way or run.config.episode.way
-    learner = learner_of(run.task)
+    learner = representation_learner(run.representation)
     program = _traced(FewShotProgram(learner, way), run.image_shape)
     card = json.dumps(_card(run, way))
     if out.suffix == ".onnx":
@@ -256,7 +256,7 @@ def _card(run: TrainedRun, way: int) -> dict[str, Any]:
         "output": f"probabilities, float64 (m, {way})",
         "preprocessing": None if run.preprocessing is None else run.preprocessing.as_dict(),
         "way": way,
-        "head": {"steps": run.task.inner.steps, "step_size": run.task.inner.lr},
+        "head": {"steps": run.inner.steps, "step_size": run.inner.lr},
         "normalization": run.config.model.norm,
         "checkpoint_sha256": run.sha256,
         "config": _portable(run.config),

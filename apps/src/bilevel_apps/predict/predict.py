@@ -30,7 +30,7 @@ from bilevel_data import Preprocessing
 from bilevel_data.duplicates import image_keys, same_images, same_names
 from bilevel_data.files.picture_folders import some
 from bilevel_meta.adapt import far_from, learner_of
-from bilevel_models import as_images, heads
+from bilevel_models import as_images
 
 __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
 
@@ -109,7 +109,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     if said:
         say(said)
     _warn_of_files((*beside, *stray), support, support_images)
-    if not run.task.encoder.normalization.inductive:
+    if not run.task.normalization.inductive:
         warn(
             "the run normalises queries by the statistics of all of them: here those of the "
             "support pictures are used, so that a picture alone gets the same answer as among many"
@@ -134,8 +134,8 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
     return {
         "checkpoint": str(run.path),
         "checkpoint_sha256": run.sha256,
-        "steps": run.task.steps,
-        "head": str(run.task.inner),
+        "steps": run.inner.steps,
+        "head": str(run.inner),
         "norm": run.config.model.norm,
         "shifts": run.shifts,
         "inverted": prediction.preparation.inverted,
@@ -158,8 +158,10 @@ def _probabilities(
     labels = torch.arange(len(support)).repeat_interleave(counts).to(run.device)
     try:
         head = learner_of(run.task).adapt(as_images(images, run.device), labels, len(support))
-    except heads.HeadDivergenceError as error:
+    except ArithmeticError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
+    except ValueError as error:  # such as another number of classes than the method was made for
+        raise InputError(f"{run.path}: {error}") from None
     if (line := far_from(head.surprise, str(run.path), run.step)) is not None:
         warn(line)
     found: NDArray[np.float64] = head.probabilities(as_images(queries, run.device)).cpu().numpy()

@@ -13,8 +13,9 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.system.plugins import VARIABLE
 from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 from bilevel_meta.methods.variants import VARIANTS
+from bilevel_meta.registry import create_learner
 from bilevel_models import create_model, keep_freed_memory, list_models
 from bilevel_models.backbones.linear_output import with_linear_outputs
 
@@ -82,9 +83,11 @@ def episode_sampler(
         raise InputError(f"{store.path}: {error} (change {keys})") from None
 
 
-def make_task(
-    config: Config, image_shape: tuple[int, ...], device: torch.device
-) -> HyperRepresentation:
+PRETRAINED = ("baseline", "baseline++", "multiclass", "simpleshot")
+"""Methods that train one classifier of all training classes."""
+
+
+def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device) -> Learner:
     """Return a learner with fresh weights, drawn from the configuration's seed.
 
     Args:
@@ -108,6 +111,13 @@ def make_task(
         known = name in list_models() or name.startswith(("torchvision:", "timm:"))
         hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
         raise InputError(f"model.name={name}: {error}{hint}") from None
+    if config.method not in VARIANTS:
+        learner = _make_other(config, backbone, image_shape)
+        return learner.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload, no-any-return]
+    if config.options:
+        raise InputError(
+            f"options={config.options}: method={config.method} has none; its settings are in inner"
+        )
     if config.model.outputs is not None:
         backbone = with_linear_outputs(backbone, config.model.outputs)
     if config.method == "classic-train" and not config.inner.steps:
@@ -115,7 +125,7 @@ def make_task(
             f"inner.steps={config.inner.steps}: method=classic-train moves representation and "
             "heads together so many times a meta-batch: set inner.steps to 1 or more"
         )
-    learner = VARIANTS[config.method](
+    representation = VARIANTS[config.method](
         backbone,
         norm=config.model.norm,
         unit_length=config.model.unit_length,
@@ -127,8 +137,30 @@ def make_task(
         learn_scale=config.inner.learn_scale,
         label_smoothing=config.train.label_smoothing,
     )
-    learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return learner.to(device)
+    representation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return representation.to(device)
+
+
+def _make_other(config: Config, backbone: torch.nn.Module, image_shape: tuple[int, ...]) -> Learner:
+    """Return the learner of a method that is no variant of the hyper-representation.
+
+    Raises:
+        InputError: the method's options or the normalisation do not suit it.
+    """
+    given = {
+        "way": config.episode.way,
+        "shot": config.episode.shot,
+        "classes": config.model.outputs or 2,  # settled before a training begins
+        "image_shape": image_shape,
+        "norm": config.model.norm,
+        "bfloat16": config.precision == "bfloat16",
+    }
+    try:
+        learner = create_learner(config.method, backbone, given=given, options=config.options)
+    except ValueError as error:
+        raise InputError(f"method={config.method}: {error} (model.norm, options)") from None
+    learner.label_smoothing = config.train.label_smoothing
+    return learner
 
 
 def check_size(config: Config, image_shape: tuple[int, ...], size: int) -> None:
@@ -163,12 +195,12 @@ def settled_outputs(config: Config, classes: int) -> int | None:
         InputError: another number was asked for.
     """
     outputs = config.model.outputs
-    if config.method != "multiclass":
+    if config.method not in PRETRAINED:
         return outputs
     if outputs not in (None, classes):
         raise InputError(
-            f"model.outputs={outputs}: method=multiclass has one for each of the {classes} classes "
-            "of the split 'train', rotated copies included: leave it null"
+            f"model.outputs={outputs}: method={config.method} has one for each of the {classes} "
+            "classes of the split 'train', rotated copies included: leave it null"
         )
     return classes
 

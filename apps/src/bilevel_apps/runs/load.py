@@ -27,7 +27,8 @@ from bilevel_data import (
     common_ink,
     open_store,
 )
-from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
+from bilevel_meta.learner import HeadLearner, Learner
+from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_meta.shifts import over_shifts
 
 __all__ = ["TrainedRun", "differently_prepared", "load_run", "load_trained", "run_of"]
@@ -57,7 +58,7 @@ class TrainedRun:
     """
 
     config: Config
-    task: HyperRepresentation
+    task: Learner
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -69,8 +70,38 @@ class TrainedRun:
     shifts: int = 0
 
     def over_shifts(self, pixels: int) -> TrainedRun:
-        """Return the run with features averaged over shifts of an image by so many pixels."""
+        """Return the run with features averaged over shifts of an image by so many pixels.
+
+        Raises:
+            InputError: the method moves its whole network.
+        """
+        if pixels == 0:
+            return self
+        if not isinstance(self.task, HeadLearner):
+            raise InputError(
+                f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
+                "no features to average: leave it out"
+            )
         return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
+
+    @property
+    def representation(self) -> HyperRepresentation:
+        """The task, where heads of T steps are trained on it.
+
+        Raises:
+            InputError: it is of a method that classifies in another way.
+        """
+        if not isinstance(self.task, HyperRepresentation):
+            raise InputError(
+                f"{self.path}: method={self.config.method} has no head of T steps, which this "
+                "needs: give a run of hyper-representation or one of its variants"
+            )
+        return self.task
+
+    @property
+    def inner(self) -> InnerLoop:
+        """T and η of the task; see `inner_of`."""
+        return inner_of(self.task)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on.
@@ -228,10 +259,12 @@ def run_of(
     task = make_task(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
     task.load_state_dict(model_tensors(checkpoint.tensors))
-    trained = task.inner
+    trained = inner_of(task)
+    if not isinstance(task, HyperRepresentation):
+        chosen = AS_TRAINED
     if chosen.steps is not None:
-        task.steps = chosen.steps
-    if chosen.lr is not None:
+        task.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.lr is not None and isinstance(task, HyperRepresentation):
         task.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,

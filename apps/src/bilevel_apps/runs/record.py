@@ -24,7 +24,7 @@ from bilevel_apps.config import (
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import make_task, model_tensors
 from bilevel_apps.runs.checkpoint import REMEDY, Checkpoint
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 
 __all__ = ["Ending", "Environment", "RunRecord", "read_record"]
 
@@ -148,7 +148,7 @@ def _kinds(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.d
     return {name: (weight.shape, weight.dtype) for name, weight in weights.items()}
 
 
-def _without_memory(record: RunRecord) -> HyperRepresentation:
+def _without_memory(record: RunRecord) -> Learner:
     try:
         with torch.device("meta"):
             return make_task(record.config, record.image_shape, torch.device("meta"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from bilevel_apps.scoring.score import BATCH_PIXELS, unless_stopped
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_models import Normalization, as_images
 
 __all__ = ["FeatureTable", "episode_keys", "feature_table"]
@@ -49,7 +49,7 @@ class FeatureTable:
 
 
 def feature_table(
-    task: HyperRepresentation,
+    task: Learner,
     samplers: Sequence[EpisodeSampler],
     *,
     episodes: int,
@@ -79,7 +79,8 @@ def feature_table(
     Cost: the backbone's forward pass over the distinct images, divided by the processes; memory for
     their features in each; one all-reduce of them.
     """
-    if task.encoder.normalization not in (Normalization.GHOST, Normalization.BATCH):
+    by_averages = task.normalization in (Normalization.GHOST, Normalization.BATCH)
+    if not (by_averages and isinstance(task, HeadLearner)):
         return None
     drawn = [keys for each in samplers for keys in episode_keys(each, 0, episodes)]
     wanted = np.unique(np.concatenate([keys.reshape(-1) for keys in drawn]))
@@ -126,7 +127,7 @@ def _turned(images: NDArray[np.uint8], keys: Integers) -> NDArray[np.uint8]:
     return pixels
 
 
-def _encoded(task: HyperRepresentation, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _encoded(task: HeadLearner, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return the features (n, dim) of n > 1 images: to the encoder, one episode of one support."""
     images = as_images(pixels, device)[None]
     with torch.no_grad():

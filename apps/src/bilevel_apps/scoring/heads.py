@@ -17,7 +17,9 @@ from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
 from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
+from bilevel_meta.classifier import evaluating
 from bilevel_meta.episodes import to_device
+from bilevel_meta.learner import HeadLearner, Learner, head_logits
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop
 from bilevel_models import heads
 
@@ -55,7 +57,7 @@ class Encoded:
 
 
 def head_scores(
-    task: HyperRepresentation,
+    task: Learner,
     sampler: EpisodeSampler,
     *,
     inner: Sequence[InnerLoop],
@@ -68,7 +70,8 @@ def head_scores(
     """Return what `task.accuracies` gives for each T and η, over the first episodes of a sampler.
 
     Args:
-        task: the representation; its own T and η do not matter.
+        task: the representation; its own T and η do not matter. A learner of another kind trains
+            heads in its own way, whatever T and η are.
         sampler: fixes the episodes.
         inner: the T and η.
         episodes: how many.
@@ -86,6 +89,9 @@ def head_scores(
         accuracies={loop: np.zeros(episodes) for loop in inner},
         calibration={loop: Calibration() for loop in inner},
     )
+    if not isinstance(task, HeadLearner):
+        _without_features(task, sampler, scores, episodes, device, progress, signals)
+        return scores
     batches = encoded_episodes(task, sampler, episodes, device, table)
     for batch in unless_stopped(batches, signals):
         done = batch.first + len(batch.support)
@@ -103,8 +109,34 @@ def head_scores(
     return scores
 
 
+def _without_features(
+    task: Learner,
+    sampler: EpisodeSampler,
+    scores: HeadScores,
+    episodes: int,
+    device: torch.device,
+    progress: Callable[[int], None],
+    signals: Sequence[int],
+) -> None:
+    """Write the scores of a learner that moves its whole network, or why there are none."""
+    for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
+        batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
+        try:
+            with evaluating(task):
+                logits = task.scores(batch)
+        except DivergenceError as error:
+            scores.diverged.update(dict.fromkeys(scores.accuracies, str(error)))
+            scores.accuracies.clear()
+            return
+        right = heads.accuracy(logits, batch.query_labels).cpu().numpy()
+        for loop, values in scores.accuracies.items():
+            values[first : first + count] = right
+            scores.calibration[loop].add(logits.softmax(dim=-1), batch.query_labels)
+        progress(first + count)
+
+
 def encoded_episodes(
-    task: HyperRepresentation,
+    task: HeadLearner,
     sampler: EpisodeSampler,
     episodes: int,
     device: torch.device,
@@ -117,14 +149,17 @@ def encoded_episodes(
 
 
 @torch.no_grad()
-def _logits(task: HyperRepresentation, batch: Encoded, way: int, inner: InnerLoop) -> Tensor:
+def _logits(task: HeadLearner, batch: Encoded, way: int, inner: InnerLoop) -> Tensor:
     """Return the logits (batch, way*query, way) of the episodes' heads."""
-    head = task.fit_head(batch.support, batch.support_labels, way, inner)
-    return heads.logits(head, batch.query)
+    if isinstance(task, HyperRepresentation):
+        head = task.fit_head(batch.support, batch.support_labels, way, inner)
+        return heads.logits(head, batch.query)
+    other = task.fit_head(batch.support, batch.support_labels, way)
+    return head_logits(other, batch.query)
 
 
 def _encoded(
-    task: HyperRepresentation, sampler: EpisodeSampler, episodes: int, device: torch.device
+    task: HeadLearner, sampler: EpisodeSampler, episodes: int, device: torch.device
 ) -> Iterator[Encoded]:
     """Encode episodes with the statistics of their own."""
     for first, count in _parts(episodes, episodes_at_once(sampler)):

@@ -15,13 +15,14 @@ from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
+from bilevel_meta.methods.hyper_representation import inner_of
 
 __all__ = ["score_task", "task_accuracies"]
 
 
 def score_task(
-    task: HyperRepresentation,
+    task: Learner,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -38,7 +39,7 @@ def score_task(
 
 
 def task_accuracies(
-    task: HyperRepresentation,
+    task: Learner,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -96,7 +97,7 @@ def task_accuracies(
 
 
 def _from_table(
-    task: HyperRepresentation,
+    task: Learner,
     table: FeatureTable,
     sampler: EpisodeSampler,
     episodes: int,
@@ -104,7 +105,7 @@ def _from_table(
     signals: Sequence[int],
 ) -> NDArray[np.float64] | None:
     """Return the accuracies, or nothing where a signal has come."""
-    own = task.inner
+    own = inner_of(task)
     try:
         found = head_scores(
             task,

@@ -37,6 +37,7 @@ from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
 from bilevel_meta.episodes import to_device
+from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["train"]
 
@@ -225,6 +226,8 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
 
 def _scalars(training: Training) -> dict[str, float]:
     model = training.task
+    if not isinstance(model, HyperRepresentation):
+        return {}
     if model.solver is not None:
         return {
             f"inner/{name.removeprefix('log_')}": float(value.detach().exp())

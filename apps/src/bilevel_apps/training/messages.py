@@ -11,6 +11,7 @@ from bilevel_apps.system.terminal import say
 from bilevel_apps.training.state import Training
 from bilevel_apps.training.stopping import describe_ending
 from bilevel_core import DivergenceError
+from bilevel_meta.methods.hyper_representation import inner_of
 
 __all__ = ["diverged", "not_finite", "say_beginning", "say_ending"]
 
@@ -23,7 +24,7 @@ def say_beginning(training: Training) -> None:
     say(
         f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "
         f"{config.model.norm} normalisation, "
-        f"{task.inner}; {config.train.meta_batch} episodes of {spec.way}-way "
+        f"{inner_of(task)}; {config.train.meta_batch} episodes of {spec.way}-way "
         f"{spec.shot}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"
         + (f", {training.processes.size} processes" if training.processes.size > 1 else "")

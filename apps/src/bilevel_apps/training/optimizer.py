@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bilevel_apps.config import TrainSection
 from bilevel_apps.training.muon import Muon
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 
 __all__ = ["clipped_norm", "load_optimizer", "make_optimizer", "optimizer_tensors"]
 
@@ -22,7 +22,7 @@ ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 MOMENTUM_STATE = frozenset({"momentum_buffer"})
 
 
-def make_optimizer(train: TrainSection, model: HyperRepresentation) -> torch.optim.Optimizer:
+def make_optimizer(train: TrainSection, model: Learner) -> torch.optim.Optimizer:
     """Return the optimiser of the parameters that are learned.
 
     Weight decay is on the backbone alone; adamw without it is the paper's plain Adam.
@@ -31,19 +31,18 @@ def make_optimizer(train: TrainSection, model: HyperRepresentation) -> torch.opt
     importance of initialization and momentum in deep learning (Sutskever et al., 2013), section 2,
     for Nesterov's momentum.
     """
-    own = () if model.solver is None else tuple(model.solver.parameters())
-    scalars = [p for p in (model.log_lr, model.log_scale, *own) if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": list(model.backbone.parameters()), "weight_decay": train.weight_decay}
-    ]
-    if scalars:
-        groups.append({"params": scalars, "weight_decay": 0.0})
+    backbone = list(cast("torch.nn.Module", model.backbone).parameters())
+    own = {id(parameter) for parameter in backbone}
+    others = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": backbone, "weight_decay": train.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=MOMENTUM, nesterov=True)
     return (Muon if train.optimizer == "muon" else torch.optim.AdamW)(groups, lr=train.lr)
 
 
-def clipped_norm(model: HyperRepresentation, longest: float | None) -> float:
+def clipped_norm(model: Learner, longest: float | None) -> float:
     """Return the norm of the gradient of all parameters together, and shorten it to `longest`.
 
     Source: On the difficulty of training recurrent neural networks (Pascanu, Mikolov, Bengio,

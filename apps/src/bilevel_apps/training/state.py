@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_data.episodes.smaller import SmallerAtFirst
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 
 __all__ = ["Training", "prepare", "resolve", "resumable"]
 
@@ -52,7 +52,7 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: HyperRepresentation
+    task: Learner
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
@@ -72,7 +72,7 @@ class Training:
     stop: bool = False
 
     @property
-    def scored(self) -> HyperRepresentation:
+    def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
         return self.task if self.average is None else self.average.task
 
@@ -202,7 +202,7 @@ def prepare(
     if training.small is not None:
         check_size(config, image_shape, training.small)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(task.backbone, config.model.weights)
+        load_backbone(cast("torch.nn.Module", task.backbone), config.model.weights)
     average = training.average
     return Training(
         config=config,
@@ -260,9 +260,9 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
         )
     given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
     for key, value in record.config.flat().items():
-        if key not in free and given[key] != value:
+        if key not in free and given.get(key) != value:
             raise InputError(
-                f"{folder.config}: {key} is {given[key]}, but the run began with {value}: "
+                f"{folder.config}: {key} is {given.get(key)}, but the run began with {value}: "
                 "restore it, or choose another --out"
             )
     if training.config.train.steps < record.step:

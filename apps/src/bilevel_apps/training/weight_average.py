@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from bilevel_meta.methods.hyper_representation import HyperRepresentation
+from bilevel_meta.learner import Learner
 
 __all__ = ["WeightAverage", "weight_average"]
 
@@ -31,7 +31,7 @@ class WeightAverage:
     """
 
     decay: float
-    task: HyperRepresentation
+    task: Learner
     _averages: list[Tensor]
     _followed: list[Tensor]
 
@@ -52,7 +52,7 @@ class WeightAverage:
         self.task.load_state_dict(state)
 
 
-def weight_average(task: HyperRepresentation, decay: float) -> WeightAverage:
+def weight_average(task: Learner, decay: float) -> WeightAverage:
     """Return an average that follows the weights of a task; at first it equals them."""
     model = copy.deepcopy(task).requires_grad_(False)
     # A model's state shares its memory, so these lists stay good while the weights change.

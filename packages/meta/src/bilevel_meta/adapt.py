@@ -14,10 +14,18 @@ from typing import final
 import torch
 from torch import Tensor
 
+from bilevel_meta.classifier import Classifier, evaluating
+from bilevel_meta.learner import Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import Encoder, Normalization, heads
 
-__all__ = ["FewShotHead", "FewShotLearner", "far_from", "learner_of"]
+__all__ = [
+    "FewShotHead",
+    "FewShotLearner",
+    "far_from",
+    "learner_of",
+    "representation_learner",
+]
 
 FAR = 3.5  # deserves a warning; of 100 tasks of images like those of training, one has 3
 SETTLED = 100  # hyper-iterations
@@ -117,6 +125,11 @@ class FewShotHead:
     reference: Tensor
     surprise: float | None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head["bias"].device
+
     def probabilities(self, images: Tensor) -> Tensor:
         """Return softmax(s h W + b), float64 (m, classes), of images (m, …), m ≥ 1.
 
@@ -147,7 +160,69 @@ def far_from(surprise: float | None, weights: str, step: int) -> str | None:
     )
 
 
-def learner_of(task: HyperRepresentation) -> FewShotLearner:
+@final
+@dataclass(frozen=True, kw_only=True)
+class OtherLearner:
+    """A learner that adapts in a way of its own, in the mode of test and without gradients.
+
+    Attributes:
+        learner: inductive where its method can be.
+    """
+
+    learner: Learner
+
+    def adapt(self, images: Tensor, labels: Tensor, classes: int) -> OtherClassifier:
+        """Return what it becomes on labelled images; arguments as of `FewShotLearner.adapt`.
+
+        Raises:
+            ValueError: a number of classes or of images that the method was not made for.
+            bilevel_core.DivergenceError: the inner run diverges.
+        """
+        with evaluating(self.learner):
+            found = self.learner.adapt(images[None], labels[None], classes)
+        return OtherClassifier(learner=self.learner, classifier=found)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OtherClassifier:
+    """A learner's classifier of one task.
+
+    Attributes:
+        learner: what it came from.
+        classifier: of one episode.
+    """
+
+    learner: Learner
+    classifier: Classifier
+    surprise: float | None = None  # what is typical is not known
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.learner.device
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return float64 (m, classes) of images (m, …), m ≥ 1.
+
+        Cost: a forward pass over the images.
+        """
+        with evaluating(self.learner):
+            parts = [self.classifier.logits(part[None])[0] for part in torch.split(images, CHUNK)]
+        return torch.cat(parts).double().softmax(dim=-1)
+
+
+def learner_of(task: Learner) -> FewShotLearner | OtherLearner:
+    """Return what adapts to images as a task does, made inductive where it can be."""
+    if isinstance(task, HyperRepresentation):
+        return representation_learner(task)
+    inductive, learner = Normalization.SUPPORT, deepcopy(task)
+    if not task.normalization.inductive and inductive in task.allowed:
+        learner = learner.varied(normalization=inductive)
+    return OtherLearner(learner=learner)
+
+
+def representation_learner(task: HyperRepresentation) -> FewShotLearner:
     """Return what trains heads as a task does, made inductive.
 
     With `episode` normalisation queries take the statistics of the support images, which the heads

@@ -11,23 +11,32 @@ implements `loss`, or `losses` where a meta-batch is worth several outer steps.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypedDict, cast, final
+from typing import ClassVar, Protocol, Self, TypedDict, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_meta.classifier import Classifier, Fitted, fitted
+from bilevel_meta.classifier import Classifier, Fitted, evaluating, fitted
 from bilevel_meta.diet import Diet
 from bilevel_meta.episodes import Batch, Episodes, as_episodes
 from bilevel_meta.weights import load_weights, save_weights
 from bilevel_models import Encoder, Normalization, create_model, heads
 
-__all__ = ["Classifier", "Encoding", "FeatureHead", "HeadLearner", "Learner", "head_logits"]
+__all__ = [
+    "Classifier",
+    "Encoding",
+    "FeatureHead",
+    "HeadLearner",
+    "Learner",
+    "head_logits",
+    "named_backbone",
+]
 
 
 class FeatureHead(Protocol):
@@ -53,6 +62,7 @@ class Learner(nn.Module, ABC):
     Attributes:
         diet: the episodes of its paper's training, as a default.
         allowed: the normalisations with which the method makes sense.
+        normalization: whose statistics normalise an episode's images.
         label_smoothing: ε of the default loss.
         accuracy: mean accuracy on the images that the last loss judged, for a log; None where the
             method's loss is not one of classification.
@@ -60,6 +70,7 @@ class Learner(nn.Module, ABC):
 
     diet: ClassVar[Diet] = Diet()
     allowed: ClassVar[frozenset[Normalization]] = frozenset(Normalization)
+    normalization: Normalization
     label_smoothing: float = 0.0
     accuracy: Tensor | None = None
 
@@ -145,6 +156,28 @@ class Learner(nn.Module, ABC):
         """
         yield self.loss(batch)
 
+    @torch.no_grad()
+    def accuracies(self, batch: Batch) -> Tensor:
+        """Return the fraction of query images classified right, one an episode, (batch,).
+
+        Raises:
+            bilevel_core.DivergenceError: the inner runs diverge.
+        """
+        episodes = self.take(batch)
+        with evaluating(self):
+            return heads.accuracy(self.scores(episodes), episodes.query_labels)
+
+    def varied(self, *, normalization: Normalization) -> Self:
+        """Return a learner of the same λ, which both share, with other statistics.
+
+        Raises:
+            ValueError: they do not suit the method.
+        """
+        self.check_statistics(normalization)
+        other = copy.copy(self)
+        other.normalization = normalization
+        return other
+
     def check_statistics(self, normalization: Normalization) -> None:
         """Refuse a normalisation that does not suit the method.
 
@@ -197,7 +230,7 @@ class HeadLearner(Learner):
         super().__init__()
         self.normalization = Normalization(norm)
         self.check_statistics(self.normalization)
-        self.backbone = _named(backbone, image_shape) if isinstance(backbone, str) else backbone
+        self.backbone = named_backbone(backbone, image_shape)
         self.dim = cast("int", self.backbone.dim)
         self.unit_length, self.autocast = unit_length, bfloat16
         _ = self.encoder  # refuses now what it would refuse at the first image
@@ -238,13 +271,20 @@ class HeadLearner(Learner):
         return head_logits(self.fit_head(support, episodes.support_labels, episodes.way), query)
 
 
-def _named(name: str, image_shape: Sequence[int] | None) -> nn.Module:
+def named_backbone(backbone: nn.Module | str, image_shape: Sequence[int] | None) -> nn.Module:
+    """Return a module as it is, and a new backbone for a name.
+
+    Raises:
+        ValueError: a name without an image shape, or images that are not square.
+    """
+    if isinstance(backbone, nn.Module):
+        return backbone
     if image_shape is None:
-        raise ValueError(f"backbone={name!r}: give image_shape too, (height, width, channels)")
+        raise ValueError(f"backbone={backbone!r}: give image_shape too, (height, width, channels)")
     height, width, channels = image_shape
     if height != width:
         raise ValueError(f"image_shape={tuple(image_shape)}: the named backbones take squares")
-    return create_model(name, channels=channels, image_size=height)
+    return create_model(backbone, channels=channels, image_size=height)
 
 
 @final

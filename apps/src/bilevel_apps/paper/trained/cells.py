@@ -169,7 +169,7 @@ class _Job:
             with own_threads():
                 run = load_run(self.given, "auto")
             self._check(run)
-            inner = run.task.inner._asdict()
+            inner = run.inner._asdict()
             return settings | {"checkpoint": run.sha256, "inner": inner}
         kept = self._config().flat()
         for key in ("data", "device", "threads"):
@@ -184,7 +184,7 @@ class _Job:
             InputError: it differs in what makes the cell.
         """
         found, expected = run.config.flat(), self._config().flat()
-        if "inner.steps" in self.cell.like and run.task.inner.steps != found["inner.steps"]:
+        if "inner.steps" in self.cell.like and run.inner.steps != found["inner.steps"]:
             raise InputError(
                 f"--run {self.cell.name}={self.given}: another T than that of its training was "
                 "chosen for it: give a copy without chosen.json"

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from bilevel_core import DivergenceError
 from bilevel_meta.episodes import Batch, Episodes
-from bilevel_meta.learner import Encoding, HeadLearner
+from bilevel_meta.learner import Encoding, HeadLearner, Learner
 from bilevel_models import Normalization, heads
 
-__all__ = ["HyperRepresentation", "InnerLoop", "outer_loss"]
+__all__ = ["HyperRepresentation", "InnerLoop", "inner_of", "outer_loss"]
 
 
 class InnerLoop(NamedTuple):
@@ -111,7 +111,7 @@ class HyperRepresentation(HeadLearner):
         self.log_lr.fill_(math.log(lr))
 
     def varied(
-        self, *, steps: int | None = None, normalization: Normalization | None = None
+        self, *, normalization: Normalization | None = None, steps: int | None = None
     ) -> Self:
         """Return a learner of the same λ, which both share, with other choices beside it.
 
@@ -206,6 +206,13 @@ class HyperRepresentation(HeadLearner):
         support, query = self.encoder(episodes.support, episodes.query, training=False)
         head = self.fit_head(support, episodes.support_labels, episodes.way)
         return heads.accuracy(heads.logits(head, query), episodes.query_labels)
+
+
+def inner_of(learner: Learner) -> InnerLoop:
+    """Return a learner's T and η; of other kinds T alone, or 0, as steps have their own sizes."""
+    if isinstance(learner, HyperRepresentation):
+        return learner.inner
+    return InnerLoop(int(getattr(learner, "steps", 0)), 0.0)
 
 
 def outer_loss(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

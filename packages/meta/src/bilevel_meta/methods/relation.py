@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack, final
+from typing import TYPE_CHECKING, Unpack, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 from bilevel_meta.class_means import class_means
 from bilevel_meta.diet import Diet
 from bilevel_meta.learner import Encoding, HeadLearner
-from bilevel_models import heads
+from bilevel_models import ConvNet, OffsetNorm2d, heads
 
 if TYPE_CHECKING:
     from bilevel_meta.episodes import Batch
@@ -30,7 +30,7 @@ class Relation(HeadLearner):
 
     Args:
         backbone: its features are maps (channels, side, side), flattened.
-        channels: of those maps; dim, that is maps of one point, if None.
+        channels: of those maps; None takes a `ConvNet`'s own, and of others dim: maps of one point.
         width: filters of g.
         encoding: as of `HeadLearner`.
 
@@ -52,7 +52,7 @@ class Relation(HeadLearner):
         **encoding: Unpack[Encoding],
     ) -> None:
         super().__init__(backbone, **encoding)
-        self.channels = channels or self.dim
+        self.channels = channels or _channels(self.backbone) or self.dim
         self.side = round((self.dim / self.channels) ** 0.5)
         if self.channels * self.side**2 != self.dim:
             raise ValueError(
@@ -93,6 +93,12 @@ class Relation(HeadLearner):
         return functional.mse_loss(
             scores, heads.one_hot(episodes.query_labels, episodes.way, scores)
         )
+
+
+def _channels(backbone: nn.Module) -> int | None:
+    if not isinstance(backbone, ConvNet):
+        return None
+    return cast("OffsetNorm2d", backbone.norms[-1]).bias.numel()
 
 
 @final
