@@ -54,6 +54,10 @@ def _pages(module: griffe.Module) -> dict[str, str]:
             rooms[_room(module, target)].append(name)
         elif name in target.members:  # a function whose file has its name, which hides it here
             rooms[_room(module, target[name])].append(f"{name}.{name}")
+    if not module.exports:  # a folder of modules that are imported one by one
+        rooms[""] = [
+            f"{part.name}.{name}" for part in module.modules.values() for name in part.exports or []
+        ]
     return {_title(module, room): _page(module, room, names) for room, names in rooms.items()}
 
 
