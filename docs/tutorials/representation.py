@@ -92,4 +92,5 @@ learner.save("signs.safetensors")
 #
 # - The commands do the same with checkpoints, validation and tracking: [train on a folder of
 #   pictures](../how-to/own-pictures.md).
+# - [MAML and prototypical networks side by side](side-by-side.md), on the same episodes.
 # - [Encode once](../explain/encode-once.md): why five inner steps cost no passes of the network.

@@ -422,7 +422,7 @@ def test_the_runs_own_seed_draws_the_episodes_that_chose_its_checkpoint(command,
 
 def test_evaluation_with_baselines(command, trained):
     found = evaluate(command, trained, "--episodes", 10, "--baselines")
-    assert found["baselines"].keys() == {"raw-pixel nearest neighbour", "untrained network"}
+    assert found["baselines"].keys() >= {"raw-pixel nearest neighbour", "untrained network"}
     assert all(0 < row["accuracy"] <= 1 for row in found["baselines"].values())
     assert "upright" not in found
     alone = evaluate(command, trained, "--episodes", 10)
@@ -458,7 +458,7 @@ def step_of(path):
 def test_evaluation_for_people(command, trained):
     found = command("eval", trained, "--episodes", 12)
     assert found.status == 0
-    head, row = found.out.splitlines()
+    head, row, *_ = found.out.splitlines()
     assert head == (
         "5-way 1-shot, 12 episodes of test, T = 5, ghost normalisation; "
         f"best.safetensors of hyper-iteration {step_of(trained / 'best.safetensors')}"

@@ -667,22 +667,30 @@ def wide(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_can_be_trained_by_every_method(preset, wide, tmp_path):
+# Every preset by one method, and every method by one preset of each data set.
+PREPARED = [
+    *((preset, "hyper-representation") for preset in PRESETS),
+    *itertools.product(("omniglot-20way-1shot", "mini-imagenet-c4l-5way-1shot"), VARIANTS),
+]
+
+
+@pytest.mark.parametrize(("preset", "name"), dict.fromkeys(PREPARED))
+def test_every_preset_can_be_trained_and_every_method_trains(preset, name, wide, tmp_path):
     store = wide["mini-imagenet" if "mini-imagenet" in preset else "omniglot"]
-    for name in VARIANTS:
-        settings = with_settings(load_preset(preset), [f"method={name}", "threads=1"])
-        config = parse_config(settings | {"data": str(store)}, preset)
-        opened = open_store(store)
-        config = resolve(config, opened, CPU, ALONE)
-        training = prepare(config, RunFolder(tmp_path / "run"), opened, CPU, ALONE)
-        assert isinstance(training.task, getattr(VARIANTS[name], "func", VARIANTS[name]))
-        if name in BILEVEL:
-            assert (training.task.united, training.task.through) == BILEVEL[name]
-        outputs = {"omniglot": 60, "mini-imagenet": 20}[store.stem]
-        assert (training.task.backbone.dim == outputs) == (name == "multiclass")
-        assert config.model.outputs == (outputs if name == "multiclass" else None)
-        assert parse_config(config.model_dump(mode="json"), "saved") == config
+    # Classic training has no heads at their optimum, which the presets ask for.
+    changes = [f"method={name}", "threads=1", *["inner.steps=5"] * (name == "classic-train")]
+    settings = with_settings(load_preset(preset), changes)
+    config = parse_config(settings | {"data": str(store)}, preset)
+    opened = open_store(store)
+    config = resolve(config, opened, CPU, ALONE)
+    training = prepare(config, RunFolder(tmp_path / "run"), opened, CPU, ALONE)
+    assert isinstance(training.task, getattr(VARIANTS[name], "func", VARIANTS[name]))
+    if name in BILEVEL:
+        assert (training.task.united, training.task.through) == BILEVEL[name]
+    outputs = {"omniglot": 60, "mini-imagenet": 20}[store.stem]
+    assert (training.task.backbone.dim == outputs) == (name == "multiclass")
+    assert config.model.outputs == (outputs if name == "multiclass" else None)
+    assert parse_config(config.model_dump(mode="json"), "saved") == config
     assert not (tmp_path / "run").exists()
 
 
@@ -795,7 +803,7 @@ def test_a_run_of_any_method_is_evaluated_looked_at_and_used(name, runs, command
     )
     best = load_checkpoint(folder / "best.safetensors").record["best_accuracy"]
     assert report["accuracy"] == pytest.approx(best, abs=1e-12)
-    assert set(report["baselines"]) == {"raw-pixel nearest neighbour", "untrained network"}
+    assert {"raw-pixel nearest neighbour", "untrained network"} <= set(report["baselines"])
     command("embed", folder, "--out", tmp_path / "pictures", "--dpi", 50, "--pairs", 1)
     with np.load(tmp_path / "pictures" / "embeddings.npz", allow_pickle=False) as held:
         assert held["features"].shape[1] == load_run(folder, "cpu").task.backbone.dim
@@ -827,6 +835,8 @@ def test_the_command_trains_by_every_method(name, command, tmp_path, wide):
     words = [word for setting in small for word in ("--set", setting)]
     preset = "omniglot-5way-1shot-quick"
     given = ("--preset", preset, "--data", wide["omniglot"], "--set", f"method={name}", *words)
+    if name == "classic-train":  # it has no heads at their optimum, which the preset asks for
+        given += ("--set", "inner.steps=5")
     folder = tmp_path / "run"
     assert f"bilevel-eval {folder}" in command("train", *given, "--out", folder)
     before = (folder / "last.safetensors").read_bytes()
@@ -857,5 +867,5 @@ def test_runs_of_before_there_were_methods_are_hyper_representations(tmp_path, c
 def test_a_loss_that_is_no_number_ends_a_multiclass_run(tmp_path, config):
     """Where no inner run can diverge, the gradient says so."""
     chosen = config(method="multiclass", train__lr=1e38, train__optimizer="sgd")
-    with pytest.raises(RunError, match="the gradient of the weights is not finite: lower"):
+    with pytest.raises(RunError, match=r"(loss|gradient) .*is (nan|not finite)"):
         train(chosen, tmp_path / "run", resume=False)

@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.tune import Tuning
 from bilevel_apps.tune.engine_names import ENGINES, engine_named
 from bilevel_apps.tune.folder import TuneFolder, arrays_of, next_folder
+from bilevel_apps.tune.hyperparameters import load_hyperparameters
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
 from bilevel_apps.tune.tune import TuneRequest, tune
 from bilevel_core import (
@@ -82,6 +85,14 @@ def returns_nothing():
 """
 
 TARGET = np.array([3.0, -1.0])
+
+
+@contextmanager
+def tensors_of(folder):
+    """What anybody reads from the file of a tuned λ."""
+    yield load_file(folder / "hyperparameters.safetensors")
+
+
 CONTRACTION = 1 - 0.5**20  # w_T = CONTRACTION · λ
 
 
@@ -133,7 +144,7 @@ def test_what_a_run_leaves(bilevel_tune, here):
         "figures.json",
         "history.json",
         "history.png",
-        "hyperparameters.npz",
+        "hyperparameters.safetensors",
     ]
     history = json.loads((folder / "history.json").read_text())
     rows = expected_history()
@@ -143,8 +154,8 @@ def test_what_a_run_leaves(bilevel_tune, here):
     np.testing.assert_allclose([r["lam"]["lam"] for r in history], [lam for _, _, lam in rows])
     seconds = [record["seconds"] for record in history]
     assert seconds == sorted(seconds)
-    with np.load(folder / "hyperparameters.npz") as arrays:
-        assert arrays.files == ["lam"]
+    with tensors_of(folder) as arrays:
+        assert list(arrays) == ["lam"]
         np.testing.assert_allclose(arrays["lam"], rows[-1][2], rtol=1e-12)
     assert (folder / "history.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -254,7 +265,7 @@ def test_another_framework(here):
     words = [sys.executable, "-m", "bilevel_apps.cli.tune", "other.py:made", "--no-track"]
     done = subprocess.run([*words, "--out", "found"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with np.load(here / "found" / "hyperparameters.npz") as arrays:
+    with tensors_of(here / "found") as arrays:
         np.testing.assert_allclose(arrays["to"], 3 * (1 - 0.5**2), rtol=1e-5)
 
 
@@ -407,7 +418,7 @@ def test_constraints_and_stopping_are_handed_on(tmp_path):
     document = run(tuning, tmp_path / "run")
     assert document["stopped"] == "stop"
     assert document["hyper_iterations"] < 200
-    with np.load(tmp_path / "run" / "hyperparameters.npz") as arrays:
+    with tensors_of(tmp_path / "run") as arrays:
         assert arrays["a"] == 1.1
         assert arrays["a"] * arrays["b"] == pytest.approx(2, rel=1e-2)
     with pytest.raises(InputError, match=r"quadratic: λ\['a'\] starts at 1.*strictly inside"):
@@ -419,7 +430,7 @@ def test_the_best_and_not_the_last_is_kept(tmp_path):
     document = run(quadratic(optimizer=climbing), tmp_path / "run")
     assert document["kept"] == 0
     assert document["figures"]["tuned"] == document["figures"]["start"]
-    with np.load(tmp_path / "run" / "hyperparameters.npz") as arrays:
+    with tensors_of(tmp_path / "run") as arrays:
         assert arrays["a"] == 1
 
 
@@ -429,7 +440,7 @@ def test_an_online_run_keeps_its_last(tmp_path):
     assert (document["hyper_iterations"], document["kept"]) == (6, 5)
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert {key for record in history for key in record["lam"]} == {"a", "b"}
-    with np.load(tmp_path / "run" / "hyperparameters.npz") as arrays:
+    with tensors_of(tmp_path / "run") as arrays:
         assert arrays["a"] > history[-1]["lam"]["a"] > 1
     assert document["figures"]["tuned"]["outer objective"] < history[-1]["value"]
 
@@ -473,7 +484,7 @@ def test_divergence_saves_what_was_reached(tmp_path):
         run(tuning, tmp_path / "run")
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert 0 < len(history) < 50
-    with np.load(tmp_path / "run" / "hyperparameters.npz") as arrays:
+    with tensors_of(tmp_path / "run") as arrays:
         assert arrays["lam"] == history[-1]["lam"]["lam"]
 
 
@@ -569,7 +580,7 @@ def test_tracking(here, monkeypatch):
     assert [m.step for m in logged] == [1, 2, 3, 4, 5]
     assert found.data.metrics["start/distance"] == pytest.approx(np.linalg.norm(TARGET))
     names = {entry.path for entry in client.list_artifacts(known["run_id"])}
-    assert names == {"history.json", "hyperparameters.npz", "figures.json", "history.png"}
+    assert names == {"history.json", "hyperparameters.safetensors", "figures.json", "history.png"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -608,7 +619,7 @@ def test_digits_beat_a_regression_on_the_corrupted_labels(tmp_path):
     both = rows["LogisticRegression on training and trusted ones"]
     assert rows["tuned"][refitted] < both[refitted] / 2
     assert rows["tuned"][refitted] <= rows["LogisticRegression on the trusted ones"][refitted]
-    with np.load(tmp_path / "run" / "hyperparameters.npz") as arrays:
+    with tensors_of(tmp_path / "run") as arrays:
         assert arrays["lam"].shape == (1000,)
         assert 0 <= arrays["lam"].min() <= arrays["lam"].max() <= 1
 
@@ -624,3 +635,55 @@ def test_positive_start_is_needed(tmp_path):
     lam = {"a": torch.tensor(-1.0, dtype=torch.float64), "b": torch.tensor(1.0).double()}
     with pytest.raises(InputError, match=r"starts at -1, which is not strictly inside"):
         run(quadratic(lam=lam, reparametrize=Positive()), tmp_path / "run")
+
+
+TREES = {
+    "bfloat16": {"rate": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)},
+    "a separator in the keys": {"a.b": torch.tensor(1.0), "a": {"b": torch.tensor(2.0)}},
+    "brackets and other scripts": {"['x']": [torch.ones(2, 3)], "学习率": (torch.zeros(()),)},
+    "numbers for keys": {0: torch.tensor(1.0), "0": torch.tensor(2.0)},
+    "a leaf alone": torch.tensor([1.0, 2.0], dtype=torch.float64),
+    "kinds": {"a": 0.1, "b": np.float32([1, 2]), "c": (), "d": [], "e": torch.tensor(3)},
+}
+
+
+@pytest.mark.parametrize("case", TREES)
+def test_every_tree_comes_back_equal(case, tmp_path):
+    tree = TREES[case]
+    TuneFolder(tmp_path).save_hyperparameters(tree)
+    found = load_hyperparameters(tmp_path / "hyperparameters.safetensors")
+
+    def same(ours, theirs):
+        assert type(ours) is type(theirs)
+        if isinstance(ours, dict):
+            assert list(ours) == list(theirs)
+            assert all(same(ours[key], theirs[key]) for key in ours)
+        elif isinstance(ours, list | tuple):
+            assert len(ours) == len(theirs)
+            assert all(map(same, ours, theirs))
+        else:
+            assert getattr(ours, "dtype", None) == getattr(theirs, "dtype", None)
+            assert np.shape(ours) == np.shape(theirs)
+            assert bool((ours == theirs).all() if hasattr(ours, "all") else ours == theirs)
+        return True
+
+    assert same(tree, found)
+    assert len(arrays_of(tree)) == len(list(load_file(tmp_path / "hyperparameters.safetensors")))
+
+
+def test_leaves_of_jax_come_back_equal(tmp_path):
+    jnp = pytest.importorskip("jax.numpy")
+    tree = {"w": jnp.arange(3, dtype=jnp.bfloat16), "b": jnp.float32(2)}
+    TuneFolder(tmp_path).save_hyperparameters(tree)
+    found = load_hyperparameters(tmp_path / "hyperparameters.safetensors")
+    for key, leaf in tree.items():
+        assert found[key].dtype == leaf.dtype
+        assert (found[key] == leaf).all()
+
+
+def test_other_files_are_no_hyperparameters(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"no tensors")
+    save_file({"a": torch.ones(1)}, tmp_path / "y.safetensors")
+    for name in ("x", "y", "none"):
+        with pytest.raises(InputError, match="not hyperparameters of bilevel-tune"):
+            load_hyperparameters(tmp_path / f"{name}.safetensors")

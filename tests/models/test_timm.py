@@ -42,7 +42,14 @@ def standardised(x, model):
 NAMES = {"resnet18": 40, "efficientnet_lite0": 40, "vit_tiny_patch16_224": 32}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "efficientnet_lite0",
+        pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("statistics", "training"), [(RUNNING, False), (EACH_SET, True)])
 def test_features_are_what_the_model_pools(timm, name, statistics, training):
     options = {"img_size": 32} if name.startswith("vit") else {}
@@ -75,7 +82,7 @@ def test_weights_of_another_model_are_refused(timm):
         ("resnet19", "timm has no model 'resnet19': choose one such as .*resnet18"),
         ("hf-hub:timm/resnet18", "timm has no model"),
         ("resnet18.a1_in1k", "timm has no model"),
-        ("levit_128", "normalises by .*BatchNorm1d"),
+        pytest.param("levit_128", "normalises by .*BatchNorm1d", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_refused(name, message):

@@ -33,8 +33,9 @@ that installs with scikit-learn:
 {_examples()}
 
 The hyperparameters are chosen by the outer objective, on validation data; figures on test data are
-only printed. OUT holds history.json, hyperparameters.npz, figures.json and history.png. Ctrl-C ends
-the run and keeps what was reached. The run is logged to MLflow, by default in mlflow.db beside OUT.
+only printed. OUT holds history.json, hyperparameters.safetensors, figures.json and history.png.
+Ctrl-C ends the run and keeps what was reached. The run is logged to MLflow, by default in mlflow.db
+beside OUT.
 
 Example:
 
@@ -95,7 +96,8 @@ def tune(
     else:
         _print(document["figures"])
         print(
-            f"in {document['folder']}: history.json, hyperparameters.npz, figures.json, history.png"
+            f"in {document['folder']}: history.json, hyperparameters.safetensors, figures.json, "
+            "history.png"
         )
 
 

@@ -124,7 +124,7 @@ def _readme_row(record: ScoreRecord) -> dict[str, object]:
     split = "" if record.split == "test" else f" ({record.split})"
     return {
         "task": f"{row['task']}{split}",
-        "`--preset`": f"`{row['preset']}`",
+        "`--preset`": f"`{str(row['preset']).removesuffix(', changed')}`",
         "accuracy, %": row["accuracy"],
         "paper, %": row["paper"],
         "minutes": None if record.seconds is None else f"{record.seconds / 60:.0f}",

@@ -15,9 +15,10 @@ import numpy as np
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.files import write_text, write_whole
+from bilevel_apps.tune.hyperparameters import leaf_names, tree_bytes
 from bilevel_apps.tune.tuning import Record
 from bilevel_core.abstract import Tree
-from bilevel_core.tree import named_leaves
+from bilevel_core.tree import leaves
 
 __all__ = ["TuneFolder", "arrays_of", "next_folder"]
 
@@ -36,8 +37,8 @@ class TuneFolder:
 
     @property
     def hyperparameters(self) -> Path:
-        """The tuned λ: an array a leaf, by its place in the tree."""
-        return self.path / "hyperparameters.npz"
+        """The tuned λ: a tensor a leaf, by its place in the tree, and the tree."""
+        return self.path / "hyperparameters.safetensors"
 
     @property
     def figures(self) -> Path:
@@ -87,12 +88,8 @@ class TuneFolder:
 
     def save_hyperparameters(self, lam: Tree) -> None:
         """Write λ."""
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:  # a name would be given the ending .npz
-                np.savez(file, **arrays_of(lam))
-
-        write_whole(self.hyperparameters, write)
+        content = tree_bytes(lam)
+        write_whole(self.hyperparameters, lambda scratch: scratch.write_bytes(content))
 
     def save_figures(self, figures: Mapping[str, Any]) -> None:
         """Write what was run and what it came to."""
@@ -124,10 +121,14 @@ def next_folder(name: str, parent: Path = Path("runs")) -> Path:
 
 def arrays_of(lam: Tree) -> dict[str, Any]:
     """Return the leaves of λ as numpy arrays by their place: `lam`, `lr`, `layers.0`."""
-    arrays = {}
-    for path, leaf in named_leaves(lam):
-        name = path.replace("['", ".").replace("[", ".").replace("']", "").replace("]", "")
-        if hasattr(leaf, "detach"):  # a tensor, which numpy takes from the processor's memory
-            leaf = leaf.detach().cpu().numpy()
-        arrays[name.strip(".") or "lam"] = np.array(leaf)
-    return arrays
+    return {
+        name: np.array(_on_host(leaf))
+        for name, leaf in zip(leaf_names(lam), leaves(lam), strict=True)
+    }
+
+
+def _on_host(leaf: Any) -> Any:
+    if not hasattr(leaf, "detach"):
+        return leaf
+    tensor = leaf.detach().cpu()  # numpy takes a tensor from the processor's memory
+    return tensor.float().numpy() if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy()

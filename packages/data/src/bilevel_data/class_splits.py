@@ -30,12 +30,12 @@ class PublishedSplits:
     """Which classes of a data set are for training, validation and test.
 
     Attributes:
-        name: Such as ``"cifar-fs"``.
-        title: What is split.
-        source: Who published the split.
-        split_of: Says of a class, as `plain` writes it, in which split it is; None for none.
-        sizes: Number of classes of train, val and test.
-        classes: The classes by split, as they are usually written; empty where a rule says it.
+        name: such as `"cifar-fs"`.
+        title: what is split.
+        source: who published the split.
+        split_of: says of a class, as `plain` writes it, in which split it is; None for none.
+        sizes: number of classes of train, val and test.
+        classes: the classes by split, as they are usually written; empty where a rule says it.
     """
 
     name: str
@@ -53,11 +53,11 @@ class PublishedSplits:
         """Deal out the classes that there are, however they write blanks, hyphens and capitals.
 
         Args:
-            names: The classes.
-            numbers: The number of each, from 1, where the split goes by numbers.
+            names: the classes.
+            numbers: the number of each, from 1, where the split goes by numbers.
 
         Raises:
-            DataError: A class is in no split, or a split is left without any.
+            DataError: a class is in no split, or a split is left without any.
         """
         keys: Mapping[str, str | int] = (
             {name: name for name in names} if numbers is None else numbers
@@ -93,7 +93,7 @@ def published(name: str) -> PublishedSplits:
     """A published class split by name.
 
     Raises:
-        DataError: There is none of this name.
+        DataError: there is none of this name.
     """
     found = PUBLISHED.get(name)
     if found is None:

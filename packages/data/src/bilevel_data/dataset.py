@@ -33,11 +33,11 @@ class SourceSplit:
     """The classes of one split, with pictures that may be made as they are asked for.
 
     Attributes:
-        name: ``"train"``, ``"val"`` or ``"test"``.
-        class_names: One name a class, different from one another.
-        class_sizes: Number of images of each class, each ≥ 1.
-        image_shape: ``(H, W, C)`` of every image.
-        images: One ``(class_sizes[c], H, W, C)`` uint8 array a class, in order of class. Only
+        name: `"train"`, `"val"` or `"test"`.
+        class_names: one name a class, different from one another.
+        class_sizes: number of images of each class, each ≥ 1.
+        image_shape: `(H, W, C)` of every image.
+        images: one `(class_sizes[c], H, W, C)` uint8 array a class, in order of class. Only
             one of them needs to be in memory at a time.
     """
 
@@ -54,15 +54,15 @@ class SourceData:
     """A data set on its way into a store.
 
     Attributes:
-        name: Short name, such as ``"omniglot"``.
-        licence: Licence of the pictures.
-        source: Where the pictures came from.
-        preprocessing: What was done to them; or, in words, that nothing can do it again.
-        rotations_are_classes: Whether copies rotated by 90°, 180° and 270° may count as classes
+        name: short name, such as `"omniglot"`.
+        licence: licence of the pictures.
+        source: where the pictures came from.
+        preprocessing: what was done to them; or, in words, that nothing can do it again.
+        rotations_are_classes: whether copies rotated by 90°, 180° and 270° may count as classes
             of their own.
-        splits: At most one of each split name.
-        left_out: How many files or classes were passed over, by the reason.
-        remarks: What the user should know, a line each.
+        splits: at most one of each split name.
+        left_out: how many files or classes were passed over, by the reason.
+        remarks: what the user should know, a line each.
     """
 
     name: str
@@ -81,10 +81,10 @@ class ImageSplit:
     """One split in memory, images sorted by class.
 
     Attributes:
-        name: ``"train"``, ``"val"`` or ``"test"``.
-        images: ``(N, H, W, C)`` uint8, read-only.
-        offsets: ``(C + 1,)`` int64; class c is ``images[offsets[c]:offsets[c + 1]]``.
-        class_names: One name a class.
+        name: `"train"`, `"val"` or `"test"`.
+        images: `(N, H, W, C)` uint8, read-only.
+        offsets: `(C + 1,)` int64; class c is `images[offsets[c]:offsets[c + 1]]`.
+        class_names: one name a class.
         sha256: SHA-256 of the pixels in C order, in hexadecimal.
     """
 
@@ -101,5 +101,5 @@ class ImageSplit:
 
     @property
     def class_sizes(self) -> NDArray[np.int64]:
-        """Number of images of each class, ``(C,)`` int64."""
+        """Number of images of each class, `(C,)` int64."""
         return np.diff(self.offsets)

@@ -33,7 +33,7 @@ def same_names(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def image_keys(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """A number of 64 bits for each of ``(n, H, W, C)`` images, equal for equal pixels.
+    """A number of 64 bits for each of `(n, H, W, C)` images, equal for equal pixels.
 
     Two different ones of a million are taken for equal with a probability of 3e-8.
     """
@@ -59,9 +59,9 @@ class Twice:
     """What a store on its way to the disk holds twice: told in a line each, or refused.
 
     Attributes:
-        path: The store.
-        strict: Refuse it.
-        tell: Called with each line.
+        path: the store.
+        strict: refuse it.
+        tell: called with each line.
 
     Cost: 8 bytes an image, and a pass over the pixels.
     """
@@ -76,7 +76,7 @@ class Twice:
         """Look for class names that people read as one.
 
         Raises:
-            DataError: There are some, and `strict` is set.
+            DataError: there are some, and `strict` is set.
         """
         pairs = same_names(name for split in source.splits for name in split.class_names)
         if pairs:
@@ -95,7 +95,7 @@ class Twice:
         """Look for equal images in two classes, of one split or of two.
 
         Raises:
-            DataError: There are some, and `strict` is set.
+            DataError: there are some, and `strict` is set.
         """
         if not self._keys:
             return

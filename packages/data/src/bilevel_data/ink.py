@@ -25,7 +25,7 @@ def ink_of(image: Pixels) -> Ink | None:
     """The ink of a drawing, or None for what does not look like one.
 
     Args:
-        image: ``(H, W, C)`` uint8.
+        image: `(H, W, C)` uint8.
 
     Cost: one pass over the pixels.
     """

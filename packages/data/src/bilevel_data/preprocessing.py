@@ -24,18 +24,18 @@ class Preprocessing:
     """What was done to the pictures of a data set; `apply` does it to another picture.
 
     Attributes:
-        size: ``(height, width)`` of the images.
+        size: `(height, width)` of the images.
         channels: 1 for grey, 3 for colour; a data set of one's own may have others.
-        inverted: Bright became dark and dark became bright.
-        crop: The largest square in the middle was cut out and then resized; otherwise the whole
+        inverted: bright became dark and dark became bright.
+        crop: the largest square in the middle was cut out and then resized; otherwise the whole
             picture was, and its proportions may have changed.
-        ink: Of drawings, the ink that the *images* have: ``"bright"`` on a dark ground, as
-            Omniglot's, or ``"dark"`` on a light one. None for what is no drawing, and where it is
+        ink: of drawings, the ink that the *images* have: `"bright"` on a dark ground, as
+            Omniglot's, or `"dark"` on a light one. None for what is no drawing, and where it is
             not known.
-        note: What else there is to say, for people.
+        note: what else there is to say, for people.
 
     Raises:
-        DataError: A value of the wrong kind.
+        DataError: a value of the wrong kind.
     """
 
     size: tuple[int, int]
@@ -57,7 +57,7 @@ class Preprocessing:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(H, W, C)`` of an image."""
+        """`(H, W, C)` of an image."""
         return (*self.size, self.channels)
 
     def __str__(self) -> str:
@@ -78,12 +78,12 @@ class Preprocessing:
         It is resized with Lanczos, unless it has the size already.
 
         Args:
-            picture: As `read_picture` returns it.
-            ink: The picture's own, ``"auto"`` to tell it from its border, or None to do what was
+            picture: as `read_picture` returns it.
+            ink: the picture's own, `"auto"` to tell it from its border, or None to do what was
                 done to the others. Where it is known, the image gets the ink of the others.
 
         Returns:
-            ``(H, W, C)`` uint8.
+            `(H, W, C)` uint8.
         """
         return self.inked(self.fit(picture), ink)
 
@@ -96,7 +96,7 @@ class Preprocessing:
         return np.asarray(picture, dtype=np.uint8).reshape(height, width, self.channels)
 
     def inked(self, image: Pixels, ink: Ink | Literal["auto"] | None) -> Pixels:
-        """An image that `fit` made, in the ink of the others; ``ink`` as for `apply`."""
+        """An image that `fit` made, in the ink of the others; `ink` as for `apply`."""
         return 255 - image if self.inverts(ink_of(image) if ink == "auto" else ink) else image
 
     def inverts(self, ink: Ink | None) -> bool:
@@ -131,7 +131,7 @@ class Preprocessing:
         """Read what `as_dict` made.
 
         Raises:
-            DataError: It is something else.
+            DataError: it is something else.
         """
         if not isinstance(record, Mapping) or set(record) != set(_KEYS):
             raise _refused("keys", record)
@@ -141,7 +141,7 @@ class Preprocessing:
 
     @staticmethod
     def from_text(text: str, image_shape: tuple[int, int, int]) -> "Preprocessing":
-        """Read what a store of schema 1 says in words of images of this ``(H, W, C)``."""
+        """Read what a store of schema 1 says in words of images of this `(H, W, C)`."""
         inverted = _INVERTED in text
         return Preprocessing(
             size=image_shape[:2],

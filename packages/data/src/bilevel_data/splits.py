@@ -70,14 +70,14 @@ _MAX_FILE_BYTES = 8 << 20
 
 
 def split_named(name: str) -> str | None:
-    """The split that a directory's name stands for, in any capitals, such as ``Valid`` for val."""
+    """The split that a directory's name stands for, in any capitals, such as `Valid` for val."""
     return _SPLIT_WORDS.get(name.lower())
 
 
 def santoro(names: Sequence[str], *, train: int = 1200, val: int = 100) -> ClassSplits:
     """Omniglot as in Santoro et al. (2016): 1200 training characters drawn once, 423 for test.
 
-    The last ``val`` of the training characters are for meta-validation: 1100/100/423, where the
+    The last `val` of the training characters are for meta-validation: 1100/100/423, where the
     code of Franceschi et al. (2018) has 1200/100/323. The draw depends on the sorted names alone.
     """
     names = _sorted(names, minimum=train + 1)
@@ -126,12 +126,12 @@ def by_fraction(
     """Deal any classes out at random: every split gets its share, and at least one class.
 
     Args:
-        names: The classes, in any order.
-        fractions: Positive shares of train, val and test, with sum 1.
-        seed: Another seed deals otherwise.
+        names: the classes, in any order.
+        fractions: positive shares of train, val and test, with sum 1.
+        seed: another seed deals otherwise.
 
     Raises:
-        DataError: Fewer than three classes, a name twice, or shares that are not shares.
+        DataError: fewer than three classes, a name twice, or shares that are not shares.
     """
     if not (min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6):  # nor with a NaN
         raise DataError(f"fractions: expected three positive shares with sum 1, found {fractions}")
@@ -144,16 +144,16 @@ def by_fraction(
 
 
 def from_file(names: Sequence[str], path: Path) -> ClassSplits:
-    """Classes as a JSON file deals them out, such as ``{"train": ["cat"], "test": ["dog"]}``.
+    """Classes as a JSON file deals them out, such as `{"train": ["cat"], "test": ["dog"]}`.
 
     Splits and classes that the file does not name are left out.
 
     Args:
-        names: The classes that there are.
-        path: The file.
+        names: the classes that there are.
+        path: the file.
 
     Raises:
-        DataError: It cannot be read, is not such an object, or names a class that there is not,
+        DataError: it cannot be read, is not such an object, or names a class that there is not,
             or one class twice.
     """
     record = _read_json(path)

@@ -6,6 +6,7 @@ inside a transform such as `vmap`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -212,6 +213,58 @@ def _jvp(
     return value, rebuild(value, flat)
 
 
+def _jvps_backward(
+    function: Callable[..., Tree],
+    primals: tuple[Tree, ...],
+    tangents: tuple[Tree, ...],
+    error: Exception,
+) -> tuple[Tree, Tree]:
+    """Return what `jvps` does where an operation has no forward derivative, or raise its error.
+
+    Jᵀu is linear in u, and so J v is the derivative of ⟨Jᵀu, v⟩ in u: two passes backward.
+    """
+    inputs = _tracked(primals)
+    try:
+        with torch.enable_grad():
+            value = function(*inputs)
+            outputs = [y for y in leaves(value) if y.requires_grad]
+            given = [torch.zeros_like(y).requires_grad_() for y in outputs]
+            back = _products(outputs, leaves(inputs), given, create_graph=True)
+        rows = [
+            _along(back, given, [d[row] for d in leaves(tangents)])
+            for row in range(len(leaves(tangents)[0]))
+        ]
+    except (RuntimeError, NotImplementedError):
+        raise error from None
+    warnings.warn(
+        "an operation has no forward derivative in torch, so each product of Forward takes two "
+        f"passes backward, which is slower: {str(error).splitlines()[0][:80]}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    found = iter([torch.stack(column) for column in zip(*rows, strict=True)])
+    count = len(rows)
+    flat = [
+        next(found) if y.requires_grad else y.new_zeros((count, *y.shape)) for y in leaves(value)
+    ]
+    return map_leaves(lambda y: y.detach(), value), rebuild(value, flat)
+
+
+def _along(
+    back: list[torch.Tensor | None], given: list[torch.Tensor], tangent: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the derivative of ⟨Jᵀu, v⟩ in u."""
+    with torch.enable_grad():
+        pairs = [
+            (g, d) for g, d in zip(back, tangent, strict=True) if g is not None and g.requires_grad
+        ]
+        if not pairs:
+            return [torch.zeros_like(u) for u in given]
+        total = torch.stack([(g * d).sum() for g, d in pairs]).sum()
+    found = torch.autograd.grad(total, given, retain_graph=True, allow_unused=True)
+    return _filled(list(found), given)
+
+
 @final
 @dataclass(frozen=True)
 class TorchBackend:
@@ -322,7 +375,10 @@ class TorchBackend:
             values, derivatives = torch.func.vmap(along)(*tangents)
             return map_leaves(lambda rows: rows[0], values), derivatives
         batched = torch.func.vmap(along, out_dims=(None, 0))  # type: ignore[arg-type]
-        value, derivatives = batched(*tangents)
+        try:
+            value, derivatives = batched(*tangents)
+        except (RuntimeError, NotImplementedError) as error:
+            return _jvps_backward(function, primals, tangents, error)
         return value, derivatives
 
     def differentiable(

@@ -1,7 +1,7 @@
 """Random numbers that stay the same on every machine and with every NumPy.
 
 NumPy promises that a bit generator's raw words never change, but not that its distributions
-(``integers``, ``shuffle``, ``choice``) keep theirs. So everything here is built from raw words
+(`integers`, `shuffle`, `choice`) keep theirs. So everything here is built from raw words
 with integer and correctly rounded floating-point arithmetic.
 
 References:
@@ -19,12 +19,12 @@ __all__ = ["choose", "permutation", "uniform", "words"]
 
 
 def words(key: str, count: int, *, stream: int = 0) -> NDArray[np.uint64]:
-    """``count`` random 64-bit words of one numbered stream of a key.
+    """`count` random 64-bit words of one numbered stream of a key.
 
     Args:
-        key: Any text; another text gives unrelated words.
-        count: How many words, ≥ 0.
-        stream: Number of the stream, 0 ≤ stream < 2**64. Streams of a key never overlap.
+        key: any text; another text gives unrelated words.
+        count: how many words, ≥ 0.
+        stream: number of the stream, 0 ≤ stream < 2**64. Streams of a key never overlap.
     """
     digest = blake2b(key.encode(), digest_size=16).digest()
     # The stream sits above the low 64 bits of the counter: were it the counter itself, each
@@ -50,11 +50,11 @@ def choose(bits: NDArray[np.uint64], sizes: NDArray[np.int64]) -> NDArray[np.int
     once: O(k²) time a range whatever its size.
 
     Args:
-        bits: ``(*ranges, 2, k)``: words for the set and for the order.
-        sizes: ``(*ranges,)``, each ≥ k.
+        bits: `(*ranges, 2, k)`: words for the set and for the order.
+        sizes: `(*ranges,)`, each ≥ k.
 
     Returns:
-        ``(*ranges, k)`` int64.
+        `(*ranges, k)` int64.
     """
     k = bits.shape[-1]
     fractions = uniform(bits[..., 0, :])

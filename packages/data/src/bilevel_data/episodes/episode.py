@@ -20,12 +20,12 @@ class EpisodeSpec:
     """The size of an episode.
 
     Attributes:
-        way: Classes an episode, ≥ 2.
-        shot: Support images a class, ≥ 1.
-        query: Query images a class, ≥ 1.
+        way: classes an episode, ≥ 2.
+        shot: support images a class, ≥ 1.
+        query: query images a class, ≥ 1.
 
     Raises:
-        DataError: A number is too small or not whole.
+        DataError: a number is too small or not whole.
     """
 
     way: int
@@ -45,10 +45,10 @@ class EpisodeIndices:
     """Which images an episode is made of.
 
     Attributes:
-        classes: ``(way,)`` class numbers of the split; label n is ``classes[n]``.
-        rotations: ``(way,)`` quarter turns, counter-clockwise, of each of them.
-        support: ``(way, shot)`` image numbers of the split.
-        query: ``(way, query)`` image numbers of the split.
+        classes: `(way,)` class numbers of the split; label n is `classes[n]`.
+        rotations: `(way,)` quarter turns, counter-clockwise, of each of them.
+        support: `(way, shot)` image numbers of the split.
+        query: `(way, query)` image numbers of the split.
     """
 
     classes: Integers
@@ -63,12 +63,12 @@ class EpisodeBatch:
     """Episodes as pixels, class by class.
 
     Attributes:
-        support: ``(count, way*shot, H, W, C)`` uint8.
-        query: ``(count, way*query, H, W, C)`` uint8.
-        support_labels: ``(count, way*shot)`` int64 in 0 … way - 1.
-        query_labels: ``(count, way*query)`` int64 in 0 … way - 1.
-        classes: ``(count, way)`` int64 in 0 … ``num_classes`` - 1 of the sampler: label n is class
-            ``classes[i, n]`` of the split, or 4 times that plus its quarter turns where rotated
+        support: `(count, way*shot, H, W, C)` uint8.
+        query: `(count, way*query, H, W, C)` uint8.
+        support_labels: `(count, way*shot)` int64 in 0 … way - 1.
+        query_labels: `(count, way*query)` int64 in 0 … way - 1.
+        classes: `(count, way)` int64 in 0 … `num_classes` - 1 of the sampler: label n is class
+            `classes[i, n]` of the split, or 4 times that plus its quarter turns where rotated
             copies count.
     """
 

@@ -17,7 +17,7 @@ class BatchSampler(Protocol):
     """Whatever makes batches of numbered episodes, such as an `EpisodeSampler`."""
 
     def batch(self, first: int, count: int) -> EpisodeBatch:
-        """Episodes ``first`` … ``first + count - 1``."""
+        """Episodes `first` … `first + count - 1`."""
         ...
 
 
@@ -38,20 +38,20 @@ class _Channel:
 class EpisodeLoader:
     """An iterator over batches: step k holds episodes k·meta_batch … (k+1)·meta_batch - 1.
 
-    It goes once through its steps: another pass is another loader, with ``first_step`` where this
-    one ended for new episodes. The batches are the same whatever ``prefetch`` is. Leaving the
-    ``with`` block, `close`, the end of the steps, an error, or dropping the loader ends its thread.
+    It goes once through its steps: another pass is another loader, with `first_step` where this
+    one ended for new episodes. The batches are the same whatever `prefetch` is. Leaving the
+    `with` block, `close`, the end of the steps, an error, or dropping the loader ends its thread.
 
     Args:
-        sampler: Makes the batches.
-        meta_batch: Episodes a batch, ≥ 1.
-        first_step: The step to begin with, ≥ 0: the number of steps done before a resume.
-        steps: How many batches, ≥ 0.
-        prefetch: How many batches to have ready (memory: as many batches); 0 makes each one
+        sampler: makes the batches.
+        meta_batch: episodes a batch, ≥ 1.
+        first_step: the step to begin with, ≥ 0: the number of steps done before a resume.
+        steps: how many batches, ≥ 0.
+        prefetch: how many batches to have ready (memory: as many batches); 0 makes each one
             when it is asked for, without a thread.
 
     Raises:
-        DataError: A number is too small, or a second pass over it is begun.
+        DataError: a number is too small, or a second pass over it is begun.
     """
 
     def __init__(

@@ -27,18 +27,18 @@ class EpisodeSampler:
     never share an image, unless `overlap` says so.
 
     Attributes:
-        split: The images.
-        spec: Size of an episode.
-        seed: Any whole number; another seed gives unrelated episodes.
-        rotations: Whether each class counts four times, rotated by 0°, 90°, 180° and 270°. Two
+        split: the images.
+        spec: size of an episode.
+        seed: any whole number; another seed gives unrelated episodes.
+        rotations: whether each class counts four times, rotated by 0°, 90°, 180° and 270°. Two
             rotations of one class may then meet in an episode.
-        overlap: Whether the query images are drawn from all of a class's images, those of its
+        overlap: whether the query images are drawn from all of a class's images, those of its
             support set among them, as by the loader that the paper's authors released: of
-            classes of n images ``shot / n`` of the queries are then support images on average, and
+            classes of n images `shot / n` of the queries are then support images on average, and
             an accuracy is too high: whoever reports it says so.
 
     Raises:
-        DataError: The split has too few classes, or a class has too few images, or the images
+        DataError: the split has too few classes, or a class has too few images, or the images
             are not square and rotations are asked for.
     """
 
@@ -60,7 +60,7 @@ class EpisodeSampler:
         """The images of one episode, by number.
 
         Raises:
-            DataError: ``episode`` is not in 0 … 2**64 - 1.
+            DataError: `episode` is not in 0 … 2**64 - 1.
         """
         classes, turns, images = self._draw(episode, 1)
         shot = self.spec.shot
@@ -72,10 +72,10 @@ class EpisodeSampler:
         )
 
     def batch(self, first: int, count: int) -> EpisodeBatch:
-        """Episodes ``first`` … ``first + count - 1``; equal whatever batches they are drawn in.
+        """Episodes `first` … `first + count - 1`; equal whatever batches they are drawn in.
 
         Raises:
-            DataError: A number is out of range.
+            DataError: a number is out of range.
         """
         classes, turns, images = self._draw(first, count)
         way, shot, query = self.spec.way, self.spec.shot, self.spec.query
@@ -91,13 +91,13 @@ class EpisodeSampler:
     def batches(
         self, count: int, *, steps: int, first_step: int = 0, prefetch: int = 2
     ) -> EpisodeLoader:
-        """Return ``steps`` batches of ``count`` episodes, made ahead of time in a thread.
+        """Return `steps` batches of `count` episodes, made ahead of time in a thread.
 
-        ``for batch in train.batches(32, steps=1500)`` sees new episodes in each. See
+        `for batch in train.batches(32, steps=1500)` sees new episodes in each. See
         `EpisodeLoader`, which also closes as a context.
 
         Raises:
-            DataError: A number is too small.
+            DataError: a number is too small.
         """
         return EpisodeLoader(
             self, meta_batch=count, steps=steps, first_step=first_step, prefetch=prefetch

@@ -34,13 +34,13 @@ class VariedSpec:
     """The sizes that episodes may have, each as (lowest, highest), both included.
 
     Attributes:
-        way: Classes an episode, ≥ 2.
-        shot: Support images a class, ≥ 1.
-        query: Query images a class, ≥ 1.
-        uneven: Whether each class of an episode has its own number of support images.
+        way: classes an episode, ≥ 2.
+        shot: support images a class, ≥ 1.
+        query: query images a class, ≥ 1.
+        uneven: whether each class of an episode has its own number of support images.
 
     Raises:
-        DataError: A number is too small or not whole, or a range is empty.
+        DataError: a number is too small or not whole, or a range is empty.
     """
 
     way: Range
@@ -66,14 +66,14 @@ class VariedSampler:
     and the size of a block, as an `EpisodeSampler`'s does on its own.
 
     Attributes:
-        split: The images.
-        spec: What sizes an episode may have.
-        seed: Any whole number.
-        rotations: As for `EpisodeSampler`.
-        block: Episodes of one size, ≥ 1, such as those of a meta-batch.
+        split: the images.
+        spec: what sizes an episode may have.
+        seed: any whole number.
+        rotations: as for `EpisodeSampler`.
+        block: episodes of one size, ≥ 1, such as those of a meta-batch.
 
     Raises:
-        DataError: The largest episode does not fit the split, or ``block`` is too small.
+        DataError: the largest episode does not fit the split, or `block` is too small.
     """
 
     split: ImageSplit
@@ -87,7 +87,7 @@ class VariedSampler:
         self._of(EpisodeSpec(way=self.spec.way[1], shot=self.spec.shot[1], query=self.spec.query))
 
     def shots(self, episode: int) -> NDArray[np.int64]:
-        """Support images of each label of an episode, ``(way,)`` int64."""
+        """Support images of each label of an episode, `(way,)` int64."""
         spec, most = self.spec, self.spec.way[1]
         drawn = uniform(words(self._key(), 1 + most, stream=episode // self.block))
         way = spec.way[0] + int(drawn[0] * (spec.way[1] - spec.way[0] + 1))
@@ -96,12 +96,12 @@ class VariedSampler:
         return low + (each * (high - low + 1)).astype(np.int64)
 
     def batch(self, first: int, count: int) -> EpisodeBatch:
-        """Episodes ``first`` … ``first + count - 1``, all of one block.
+        """Episodes `first` … `first + count - 1`, all of one block.
 
-        Their support holds ``shots(first)[n]`` images of label n, label after label.
+        Their support holds `shots(first)[n]` images of label n, label after label.
 
         Raises:
-            DataError: A number is out of range, or the episodes are of two blocks.
+            DataError: a number is out of range, or the episodes are of two blocks.
         """
         _check_one_block(first, count, self.block)
         shots = self.shots(first)
@@ -132,13 +132,13 @@ class MixedSampler:
     Their images must have one shape, if they are for one network.
 
     Attributes:
-        samplers: Such as one for each of several stores; blocks of theirs must fit into ``block``.
-        weights: How often each is drawn, relative to the others, > 0.
-        seed: Any whole number.
-        block: Episodes that are drawn from one, ≥ 1, such as those of a meta-batch.
+        samplers: such as one for each of several stores; blocks of theirs must fit into `block`.
+        weights: how often each is drawn, relative to the others, > 0.
+        seed: any whole number.
+        block: episodes that are drawn from one, ≥ 1, such as those of a meta-batch.
 
     Raises:
-        DataError: No samplers, another number of weights, or one that is not > 0 and finite.
+        DataError: no samplers, another number of weights, or one that is not > 0 and finite.
     """
 
     samplers: Sequence[BatchSampler]
@@ -164,10 +164,10 @@ class MixedSampler:
         return min(int(np.searchsorted(ends, drawn * ends[-1], side="right")), len(ends) - 1)
 
     def batch(self, first: int, count: int) -> EpisodeBatch:
-        """Episodes ``first`` … ``first + count - 1``, all of one block.
+        """Episodes `first` … `first + count - 1`, all of one block.
 
         Raises:
-            DataError: A number is out of range, or the episodes are of two blocks.
+            DataError: a number is out of range, or the episodes are of two blocks.
         """
         _check_one_block(first, count, self.block)
         return self.samplers[self.source(first)].batch(first, count)

@@ -17,12 +17,12 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name for a new file in the folder of ``path``; whatever is left there is removed.
+    """A name for a new file in the folder of `path`; whatever is left there is removed.
 
     The folder is made if it is missing.
 
     Raises:
-        DataError: The folder cannot be made or written to; a `WriteError` if the disk failed.
+        DataError: the folder cannot be made or written to; a `WriteError` if the disk failed.
     """
     folder = path.parent
     try:
@@ -65,15 +65,15 @@ def file_sha256(path: Path) -> str:
 
 
 def sidecar_path(path: Path) -> Path:
-    """The checksum file that belongs to a store: its name with ``.sha256`` added."""
+    """The checksum file that belongs to a store: its name with `.sha256` added."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def read_sidecar(path: Path) -> str:
-    """The checksum that the sidecar of ``path`` states.
+    """The checksum that the sidecar of `path` states.
 
     Raises:
-        DataError: It is missing, malformed, or about another file.
+        DataError: it is missing, malformed, or about another file.
     """
     sidecar = sidecar_path(path)
     try:

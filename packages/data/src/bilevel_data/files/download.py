@@ -15,17 +15,17 @@ __all__ = ["fetch"]
 def fetch(
     url: str, path: Path, *, md5: str, timeout: float = 30.0, max_bytes: int = 64 << 20
 ) -> None:
-    """Download ``url`` to ``path`` if it is the file with that MD5.
+    """Download `url` to `path` if it is the file with that MD5.
 
     Args:
-        url: What to fetch.
-        path: The file to write; its folder is made if it is missing.
-        md5: Published checksum. It guards against damage; https guards against forgery.
-        timeout: Seconds to wait for the server at each step.
-        max_bytes: Most bytes to accept.
+        url: what to fetch.
+        path: the file to write; its folder is made if it is missing.
+        md5: published checksum. It guards against damage; https guards against forgery.
+        timeout: seconds to wait for the server at each step.
+        max_bytes: most bytes to accept.
 
     Raises:
-        DataError: No connection, an answer that is too long, or another file than the published
+        DataError: no connection, an answer that is too long, or another file than the published
             one. Nothing is left behind.
     """
     digest, size = new_md5(usedforsecurity=False), 0

@@ -21,10 +21,10 @@ class FileTree:
     """Files below a folder or in a zip. Nothing is held open and nothing is unpacked to the disk.
 
     Attributes:
-        path: The folder or the zip.
-        packed: Whether it is a zip.
-        names: Names below it, parts joined by ``/``, sorted; what was left behind is passed over.
-        max_files: Most files that it may have.
+        path: the folder or the zip.
+        packed: whether it is a zip.
+        names: names below it, parts joined by `/`, sorted; what was left behind is passed over.
+        max_files: most files that it may have.
     """
 
     path: Path
@@ -33,14 +33,14 @@ class FileTree:
     max_files: int
 
     def read(self, names: Iterable[str], *, max_bytes: int) -> Iterator[bytes]:
-        """The contents of some of ``self.names``, one after the other.
+        """The contents of some of `self.names`, one after the other.
 
         Args:
-            names: Which ones, in this order.
-            max_bytes: Most bytes, unpacked, of one of them.
+            names: which ones, in this order.
+            max_bytes: most bytes, unpacked, of one of them.
 
         Raises:
-            DataError: One cannot be read, is not a plain file or has more bytes.
+            DataError: one cannot be read, is not a plain file or has more bytes.
         """
         return (self._read_packed if self.packed else self._read_plain)(names, max_bytes)
 
@@ -71,7 +71,7 @@ def open_tree(path: Path, *, max_files: int) -> FileTree:
     """List a folder or a zip.
 
     Raises:
-        DataError: Neither of them, damaged, more than ``max_files`` files, or a zip with two
+        DataError: neither of them, damaged, more than `max_files` files, or a zip with two
             members of one name.
     """
     with reading(path):

@@ -25,9 +25,9 @@ class Limit:
     """A number that a file of somebody else may not exceed.
 
     Attributes:
-        variable: The environment variable that gives another number.
-        default: The number without it.
-        meaning: What is counted.
+        variable: the environment variable that gives another number.
+        default: the number without it.
+        meaning: what is counted.
     """
 
     variable: str
@@ -38,7 +38,7 @@ class Limit:
         """The number that counts now.
 
         Raises:
-            DataError: The variable is not a positive whole number.
+            DataError: the variable is not a positive whole number.
         """
         text = os.environ.get(self.variable, "").strip()
         if not text:
@@ -52,7 +52,7 @@ class Limit:
         """Refuse a file with more than this.
 
         Raises:
-            DataError: It has; the message begins with ``where`` and ends with what to do.
+            DataError: it has; the message begins with `where` and ends with what to do.
         """
         most = self.get()
         if found > most:

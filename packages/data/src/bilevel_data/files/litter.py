@@ -9,11 +9,11 @@ _FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 def is_litter(name: str) -> bool:
     """Whether a file is passed over: one that is hidden or left behind, or lies in such a folder.
 
-    Hidden are names that begin with a dot, such as ``.DS_Store``, ``.ipynb_checkpoints`` and the
-    ``._NAME`` that a Mac puts beside each NAME.
+    Hidden are names that begin with a dot, such as `.DS_Store`, `.ipynb_checkpoints` and the
+    `._NAME` that a Mac puts beside each NAME.
 
     Args:
-        name: Of a file or directory; parts joined by ``/``.
+        name: of a file or directory; parts joined by `/`.
     """
     return any(
         part.startswith(".") or part.lower() in _DIRECTORIES or part.lower() in _FILES

@@ -18,7 +18,7 @@ def directories(folder: Path) -> list[Path]:
     """The directories in a folder, sorted; what was left behind is passed over.
 
     Raises:
-        DataError: The folder cannot be read, or has more than `MAX_ENTRIES` entries.
+        DataError: the folder cannot be read, or has more than `MAX_ENTRIES` entries.
     """
     return [entry for entry in _entries(folder) if entry.is_dir()]
 
@@ -29,7 +29,7 @@ def pictures_and_strays(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...
     What was left behind is in neither.
 
     Raises:
-        DataError: As `directories`.
+        DataError: as `directories`.
     """
     entries = _entries(folder)
     good = [e for e in entries if e.suffix.lower() in SUFFIXES and e.is_file()]

@@ -16,10 +16,10 @@ def reading(path: Path) -> Iterator[None]:
     """Name the file, and say what to do, where the system refuses to read in the block.
 
     Args:
-        path: What is read, unless the system names something else, such as a file in that folder.
+        path: what is read, unless the system names something else, such as a file in that folder.
 
     Raises:
-        DataError: The block raised an `OSError`.
+        DataError: the block raised an `OSError`.
     """
     try:
         yield
@@ -33,14 +33,14 @@ def read_plain(path: Path, limit: Limit, *, what: str, remedy: str) -> bytes:
     """All bytes of a plain file, if they are not too many.
 
     Args:
-        path: The file. A pipe, on which reading would wait for ever, or a device is refused.
-        limit: The most bytes.
-        what: What was expected, such as ``"a picture"``.
-        remedy: What to do about another file.
+        path: the file. A pipe, on which reading would wait for ever, or a device is refused.
+        limit: the most bytes.
+        what: what was expected, such as `"a picture"`.
+        remedy: what to do about another file.
 
     Raises:
-        FileNotFoundError: There is none.
-        DataError: It cannot be read, is not a plain file or has more bytes.
+        FileNotFoundError: there is none.
+        DataError: it cannot be read, is not a plain file or has more bytes.
     """
     try:
         status = path.stat()

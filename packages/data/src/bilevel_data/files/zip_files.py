@@ -27,11 +27,11 @@ def open_zip(path: Path, *, max_members: int) -> Iterator[zipfile.ZipFile]:
     """A zip, closed again at the end; what is wrong with it inside the block too is a `DataError`.
 
     Args:
-        path: The zip.
-        max_members: Most members that the zip may have.
+        path: the zip.
+        max_members: most members that the zip may have.
 
     Raises:
-        DataError: Not a zip, damaged, or with more members.
+        DataError: not a zip, damaged, or with more members.
     """
     with reading(path):
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever
@@ -95,7 +95,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, cap: int) -> 
     """One member of a zip that `open_zip` has opened.
 
     Raises:
-        DataError: Encrypted, packed in another way, or more than ``cap`` bytes unpacked.
+        DataError: encrypted, packed in another way, or more than `cap` bytes unpacked.
     """
     where = f"{archive.filename}: {member.filename!r}"
     if member.flag_bits & 1 or member.compress_type not in _METHODS:

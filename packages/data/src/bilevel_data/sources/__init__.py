@@ -26,11 +26,11 @@ class Source:
     """An entry of the table of sources.
 
     Attributes:
-        summary: What it is, in a line.
-        load: Called with ``path`` and ``download`` where it takes them, and with its options.
-        takes_path: Whether it reads files of the user.
-        takes_download: Whether it can fetch its files.
-        options: Its options by name, each with a line that explains it.
+        summary: what it is, in a line.
+        load: called with `path` and `download` where it takes them, and with its options.
+        takes_path: whether it reads files of the user.
+        takes_download: whether it can fetch its files.
+        options: its options by name, each with a line that explains it.
     """
 
     summary: str
@@ -110,13 +110,13 @@ def load_source(
     """Open a source by name.
 
     Args:
-        name: A key of `SOURCES`; for one that ends in ``:NAME``, with a name in its place.
-        path: The user's files, or the folder to download to.
-        download: Fetch the files that are missing.
-        options: What ``SOURCES[name].options`` lists.
+        name: a key of `SOURCES`; for one that ends in `:NAME`, with a name in its place.
+        path: the user's files, or the folder to download to.
+        download: fetch the files that are missing.
+        options: what `SOURCES[name].options` lists.
 
     Raises:
-        DataError: An unknown name or option, or the source refuses its files.
+        DataError: an unknown name or option, or the source refuses its files.
     """
     family, colon, member = name.partition(":")
     source = SOURCES.get(f"{family}:NAME" if colon else name)

@@ -35,14 +35,14 @@ def benchmark(
     """A benchmark's pictures, its classes dealt out as they were published.
 
     Args:
-        name: A key of `PUBLISHED`, or ``"tiered-imagenet"``.
-        path: A folder with a directory a class, at any depth; or with directories ``train``,
-            ``val`` and ``test`` of them, which then decide; or torchvision's root.
-        download: Let torchvision fetch its files to ``path``.
-        size: Height and width in pixels; left out, 32 for CIFAR, 84 for the others.
+        name: a key of `PUBLISHED`, or `"tiered-imagenet"`.
+        path: a folder with a directory a class, at any depth; or with directories `train`,
+            `val` and `test` of them, which then decide; or torchvision's root.
+        download: let torchvision fetch its files to `path`.
+        size: height and width in pixels; left out, 32 for CIFAR, 84 for the others.
 
     Raises:
-        DataError: Nothing that looks like the data set is there, a class is not one of its, or a
+        DataError: nothing that looks like the data set is there, a class is not one of its, or a
             split is missing.
     """
     if path is None or not (download or path.is_dir()):

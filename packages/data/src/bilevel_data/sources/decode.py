@@ -55,12 +55,12 @@ def read_picture(content: bytes, name: str, *, channels: int) -> Image.Image:
     the darkest becomes 0, the brightest 255.
 
     Args:
-        content: The bytes of a PNG, JPEG, BMP, GIF, WebP or TIFF file.
-        name: What to call it in an error.
+        content: the bytes of a PNG, JPEG, BMP, GIF, WebP or TIFF file.
+        name: what to call it in an error.
         channels: 1 for grey, 3 for colour.
 
     Raises:
-        DataError: Not a picture of these formats, damaged, of more than `MAX_PIXELS`, an animation,
+        DataError: not a picture of these formats, damaged, of more than `MAX_PIXELS`, an animation,
             or in colours other than RGB or of more than 8 bits a channel.
     """
     with _strict():
@@ -77,13 +77,13 @@ def read_pictures(
     """Decode pictures as `read_picture` does, several at once: decoders let go of Python's lock.
 
     Args:
-        files: The name of each, to call it in an error, and its bytes; 32 are held at a time.
-        finish: What to make of each picture, called in one of at most four threads.
+        files: the name of each, to call it in an error, and its bytes; 32 are held at a time.
+        finish: what to make of each picture, called in one of at most four threads.
         channels: 1 for grey, 3 for colour.
-        formats: Which of the six formats to accept.
+        formats: which of the six formats to accept.
 
     Raises:
-        DataError: As `read_picture`.
+        DataError: as `read_picture`.
     """
     files = iter(files)
 
@@ -103,7 +103,7 @@ def picture_bytes(file: Path) -> bytes:
     """What is in the file of a picture.
 
     Raises:
-        DataError: There is none, it cannot be read, is not a plain file, or is too large.
+        DataError: there is none, it cannot be read, is not a plain file, or is too large.
     """
     try:
         return read_plain(file, MAX_PICTURE_BYTES, what="a picture", remedy=_REMEDY)
@@ -114,7 +114,7 @@ def picture_bytes(file: Path) -> bytes:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a picture's file says before any pixel is decoded: ``(width, height)``, and if grey."""
+    """What a picture's file says before any pixel is decoded: `(width, height)`, and if grey."""
 
     size: tuple[int, int]
     grey: bool
@@ -226,7 +226,7 @@ def convert(picture: Image.Image, name: str, *, channels: int) -> Image.Image:
     """An opened picture, upright, as 8-bit grey or colour; see-through parts become white.
 
     Raises:
-        DataError: Of more than `MAX_PIXELS`, or in colours other than RGB.
+        DataError: of more than `MAX_PIXELS`, or in colours other than RGB.
     """
     _check(name, picture.mode, picture.width * picture.height)  # before any pixel is decoded
     if picture.mode.startswith(("I", "F")):
@@ -254,7 +254,7 @@ def check_shape(source: str, size: object, channels: object) -> None:
     """Refuse sizes that are not whole numbers in 1 … 1024 and channels that are not 1 or 3.
 
     Raises:
-        DataError: One of them is refused; the message begins with ``source``.
+        DataError: one of them is refused; the message begins with `source`.
     """
     if type(size) is not int or not 1 <= size <= 1024:
         raise DataError(f"{source}: size: expected a whole number in 1 … 1024, found {size!r}")

@@ -59,30 +59,30 @@ def folder(
     splits: str | None = None,
     given_splits: bool = False,
 ) -> SourceData:
-    """Pictures in ``path/class/*`` or in ``path/{train,val,test}/class/*``.
+    """Pictures in `path/class/*` or in `path/{train,val,test}/class/*`.
 
     A directory of directories, such as an archive unpacked into a folder of its own name, is gone
-    into; a class that lies deeper is called by its path, as ``group/class``. Classes that are not
+    into; a class that lies deeper is called by its path, as `group/class`. Classes that are not
     in split directories are dealt out 64/16/20 by `by_fraction`. Each picture is cropped to the
     largest square in its middle and resized with Lanczos.
 
     Args:
-        path: The folder.
-        size: Height and width of the images in pixels, 1 to 1024; left out, the shorter side of
+        path: the folder.
+        size: height and width of the images in pixels, 1 to 1024; left out, the shorter side of
             the largest picture, at most 84.
         channels: 1 for grey, 3 for colour; left out, grey where every picture is.
-        seed: Deals the classes out otherwise.
-        ink: What the images of drawings have: ``"keep"`` as the pictures; ``"bright"`` on a dark
-            ground, as Omniglot's, or ``"dark"``, told from the border of each picture.
-        skip_unreadable: Leave out what cannot be read, after a look at every picture.
-        min_pictures: Leave out classes with fewer pictures, ≥ 2; left out, a class with fewer than
+        seed: deals the classes out otherwise.
+        ink: what the images of drawings have: `"keep"` as the pictures; `"bright"` on a dark
+            ground, as Omniglot's, or `"dark"`, told from the border of each picture.
+        skip_unreadable: leave out what cannot be read, after a look at every picture.
+        min_pictures: leave out classes with fewer pictures, ≥ 2; left out, a class with fewer than
             two is refused.
-        splits: Deals the classes out as published, a key of `class_splits.PUBLISHED`, or as a JSON
+        splits: deals the classes out as published, a key of `class_splits.PUBLISHED`, or as a JSON
             file says, lists of class names by split; not where directories do.
-        given_splits: Refuse classes that are not in split directories.
+        given_splits: refuse classes that are not in split directories.
 
     Raises:
-        DataError: A wrong option, an empty folder, a class with fewer than two pictures, a file
+        DataError: a wrong option, an empty folder, a class with fewer than two pictures, a file
             that is not a picture, or split directories beside class directories. Pictures that
             cannot be read are refused when the class of the first is asked for.
     """

@@ -45,17 +45,17 @@ def mini_imagenet(*, path: Path | None) -> SourceData:
     """mini-ImageNet as 84×84 colour images, from its csv files and pictures.
 
     A csv file lists the pictures of a split in the columns filename and label, with whatever
-    other columns beside them. Each picture is looked for in a directory ``images`` or in one named
-    as its label, at any depth. Without any list, directories called ``train``, ``val`` and
-    ``test``, in any capitals, hold a directory a label. Pictures of 84×84 keep every pixel; others
+    other columns beside them. Each picture is looked for in a directory `images` or in one named
+    as its label, at any depth. Without any list, directories called `train`, `val` and
+    `test`, in any capitals, hold a directory a label. Pictures of 84×84 keep every pixel; others
     are resized whole, so that their proportions change.
 
     Args:
-        path: A zip, or a folder, with at least one of ``train.csv``, ``val.csv`` and
-            ``test.csv``, and the pictures that they list; or with directories of those names.
+        path: a zip, or a folder, with at least one of `train.csv`, `val.csv` and
+            `test.csv`, and the pictures that they list; or with directories of those names.
 
     Raises:
-        DataError: No or twice the same csv file, a malformed one, a label in two splits, a
+        DataError: no or twice the same csv file, a malformed one, a label in two splits, a
             picture that is listed and missing, or there and not listed. A picture that cannot
             be read is refused when its class is asked for.
     """
@@ -91,10 +91,10 @@ def _read_lists(tree: FileTree) -> dict[str, Classes]:
 
 
 def _of_directories(tree: FileTree) -> dict[str, Classes]:
-    """The pictures of each split and label, where directories say which: ``train/n01532829/x.jpg``.
+    """The pictures of each split and label, where directories say which: `train/n01532829/x.jpg`.
 
     Raises:
-        DataError: There are none.
+        DataError: there are none.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for name in tree.names:

@@ -40,10 +40,10 @@ class Half:
     """One of the two original archives.
 
     Attributes:
-        name: Its name, without ``.zip``, and that of the directory in it.
-        classes: Number of characters in it.
-        drawings: Number of drawings of each character.
-        md5: Published checksum of the zip.
+        name: its name, without `.zip`, and that of the directory in it.
+        classes: number of characters in it.
+        drawings: number of drawings of each character.
+        md5: published checksum of the zip.
     """
 
     name: str
@@ -72,14 +72,14 @@ def omniglot(*, path: Path | None, download: bool = False, split: str = "santoro
     """Omniglot as 28×28 grey images, ink 255, paper 0.
 
     Args:
-        path: A folder with ``images_background.zip`` and ``images_evaluation.zip``, or with both
-            unpacked. With ``download`` it may be left out: the user's cache is taken.
-        download: Fetch the zips that the folder lacks, and check them against their published
+        path: a folder with `images_background.zip` and `images_evaluation.zip`, or with both
+            unpacked. With `download` it may be left out: the user's cache is taken.
+        download: fetch the zips that the folder lacks, and check them against their published
             checksums. Zips that are already there are checked by what they hold.
-        split: A key of `OMNIGLOT_SPLITS`.
+        split: a key of `OMNIGLOT_SPLITS`.
 
     Raises:
-        DataError: An unknown split, a missing, damaged or incomplete archive, or a failed
+        DataError: an unknown split, a missing, damaged or incomplete archive, or a failed
             download.
     """
     divide = OMNIGLOT_SPLITS.get(split) if isinstance(split, str) else None
@@ -117,7 +117,7 @@ def read_half(path: Path, half: Half) -> Drawings:
     """The PNG files of one archive, or of its unpacked directory, by class and sorted by name.
 
     Raises:
-        DataError: Missing, or not the classes and drawings that ``half`` states.
+        DataError: missing, or not the classes and drawings that `half` states.
     """
     where, files = _files(path, half)
     classes: dict[str, list[bytes]] = {}

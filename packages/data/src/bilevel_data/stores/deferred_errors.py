@@ -15,13 +15,13 @@ __all__ = ["SteadyFile"]
 
 @final
 class SteadyFile:
-    """A new file for h5py's file-object driver; leaving the ``with`` block raises its failure.
+    """A new file for h5py's file-object driver; leaving the `with` block raises its failure.
 
     Args:
-        path: The file, which must not exist.
+        path: the file, which must not exist.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: it cannot be made.
     """
 
     def __init__(self, path: Path) -> None:

@@ -28,10 +28,10 @@ class SplitInfo:
     """One split of a manifest.
 
     Attributes:
-        class_names: One name a class, in the order of the images.
-        images: Number of images N.
-        image_shape: ``(H, W, C)``.
-        sha256: SHA-256 of the ``(N, H, W, C)`` pixels in C order, in hexadecimal.
+        class_names: one name a class, in the order of the images.
+        images: number of images N.
+        image_shape: `(H, W, C)`.
+        sha256: SHA-256 of the `(N, H, W, C)` pixels in C order, in hexadecimal.
     """
 
     class_names: tuple[str, ...]
@@ -60,17 +60,17 @@ class Manifest:
     """What a store holds; checked when it is made, whether written or read.
 
     Attributes:
-        name: Short name of the data set.
-        source: Where the pictures came from.
-        licence: Licence of the pictures.
-        preprocessing: What was done to them.
-        rotations_are_classes: Whether rotated copies may count as classes of their own.
-        splits: The splits by name, in the order train, val, test.
-        creator: Version of each package that wrote the file.
-        left_out: How many files or classes were passed over when it was prepared, by the reason.
+        name: short name of the data set.
+        source: where the pictures came from.
+        licence: licence of the pictures.
+        preprocessing: what was done to them.
+        rotations_are_classes: whether rotated copies may count as classes of their own.
+        splits: the splits by name, in the order train, val, test.
+        creator: version of each package that wrote the file.
+        left_out: how many files or classes were passed over when it was prepared, by the reason.
 
     Raises:
-        DataError: A text is empty or unprintable, a number or hash is malformed, a split has a
+        DataError: a text is empty or unprintable, a number or hash is malformed, a split has a
             wrong name, or a class is in two splits.
     """
 
@@ -132,7 +132,7 @@ def parse_manifest(text: bytes | str) -> Manifest:
     """Read a manifest back from JSON.
 
     Raises:
-        DataError: Not JSON, not a manifest, of another schema, or with a wrong value.
+        DataError: not JSON, not a manifest, of another schema, or with a wrong value.
     """
     try:
         record = json.loads(text)

@@ -37,8 +37,8 @@ class Store:
     """A store on the disk, closed: nothing of it is held open, so it may cross a fork.
 
     Attributes:
-        path: The HDF5 file.
-        manifest: What it says that it holds.
+        path: the HDF5 file.
+        manifest: what it says that it holds.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Store:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(height, width, channels)`` of its images."""
+        """`(height, width, channels)` of its images."""
         return next(iter(self.manifest.splits.values())).image_shape
 
     def episodes(
@@ -67,15 +67,15 @@ class Store:
         """Read one split into memory and return its episodes.
 
         Args:
-            split: One of `splits`.
-            way: Classes an episode.
-            shot: Support images a class.
-            query: Query images a class.
-            rotations: Whether each class counts four times, rotated by quarter turns.
-            seed: Which episodes.
+            split: one of `splits`.
+            way: classes an episode.
+            shot: support images a class.
+            query: query images a class.
+            rotations: whether each class counts four times, rotated by quarter turns.
+            seed: which episodes.
 
         Raises:
-            DataError: As `load`, or the split has too few classes or images.
+            DataError: as `load`, or the split has too few classes or images.
         """
         spec = EpisodeSpec(way=way, shot=shot, query=query)
         return EpisodeSampler(self.load(split), spec, seed=seed, rotations=rotations)
@@ -84,12 +84,12 @@ class Store:
         """Read one split into memory.
 
         Args:
-            split: One of `splits`.
-            verify: Compare the pixels with their SHA-256 (a second for 1 GB); without it, only
+            split: one of `splits`.
+            verify: compare the pixels with their SHA-256 (a second for 1 GB); without it, only
                 with the checksums of their chunks.
 
         Raises:
-            DataError: There is no such split, it is larger than `MAX_SPLIT_BYTES`, or the file is
+            DataError: there is no such split, it is larger than `MAX_SPLIT_BYTES`, or the file is
                 damaged or not what it says.
         """
         info = self.manifest.splits.get(split)
@@ -106,7 +106,7 @@ def open_store(path: str | Path) -> Store:
     """Read the manifest of a store and check that its splits have the shapes it states.
 
     Raises:
-        DataError: Not a store, damaged, or of another schema.
+        DataError: not a store, damaged, or of another schema.
     """
     path = Path(path)
     with open_hdf5(path) as root:
@@ -127,7 +127,7 @@ def verify_store(path: str | Path) -> Manifest:
     One split is in memory at a time.
 
     Raises:
-        DataError: Something is missing, different or damaged.
+        DataError: something is missing, different or damaged.
     """
     store = open_store(path)
     expected, found = read_sidecar(store.path), file_sha256(store.path)

@@ -39,28 +39,28 @@ def write_store(
     strict: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> Manifest:
-    """Write a data set to one HDF5 file and its SHA-256 to ``<file>.sha256``.
+    """Write a data set to one HDF5 file and its SHA-256 to `<file>.sha256`.
 
     Both are written under temporary names in the same folder, flushed to the disk and renamed:
     a failed run leaves nothing behind, and a killed one at most files under other names. The same
     source and versions give the same bytes.
 
     Args:
-        path: The file, such as ``glyphs.h5``; its folder is made if it is missing.
-        source: The data set. One class is in memory at a time.
-        progress: Called with (images written, images in all) after each class.
-        overwrite: Replace a file that is already there.
-        strict: Refuse what is there twice: a class under two forms of its name, or a picture in
+        path: the file, such as `glyphs.h5`; its folder is made if it is missing.
+        source: the data set. One class is in memory at a time.
+        progress: called with (images written, images in all) after each class.
+        overwrite: replace a file that is already there.
+        strict: refuse what is there twice: a class under two forms of its name, or a picture in
             two classes or splits.
-        tell: Called with a line for each kind of it, where it is not refused.
+        tell: called with a line for each kind of it, where it is not refused.
 
     Returns:
         The manifest, as it is in the file.
 
     Raises:
-        DataError: The file exists, the folder cannot be written to, the source's arrays are not
-            what it declared, or something is there twice and ``strict`` is set.
-        WriteError: The disk is full or broken.
+        DataError: the file exists, the folder cannot be written to, the source's arrays are not
+            what it declared, or something is there twice and `strict` is set.
+        WriteError: the disk is full or broken.
     """
     path = Path(path)
     try:

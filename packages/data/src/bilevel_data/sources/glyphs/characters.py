@@ -25,10 +25,10 @@ class Script:
     """The characters of one script.
 
     Attributes:
-        name: Its name, the first half of a class name.
-        split: The split that all of it belongs to.
-        font: File of the font, without ``.ttf``.
-        ranges: Code points in hexadecimal, ``first`` or ``first-last``, separated by spaces.
+        name: its name, the first half of a class name.
+        split: the split that all of it belongs to.
+        font: file of the font, without `.ttf`.
+        ranges: code points in hexadecimal, `first` or `first-last`, separated by spaces.
     """
 
     name: str

@@ -20,13 +20,13 @@ def handwrite(shape: Floats, count: int, key: str) -> Images:
     Only sums, products and comparisons, in a fixed order: the same bits on every machine.
 
     Args:
-        shape: ``(S, S)`` in [0, 1], a blurred picture of the shape: where it is cut decides how
+        shape: `(S, S)` in [0, 1], a blurred picture of the shape: where it is cut decides how
             thick the strokes are.
-        count: How many drawings.
-        key: Another text gives other drawings.
+        count: how many drawings.
+        key: another text gives other drawings.
 
     Returns:
-        ``(count, 28, 28, 1)`` uint8, ink 255.
+        `(count, 28, 28, 1)` uint8, ink 255.
     """
     need = _NUMBERS + 3 * 3 * _KNOTS**2
     numbers = uniform(words(key, count * need)).reshape(count, need).astype(np.float32)
@@ -55,7 +55,7 @@ def _coordinates(affine: Floats) -> tuple[Floats, Floats]:
 
 
 def _smooth(knots: Floats) -> Floats:
-    """Fields that pass smoothly by their knots, ``(…, 25)`` to ``(…, 28, 28)``."""
+    """Fields that pass smoothly by their knots, `(…, 25)` to `(…, 28, 28)`."""
     place = np.linspace(0, _KNOTS - 1, SIDE, dtype=np.float32)[:, None]
     near = np.clip(1 - np.abs(place - np.arange(_KNOTS, dtype=np.float32)) / np.float32(1.5), 0, 1)
     weights = near * near * (3 - 2 * near)

@@ -70,7 +70,7 @@ def font_folder() -> Path:
 
 
 def draw(font: ImageFont.FreeTypeFont, character: str) -> NDArray[np.float32]:
-    """One character, centred, ``(84, 84)`` in [0, 1], blurred as `handwrite` expects it."""
+    """One character, centred, `(84, 84)` in [0, 1], blurred as `handwrite` expects it."""
     mask = font.getmask(character, mode="L")
     glyph = Image.frombytes("L", mask.size, bytes(mask))
     glyph = glyph.crop(glyph.getbbox())

@@ -21,7 +21,7 @@ def attempt(what: str, action: Callable[[], Found]) -> Found:
     """What an action of torchvision gives.
 
     Raises:
-        DataError: It fails; the message begins with ``what``.
+        DataError: it fails; the message begins with `what`.
     """
     try:
         return action()
@@ -36,7 +36,7 @@ def labels_of(name: str, data: Any) -> list[int]:
     """The label of each item, from a list of them if there is one, or from the items.
 
     Raises:
-        DataError: An item cannot be read or has no whole number as its label.
+        DataError: an item cannot be read or has no whole number as its label.
     """
     for key in _LABELS:
         labels = _whole(getattr(data, key, None))
@@ -60,7 +60,7 @@ def read_item(where: str, data: Any, i: int) -> tuple[object, int]:
     """One item: a picture, it is to be hoped, and its label.
 
     Raises:
-        DataError: It cannot be read or has no whole number as its label.
+        DataError: it cannot be read or has no whole number as its label.
     """
     item = attempt(f"{where}: cannot read it", partial(data.__getitem__, i))
     label = item[1] if isinstance(item, tuple) and len(item) == 2 else None
@@ -71,10 +71,10 @@ def read_item(where: str, data: Any, i: int) -> tuple[object, int]:
 
 
 def names_of(name: str, parts: tuple[Any, ...], numbers: list[int]) -> list[str]:
-    """A name for the class of each number: the data set's own, or ``class NUMBER``.
+    """A name for the class of each number: the data set's own, or `class NUMBER`.
 
     Raises:
-        DataError: The parts have different lists of names.
+        DataError: the parts have different lists of names.
     """
     listed = {_listed(data) for data in parts}
     if len(listed) > 1:

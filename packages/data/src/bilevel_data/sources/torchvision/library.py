@@ -15,7 +15,7 @@ _MISSING = {
 
 
 def import_datasets() -> Any:
-    """The module ``torchvision.datasets``.
+    """The module `torchvision.datasets`.
 
     A torchvision built for CUDA beside a torch built for the CPU cannot load its compiled
     operators and stops at two that it describes to torch. Their schemas are then declared, and

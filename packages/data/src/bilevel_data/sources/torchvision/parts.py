@@ -48,10 +48,10 @@ class Parts:
     """The parts of a data set, such as its training and test pictures, taken together.
 
     Attributes:
-        name: Name of the class in ``torchvision.datasets``.
-        parts: The data sets, one a part.
-        classes: ``(part, index)`` of the pictures of each class.
-        labels: The number of each class.
+        name: name of the class in `torchvision.datasets`.
+        parts: the data sets, one a part.
+        classes: `(part, index)` of the pictures of each class.
+        labels: the number of each class.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Parts:
         """One picture.
 
         Raises:
-            DataError: It cannot be read, is no picture, or has another label.
+            DataError: it cannot be read, is no picture, or has another label.
         """
         where = f"torchvision:{self.name}: item {item[1]} of part {item[0] + 1}"
         picture, found = read_item(where, self.parts[item[0]], item[1])
@@ -79,13 +79,13 @@ def open_parts(name: str, path: Path | None, *, download: bool, part: str | None
     """Open all of a data set.
 
     Args:
-        name: A class of ``torchvision.datasets``, such as ``"CIFAR100"``.
-        path: Its argument ``root``.
-        download: Its argument ``download``.
-        part: Its argument ``split``, to have this part alone.
+        name: a class of `torchvision.datasets`, such as `"CIFAR100"`.
+        path: its argument `root`.
+        download: its argument `download`.
+        part: its argument `split`, to have this part alone.
 
     Raises:
-        DataError: No data set of this name, wrong arguments, or torchvision cannot open it or
+        DataError: no data set of this name, wrong arguments, or torchvision cannot open it or
             gives other labels than one whole number a picture.
     """
     make = _find(name)

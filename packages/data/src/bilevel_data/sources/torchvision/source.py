@@ -33,22 +33,22 @@ def torchvision(
     seed: int = 0,
     splits: str | Path | None = None,
 ) -> SourceData:
-    """The pictures of ``torchvision.datasets.NAME``, training and test ones together.
+    """The pictures of `torchvision.datasets.NAME`, training and test ones together.
 
     Each is cropped to the largest square in its middle and, unless it has the size already,
     resized with Lanczos. The classes are dealt out by `by_fraction`, or as a file says.
 
     Args:
-        name: The class, such as ``"CIFAR100"``.
-        path: torchvision's ``root``, the folder of its files.
-        download: Let torchvision fetch its files.
-        part: torchvision's ``split``, to take that part alone.
-        size: Height and width in pixels, 1 to 1024; left out, the shorter side of the first
+        name: the class, such as `"CIFAR100"`.
+        path: torchvision's `root`, the folder of its files.
+        download: let torchvision fetch its files.
+        part: torchvision's `split`, to take that part alone.
+        size: height and width in pixels, 1 to 1024; left out, the shorter side of the first
             picture, at most 84.
         channels: 1 for grey, 3 for colour; left out, those of the first picture.
-        fractions: Shares of train, val and test; left out, 0.64, 0.16 and 0.20.
-        seed: Deals the classes out otherwise.
-        splits: A published split, a key of `class_splits.PUBLISHED`; or a JSON file, an object of
+        fractions: shares of train, val and test; left out, 0.64, 0.16 and 0.20.
+        seed: deals the classes out otherwise.
+        splits: a published split, a key of `class_splits.PUBLISHED`; or a JSON file, an object of
             lists of class names by split, where other classes are left out.
 
     Raises:

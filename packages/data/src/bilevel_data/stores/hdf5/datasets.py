@@ -26,10 +26,10 @@ class Dataset:
     """Numbers in chunks that follow one another along the first axis.
 
     Attributes:
-        shape: Its shape.
-        dtype: Type of its numbers.
-        rows: How many entries of the first axis a chunk has; the last one may be part empty.
-        addresses: Where each chunk begins in the file; its checksum follows it.
+        shape: its shape.
+        dtype: type of its numbers.
+        rows: how many entries of the first axis a chunk has; the last one may be part empty.
+        addresses: where each chunk begins in the file; its checksum follows it.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ def parse_dataset(
     """A data set from the entries of its header, by kind.
 
     Raises:
-        DataError: It has another type, number of axes, storage or filters, or claims more than the
+        DataError: it has another type, number of axes, storage or filters, or claims more than the
             file holds.
     """
     if _EXTERNAL in parts or not {_SPACE, _TYPE, _LAYOUT} <= parts.keys():

@@ -40,10 +40,10 @@ class Bytes:
         self.size = os.fstat(file.fileno()).st_size
 
     def take(self, at: int, count: int) -> bytes:
-        """Bytes ``at`` to ``at + count``.
+        """Bytes `at` to `at + count`.
 
         Raises:
-            DataError: They are not all in the file.
+            DataError: they are not all in the file.
         """
         if count > self.size - at:
             raise DataError(DAMAGED)
@@ -57,17 +57,17 @@ class Bytes:
         """Read into all of an array.
 
         Raises:
-            DataError: The file ends before.
+            DataError: the file ends before.
         """
         self.file.seek(at)
         if self.file.readinto(array.data) < len(array):
             raise DataError(DAMAGED)
 
     def checked(self, at: int, count: int, signature: bytes) -> "Part":
-        """The body of a part of ``count`` bytes that begins with a signature.
+        """The body of a part of `count` bytes that begins with a signature.
 
         Raises:
-            DataError: It is not in the file, another part, or not what its checksum says.
+            DataError: it is not in the file, another part, or not what its checksum says.
         """
         content = self.take(at, count)
         stored = int.from_bytes(content[-4:], "little")
@@ -92,7 +92,7 @@ class Part:
         """The next bytes.
 
         Raises:
-            DataError: There are fewer.
+            DataError: there are fewer.
         """
         if count > self.left:
             raise DataError(DAMAGED)
@@ -100,7 +100,7 @@ class Part:
         return self.content[self.at - count : self.at]
 
     def number(self, count: int) -> int:
-        """The next ``count`` bytes as a number without a sign."""
+        """The next `count` bytes as a number without a sign."""
         return int.from_bytes(self.take(count), "little")
 
     def numbers(self, *counts: int) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def root_address(file: Bytes) -> int:
     """Where the root group is.
 
     Raises:
-        DataError: The file was cut off, added to or damaged, or is of an older kind.
+        DataError: the file was cut off, added to or damaged, or is of an older kind.
     """
     if file.take(8, 1)[0] not in (2, 3):
         raise DataError(
@@ -139,7 +139,7 @@ def messages(file: Bytes, at: int) -> list[Message]:
     """The entries of the object header at an address.
 
     Raises:
-        DataError: It is damaged, of an older version, or longer than that of any store.
+        DataError: it is damaged, of an older version, or longer than that of any store.
     """
     found = []
     parts = [_first_part(file, at)]

@@ -51,7 +51,7 @@ def open_hdf5(path: Path) -> Iterator[Group]:
     """The root group of a file, closed again at the end; errors inside name the file.
 
     Raises:
-        DataError: Missing, empty, not a plain file, not HDF5, truncated or damaged.
+        DataError: missing, empty, not a plain file, not HDF5, truncated or damaged.
     """
     _check_file(path)
     try:
@@ -91,7 +91,7 @@ def names(parent: Group, expected: set[str]) -> None:
     """Check that a group holds exactly the expected names.
 
     Raises:
-        DataError: A name is missing or there is one more.
+        DataError: a name is missing or there is one more.
     """
     found = set(parent.members)
     if found != expected:
@@ -105,7 +105,7 @@ def group(parent: Group, name: str) -> Group:
     """A group below another.
 
     Raises:
-        DataError: Missing, a link to elsewhere, or not a group.
+        DataError: missing, a link to elsewhere, or not a group.
     """
     with _about(name):
         return _group(parent.file, _member(parent, name))
@@ -115,13 +115,13 @@ def dataset(parent: Group, name: str, dtype: type[np.generic], rank: int) -> Dat
     """A data set of plain numbers in chunks of this file, of a size that the file can hold.
 
     Args:
-        parent: The group that holds it.
-        name: Its name.
-        dtype: Expected type of its numbers, ``np.uint8`` or ``np.int64``.
-        rank: Expected number of axes.
+        parent: the group that holds it.
+        name: its name.
+        dtype: expected type of its numbers, `np.uint8` or `np.int64`.
+        rank: expected number of axes.
 
     Raises:
-        DataError: One of these does not hold.
+        DataError: one of these does not hold.
     """
     with _about(name):
         found = messages(parent.file, _member(parent, name))
@@ -181,13 +181,13 @@ def read_array(file: Bytes, found: Dataset, *, checked: bool = True) -> NDArray[
     """All of a data set, in its shape, read-only.
 
     Args:
-        file: Where it is.
-        found: The data set.
-        checked: Compare each chunk with its checksum; leave that out where a hash of all of it is
+        file: where it is.
+        found: the data set.
+        checked: compare each chunk with its checksum; leave that out where a hash of all of it is
             compared anyway.
 
     Raises:
-        DataError: The file has become shorter, or a checksum differs.
+        DataError: the file has become shorter, or a checksum differs.
     """
     array = np.empty(found.shape, dtype=found.dtype.newbyteorder("<"))
     flat = array.reshape(-1).view(np.uint8)
