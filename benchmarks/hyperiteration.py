@@ -3,12 +3,13 @@
 All sides see the same images and take turns; ratios are medians of the ratio turn by turn.
 
 bare         one forward and backward pass of the backbone, at the best of several chunk sizes
-ours         `HyperRepresentation.loss(episodes).backward()`
+ours         `HyperRepresentation.loss(episodes).backward()`, heads by T steps
+solved       the same, heads at their optimum, whatever T is
 loop, …      the loops of episode_loops.py, in float32
 
-Bare and ours run in the machine's best precision and in float32. Every side has a process of its
-own, because `keep_freed_memory`, which our command lines call, holds for a whole process: bare and
-ours have it, the loops have it with --keep-memory.
+Bare, ours and solved run in the machine's best precision and in float32. Every side has a process
+of its own, because `keep_freed_memory`, which our command lines call, holds for a whole process:
+these three have it, the loops have it with --keep-memory.
 
 The last table is of `heads.closed_form`, whose cost should hardly know T.
 """
@@ -46,7 +47,8 @@ from bilevel_meta.methods.hyper_representation import HyperRepresentation
 from bilevel_models import EACH_SET, Encoder, create_model, keep_freed_memory
 from bilevel_models.registry import list_models
 
-OWN = ("bare", "ours")
+OWN = ("bare", "ours", "solved")
+OVER_STEPS = 1.1  # what heads at their optimum may cost, in hyper-iterations of T = 5
 
 
 @final
@@ -157,7 +159,8 @@ def _side(setting: Setting, device: torch.device) -> Callable[[int], float]:
     torch.manual_seed(0)
     backbone = create_model(case.model, channels=case.channels, image_size=case.size)
     episodes = _episodes(case, device)
-    model = HyperRepresentation(backbone, bfloat16=setting.precision == "bfloat16")
+    steps = None if setting.side == "solved" else 5
+    model = HyperRepresentation(backbone, steps=steps, bfloat16=setting.precision == "bfloat16")
     if setting.side in LOOPS:
         return partial(
             _loop, setting.side, model.to(device), stock_network(backbone).to(device), episodes
@@ -165,6 +168,8 @@ def _side(setting: Setting, device: torch.device) -> Callable[[int], float]:
     model.to(memory_format=torch.channels_last).to(device)
     if setting.side == "ours":
         return partial(_ours, model, episodes)
+    if setting.side == "solved":
+        return lambda _steps: _ours(model, episodes, None)
     images = torch.cat((episodes.support, episodes.query), dim=1)
     each, count = images.shape[1], images[:, :, 0, 0, 0].numel()
     sizes = {each // 8, each, 2 * each, 4 * each, count} if setting.tries > 1 else {each}
@@ -198,7 +203,7 @@ def _loop(
     )
 
 
-def _ours(learner: HyperRepresentation, episodes: Episodes, steps: int) -> float:
+def _ours(learner: HyperRepresentation, episodes: Episodes, steps: int | None) -> float:
     learner.steps = steps
     learner.zero_grad()
     loss = learner.loss(episodes)
@@ -281,7 +286,9 @@ def measure(pipes: dict[str, Connection], steps: int, repeats: int) -> dict[str,
             if turn:
                 times[label].append(elapsed)
     ours = losses["ours float32"]
-    apart = {s: abs(x / ours - 1) for s, x in losses.items() if not s.startswith("bare")}
+    apart = {
+        s: abs(x / ours - 1) for s, x in losses.items() if s.split()[0] not in ("bare", "solved")
+    }
     if wrong := {side: d for side, d in apart.items() if d > 0.02}:
         raise SystemExit(f"error: losses differ from ours at T = {steps} (relatively): {wrong}")
     return times
@@ -326,6 +333,7 @@ def judge(rows: Sequence[Row], closed: Sequence[ClosedRow]) -> list[Verdict]:
         for case in cases
         for steps, least in case.over_peers.items()
     ]
+    verdicts += [near_steps(rows, case) for case in cases]
     return [*verdicts, flatness(closed)]
 
 
@@ -336,6 +344,16 @@ def near_bare(rows: Sequence[Row], case: Case, steps: int, most: float) -> Verdi
         claim=f"{case.model}, T = {steps}: at most {most} × the bare backbone",
         met=found[0].over_bare <= most if found else None,
         figure=", ".join(f"{r.over_bare:.2f} in {r.precision}" for r in found) or "T not run",
+    )
+
+
+def near_steps(rows: Sequence[Row], case: Case) -> Verdict:
+    """Judge heads at their optimum beside T = 5, in the best precision."""
+    found = [r for r in rows if (r.case, r.steps, r.side) == (case.model, 5, "solved")]
+    return Verdict(
+        claim=f"{case.model}, heads at their optimum: at most {OVER_STEPS} × T = 5",
+        met=found[0].over_ours <= OVER_STEPS if found else None,
+        figure=f"{found[0].over_ours:.2f}" if found else "T = 5 not run",
     )
 
 

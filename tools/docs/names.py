@@ -54,9 +54,13 @@ def _pages(module: griffe.Module) -> dict[str, str]:
             rooms[_room(module, target)].append(name)
         elif name in target.members:  # a function whose file has its name, which hides it here
             rooms[_room(module, target[name])].append(f"{name}.{name}")
-    if not module.exports:  # a folder of modules that are imported one by one
+    if module.path in MORE and not module.exports:  # modules that are imported one by one
+        above = module.parent.exports if module.parent else None
         rooms[""] = [
-            f"{part.name}.{name}" for part in module.modules.values() for name in part.exports or []
+            f"{part.name}.{name}"
+            for part in module.modules.values()
+            for name in part.exports or []
+            if name not in (above or ())
         ]
     return {_title(module, room): _page(module, room, names) for room, names in rooms.items()}
 
@@ -64,7 +68,8 @@ def _pages(module: griffe.Module) -> dict[str, str]:
 def _room(module: griffe.Module, target: griffe.Object) -> str:
     """Return the folder below a package that an object is defined in; "" for the package itself."""
     inside = target.canonical_path.removeprefix(f"{module.path}.").split(".")[:-1]
-    return inside[0] if len(inside) > 1 and module.is_package else ""
+    of_its_own = len(inside) > 1 and f"{module.path}.{inside[0]}" not in MORE
+    return inside[0] if of_its_own and module.is_package else ""
 
 
 def _title(module: griffe.Module, room: str) -> str:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import difflib
 import itertools
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 from bilevel_apps.errors import InputError
@@ -32,6 +41,18 @@ __all__ = [
 
 
 DEEPEST = 64  # brackets in settings; two are in use
+
+
+def _or_registered(value: object, known: ValidatorFunctionWrapHandler) -> object:
+    """Accept a method of the package, or one that a module of the user's own has registered."""
+    try:
+        return known(value)
+    except ValidationError:
+        # Nothing registers without importing it, and `--help` is to load no library.
+        registry = sys.modules.get("bilevel_meta.registry")
+        if registry is not None and isinstance(value, str) and value in registry.LEARNERS:
+            return value
+        raise
 
 
 def _no_switch(value: object) -> object:
@@ -210,37 +231,40 @@ class Config(Section):
         description="precision of the convolutions; auto: bfloat16 where the processor has it",
     )
     data: str | None = Field(default=None, description="the store, an .h5 file of bilevel-data")
-    method: Literal[
-        "hyper-representation",
-        "bilevel-train",
-        "approx",
-        "approx-train",
-        "classic-train",
-        "multiclass",
-        "anil",
-        "baseline",
-        "baseline++",
-        "boil",
-        "cavia",
-        "fomaml",
-        "imaml",
-        "learned-optimizer",
-        "maml",
-        "maml++",
-        "matching",
-        "memory",
-        "meta-lstm",
-        "meta-networks",
-        "meta-sgd",
-        "neural-statistician",
-        "prototypical",
-        "relation",
-        "reptile",
-        "ridge",
-        "siamese",
-        "simpleshot",
-        "snail",
-        "svm",
+    method: Annotated[
+        Literal[
+            "hyper-representation",
+            "bilevel-train",
+            "approx",
+            "approx-train",
+            "classic-train",
+            "multiclass",
+            "anil",
+            "baseline",
+            "baseline++",
+            "boil",
+            "cavia",
+            "fomaml",
+            "imaml",
+            "learned-optimizer",
+            "maml",
+            "maml++",
+            "matching",
+            "memory",
+            "meta-lstm",
+            "meta-networks",
+            "meta-sgd",
+            "neural-statistician",
+            "prototypical",
+            "relation",
+            "reptile",
+            "ridge",
+            "siamese",
+            "simpleshot",
+            "snail",
+            "svm",
+        ],
+        WrapValidator(_or_registered),
     ] = Field(
         default="hyper-representation",
         description="or bilevel-train, approx, approx-train, classic-train, multiclass (Table 4); "

@@ -6,7 +6,7 @@ from bilevel_meta.episodes import Episodes
 from bilevel_meta.evaluation import Score, evaluate
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
-from bilevel_meta.registry import LEARNERS
+from bilevel_meta.registry import LEARNERS, register_learner
 
 __all__ = [
     "LEARNERS",
@@ -19,4 +19,5 @@ __all__ = [
     "Learner",
     "Score",
     "evaluate",
+    "register_learner",
 ]

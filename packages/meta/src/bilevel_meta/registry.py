@@ -29,41 +29,59 @@ from bilevel_meta.methods.siamese import Siamese
 from bilevel_meta.methods.simpleshot import SimpleShot
 from bilevel_meta.methods.snail import Snail
 from bilevel_meta.methods.svm import SupportVectors
+from bilevel_meta.methods.variants import VARIANTS
 
-__all__ = ["LEARNERS", "create_learner", "settings_of"]
+__all__ = ["LEARNERS", "create_learner", "register_learner", "settings_of"]
 
-LEARNERS: Mapping[str, type[Learner]] = MappingProxyType(
-    {
-        "anil": Anil,
-        "baseline": Baseline,
-        "baseline++": BaselinePlus,
-        "boil": Boil,
-        "cavia": Cavia,
-        "fomaml": FirstOrderMaml,
-        "imaml": ImplicitMaml,
-        "learned-optimizer": LearnedOptimizer,
-        "maml": Maml,
-        "maml++": MamlPlus,
-        "matching": Matching,
-        "memory": Memory,
-        "meta-lstm": MetaLstm,
-        "meta-networks": MetaNetworks,
-        "meta-sgd": MetaSgd,
-        "neural-statistician": NeuralStatistician,
-        "prototypical": Prototypical,
-        "relation": Relation,
-        "reptile": Reptile,
-        "ridge": Ridge,
-        "siamese": Siamese,
-        "simpleshot": SimpleShot,
-        "snail": Snail,
-        "svm": SupportVectors,
-    }
-)
-"""By the value of the configuration's `method`."""
+_LEARNERS: dict[str, type[Learner]] = {
+    "anil": Anil,
+    "baseline": Baseline,
+    "baseline++": BaselinePlus,
+    "boil": Boil,
+    "cavia": Cavia,
+    "fomaml": FirstOrderMaml,
+    "imaml": ImplicitMaml,
+    "learned-optimizer": LearnedOptimizer,
+    "maml": Maml,
+    "maml++": MamlPlus,
+    "matching": Matching,
+    "memory": Memory,
+    "meta-lstm": MetaLstm,
+    "meta-networks": MetaNetworks,
+    "meta-sgd": MetaSgd,
+    "neural-statistician": NeuralStatistician,
+    "prototypical": Prototypical,
+    "relation": Relation,
+    "reptile": Reptile,
+    "ridge": Ridge,
+    "siamese": Siamese,
+    "simpleshot": SimpleShot,
+    "snail": Snail,
+    "svm": SupportVectors,
+}
+
+LEARNERS: Mapping[str, type[Learner]] = MappingProxyType(_LEARNERS)
+"""By the value of the configuration's `method`, with those that were registered."""
 
 NO_OPTIONS = frozenset({"dynamics", "engine", "learned", "moves", "step_sizes"})
 """Settings that are objects, for Python alone."""
+
+
+def register_learner(name: str, kind: type[Learner]) -> None:
+    """Add a method under a new name, which a configuration's `method` may then have.
+
+    Its constructor takes the backbone, and by keyword what it needs of `way`, `shot`, `classes`,
+    `image_shape`, `norm` and `bfloat16`, and settings of its own with defaults.
+
+    Raises:
+        TypeError: no subclass of `Learner`.
+        ValueError: the name is taken.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Learner)):
+        raise TypeError(f"{kind!r} is no subclass of Learner: derive it, or from HeadLearner")
+    if name in _LEARNERS or name in VARIANTS:
+        raise ValueError(f"method {name!r} is there already: choose another name")
+    _LEARNERS[name] = kind
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -213,7 +213,8 @@ def _cell(work: Work, name: str) -> Cell:
         preset=LONG if long else name,
         store=store,
         training=LONG if long else "",
-        settings=(*(() if work.full else SMALL), *work.assignments),
+        # The paper's heads, whatever those of the preset are.
+        settings=("inner.steps=5", *(() if work.full else SMALL), *work.assignments),
         like=MADE_BY,
         request=unseen(
             held_out(store),
