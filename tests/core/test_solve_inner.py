@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from bilevel_core import (
     Checkpointed,
+    ConjugateGradient,
     Direct,
     Engine,
     Exact,
@@ -17,6 +18,7 @@ from bilevel_core import (
     GradientDescent,
     HeavyBall,
     Implicit,
+    Neumann,
     Problem,
     Reverse,
     Spectral,
@@ -387,6 +389,21 @@ def test_jit_vmap_and_scan_go_around_it(engine):
     np.testing.assert_allclose(together, np.stack(one_by_one), rtol=1e-10)
     in_turn = jax.lax.scan(lambda carry, a: (carry, grad(lam, a)), 0.0, tasks)[1]
     np.testing.assert_allclose(in_turn, np.stack(one_by_one), rtol=1e-10)
+
+
+@needs_jax
+@pytest.mark.parametrize("solver", [ConjugateGradient(), Neumann(steps=9, step_size=0.1)], ids=str)
+def test_the_implicit_engine_within_jit(solver):
+    """It takes all the steps of its solver there, and checks nothing."""
+    known, problem = ridge(), ridge().on(JAX)
+    descent, engine = GradientDescent(step_size=known.eta), Implicit(solver=solver, tolerance=None)
+    expected = hypergradient(known.problem, descent, known.lam, steps=400, engine=engine).grad
+
+    def value(lam):
+        return outer_objective(problem, descent, lam, steps=400, engine=engine)
+
+    found = jax.jit(jax.vmap(jax.grad(value)))(JAX.arrays(known.lam[None]))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-8)
 
 
 @needs_jax

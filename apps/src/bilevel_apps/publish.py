@@ -90,8 +90,8 @@ def _differing(config: Config, preset: str) -> dict[str, Any]:
         key: value
         for key, value in config.flat().items()
         if key.partition(".")[0] not in LOCAL
-        and value != base[key]
-        and not (key in SETTLED and base[key] in (None, "auto"))
+        and value != base.get(key)
+        and not (key in SETTLED and base.get(key) in (None, "auto"))
     }
 
 

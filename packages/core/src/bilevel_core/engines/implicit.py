@@ -42,6 +42,9 @@ class Implicit:
     A failed check is the result `NOT_STATIONARY` or `NOT_SOLVED`. Where the problem has batches,
     every product sees the next one after those of the run; then both checks must be left out.
 
+    Under `jax.jit` nothing is checked, and the solver must do without a look at numbers, as
+    `ConjugateGradient` does there, and `Neumann`.
+
     Cost: T steps forward, a Hessian-vector product for every product of the solver and one for the
     check of its solution, and the inner gradient at both ends (four more products where the second
     is not smaller as asked); memory of four states (the first two and the last two) for the verdict
@@ -96,8 +99,9 @@ class Implicit:
         guess = {} if instance.guess is None else {"guess": instance.guess}
         v = self.solver(hessian, cotangent, backend, symmetric=True, **guess)
         _, through_lam = backend.detach(pull_slope(v))
-        result = Result()
-        if self.stationarity is not None:
+        concrete = backend.is_concrete((w, v, instance.lam))
+        result = Result() if concrete else Result(code=Code.UNCHECKED)
+        if concrete and self.stationarity is not None:
             (w_0,) = solution.memory
             slope_0 = slope(w_0, instance.lam, flow.seen(1, instance.data))
             first, last = norm(slope_0, backend), norm(slope_w, backend)

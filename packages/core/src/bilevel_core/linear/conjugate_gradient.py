@@ -24,7 +24,8 @@ class ConjugateGradient:
         steps: products at most; the dimension is enough in exact arithmetic.
         tolerance: stop when the residual is this fraction of b; 0 stops at an exact zero only.
 
-    Cost: one product a step; memory of four vectors.
+    Cost: one product a step; memory of four vectors. Under `jax.jit` no number can be looked at,
+    and all steps are taken.
 
     Raises:
         ValueError: `steps` is below 1, or the operator is declared not to be symmetric.
@@ -55,6 +56,8 @@ class ConjugateGradient:
                 "conjugate gradient needs a symmetric operator, and this one is declared not to "
                 "be: the iterates would tend to no solution; use Neumann or FixedPoint"
             )
+        if not backend.is_concrete(b):
+            return self._traced(product, b, backend, guess)
         # By a power of two, which changes no digit: squares of a small b would vanish.
         unit = _power_of_two(norm(b, backend))
         b = map_leaves(lambda leaf: leaf / unit, b)
@@ -79,6 +82,31 @@ class ConjugateGradient:
             turn = float(square / previous)
             direction = map_leaves(lambda r, p, turn=turn: r + turn * p, residual, direction)
         return map_leaves(lambda leaf: leaf * unit, x)
+
+    def _traced(
+        self, product: Callable[[Tree], Tree], b: Tree, backend: Backend, guess: Tree | None
+    ) -> Tree:
+        """Return x where no number can be looked at: all steps, without effect once converged."""
+        xp = backend.namespace
+        x = map_leaves(lambda leaf: 0 * leaf, b) if guess is None else guess
+        residual = b if guess is None else map_leaves(lambda c, a: c - a, b, product(x))
+        enough = self.tolerance**2 * dot(b, b, backend)
+
+        def step(carry: Tree, fixed: Tree, t: int) -> Tree:
+            del fixed, t
+            x, residual, direction, square = carry
+            along, active = product(direction), square > enough
+            curvature = xp.where(active, dot(direction, along, backend), 1)
+            rate = xp.where(active, square / curvature, 0)
+            x = map_leaves(lambda u, p: u + (rate * p).astype(p.dtype), x, direction)
+            residual = map_leaves(lambda r, a: r - (rate * a).astype(a.dtype), residual, along)
+            after = xp.where(active, dot(residual, residual, backend), square)
+            turn = xp.where(active, after / xp.where(active, square, 1), 0)
+            direction = map_leaves(lambda r, p: r + (turn * p).astype(p.dtype), residual, direction)
+            return x, residual, direction, after
+
+        carry = (x, residual, residual, dot(residual, residual, backend))
+        return backend.loop(step, carry, (), range(self.steps))[1][0]
 
 
 def _power_of_two(size: float) -> float:
