@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,6 +46,7 @@ def regressions(batches: Iterable[Encoded]) -> NDArray[np.float64]:
 
 def regress(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> float:
     """Return the accuracy of one episode, of features (n, dim) and (m, dim) and their labels."""
+    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
     from sklearn.linear_model import (  # type: ignore[import-untyped]
         LogisticRegression,
         LogisticRegressionCV,
@@ -57,5 +59,8 @@ def regress(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> fl
     else:
         chosen |= {"Cs": PENALTIES, "cv": folds, "scoring": "neg_log_loss", "l1_ratios": (0,)}
         model = LogisticRegressionCV(use_legacy_attributes=False, **chosen)
-    model.fit(support.cpu().numpy(), labels.cpu().numpy())
+    with warnings.catch_warnings():
+        # Where a weak penalty leaves the optimum far away, the answers stand long before it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(support.cpu().numpy(), labels.cpu().numpy())
     return float((model.predict(query.cpu().numpy()) == truth.cpu().numpy()).mean())
