@@ -515,7 +515,7 @@ def test_runs_that_do_not_fit(predict, trained, own, config, recorded, make_stor
     folder = recorded(None)
     line = refused(folder)
     assert "gone.h5: " in line
-    assert "the checkpoint does not say how its images were made: name a store" in line
+    assert "--data" in line
     other = make_store(size=20)
     line = refused(folder, "--data", other)
     assert f"{other}: images of (height, width, channels) (20, 20, 1), but the run" in line

@@ -297,4 +297,4 @@ def test_every_shipped_tag_stands_in_for_a_run():
         run = load_run(Path(f"pretrained:{card.tag}"), "cpu")
         assert run.image_shape == card.image_shape
         assert run.config.model.norm == card.normalization
-        assert run.task.steps == card.steps
+        assert run.task.steps == (card.steps if card.head is None else None)

@@ -57,7 +57,7 @@ def test_a_network_that_cannot_be_built_without_memory(crafted):
         record["config"]["model"] |= {"name": "torchvision:regnet_y_400mf", "filters": None}
         record["image_shape"] = [32, 32, 3]
         config = parse_config(record["config"], "record")
-        weights = make_task(config, (32, 32, 3), torch.device("cpu")).model.state_dict()
+        weights = make_task(config, (32, 32, 3), torch.device("cpu")).state_dict()
         tensors.clear()
         tensors |= {f"model.{name}": weight for name, weight in weights.items()}
 

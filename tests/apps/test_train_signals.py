@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 # they do not; and what does one part.
 PARTS = {
     "images": ("ghost", feature_table, "_encoded"),
-    "heads": ("ghost", head_scores, "_accuracies"),
+    "heads": ("ghost", head_scores, "_logits"),
     "episodes": ("support", HyperRepresentation, "accuracies"),
 }
 

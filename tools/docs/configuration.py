@@ -15,7 +15,13 @@ from bilevel_apps.config import Config, list_presets
 
 __all__ = ["keys_page", "presets_page"]
 
-KEYS = """# Configuration keys
+# Searched for by its name, a key comes before whatever else has the words of it.
+KEYS = """---
+search:
+  boost: 3
+---
+
+# Configuration keys
 
 What a run is, key by key. Give them in a YAML file (`bilevel-train settings.yaml`), or one at a
 time with `--set KEY=VALUE`, on top of a [preset](presets.md). A run's folder holds all of them,
