@@ -75,12 +75,13 @@ def test_jit_gives_what_an_ordinary_call_gives(engine, steps):
 @needs_jax
 def test_a_long_run_compiles_as_fast_as_a_short_one():
     """The compiled code holds loops and not T copies of a step."""
+    problem = RIDGE.on(JAX)  # made outside of the trace: its data are kept
 
     def size(steps: int) -> int:
         descent = GradientDescent(step_size=0.1)
 
         def grad(lam: Tree) -> Tree:
-            return hypergradient(RIDGE.on(JAX), descent, lam, steps=steps).grad
+            return hypergradient(problem, descent, lam, steps=steps).grad
 
         return len(str(jax.make_jaxpr(grad)(JAX.arrays(RIDGE.lam))).splitlines())
 
@@ -437,6 +438,7 @@ def test_a_hyperparameter_that_nothing_uses_is_refused(engine, steps, framework:
         hypergradient(problem, GradientDescent(step_size=0.1), lam, steps=steps, engine=engine)
 
 
+@pytest.mark.filterwarnings("ignore:batches, dynamics or objectives look at t:RuntimeWarning")
 @each_framework
 def test_hyperparameters_with_a_derivative_that_happens_to_be_zero_are_not_refused(
     framework: Framework,
