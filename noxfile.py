@@ -18,6 +18,7 @@ PINNED = ("-c", "constraints.txt")
 BENCHMARKS = (
     "hyperiteration",
     "engines",
+    "streams",
     "sampler",
     "evaluation",
     "scaling",
