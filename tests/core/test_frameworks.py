@@ -440,6 +440,9 @@ def test_a_hyperparameter_that_nothing_uses_is_refused(engine, steps, framework:
 
 @pytest.mark.filterwarnings("ignore:batches, dynamics or objectives look at t:RuntimeWarning")
 @each_framework
+@pytest.mark.filterwarnings(
+    "ignore:batches, dynamics or objectives look at t"
+)  # a list has no traced index
 def test_hyperparameters_with_a_derivative_that_happens_to_be_zero_are_not_refused(
     framework: Framework,
 ):

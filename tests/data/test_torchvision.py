@@ -169,7 +169,7 @@ def test_unknown_names(datasets, name):
 
 def test_the_name_is_needed():
     for name in ("torchvision", "glyphs:x", "torchvisions:CIFAR10"):
-        with pytest.raises(DataError, match=r"expected one of .*folder, torchvision:NAME, found"):
+        with pytest.raises(DataError, match=r"expected one of .*folder, torchvision:NAME.*, found"):
             load_source(name)
     assert "torchvision:NAME" in SOURCES
 
