@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,12 +131,14 @@ def open_browser(folder, *, width=1400, height=900):
         "--remote-debugging-pipe",
         "about:blank",
     )
+    sockets = tempfile.TemporaryDirectory(dir="/tmp")  # their paths must be short
     # Above all numbers that take part, so that neither of the two copies hits the other's source.
     theirs = tuple(_moved(end) for end in theirs)
     browser = subprocess.Popen(
         [find_browser(), *options],
         preexec_fn=lambda: [os.dup2(end, number) for number, end in enumerate(theirs, 3)],
         pass_fds=(3, 4),  # where the browser looks for the two ends
+        env=os.environ | {"TMPDIR": sockets.name},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -161,3 +164,4 @@ def open_browser(folder, *, width=1400, height=900):
         browser.wait()
         for end in ours:
             os.close(end)
+        sockets.cleanup()

@@ -51,8 +51,10 @@ def step_of(folder):
 ROUNDS = """
 import json, os, random, signal, sys
 from pathlib import Path
-from bilevel_apps import checkpoint, feature_table, train as module
 from bilevel_apps.config import parse_config
+from bilevel_apps.runs import checkpoint
+from bilevel_apps.scoring import feature_table
+from bilevel_apps.training import loop as module
 
 settings, folder, rounds = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(0)
