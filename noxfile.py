@@ -243,7 +243,7 @@ def bounds(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/, strictly, and check every link (-- serve: look at it)."""
-    install_all(session, *SITE)
+    install_all(session, *SITE, "jax", "optax")  # the tutorials are run
     if session.posargs:
         session.run("mkdocs", *session.posargs, env=ENV)
     else:
