@@ -10,7 +10,7 @@ from PIL import Image
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.curve import best_of, curve_of
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.runs.build import episode_sampler, make_task
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring import feature_table as tables
@@ -317,7 +317,7 @@ def test_no_choice_on_the_classes_of_another_store(command, copy, make_store):
 
 def test_a_folder_that_cannot_be_written_costs_the_picture(copy, monkeypatch, capsys):
     monkeypatch.setattr("os.access", lambda *_: False)
-    request = Request(split="val", episodes=3, steps=(1, 3), device="cpu")
+    request = EvaluationRequest(split="val", episodes=3, steps=(1, 3), device="cpu")
     report = evaluate_run(copy, request)
     assert "picture" not in report
     assert len(report["curve"]) == 3
@@ -344,4 +344,4 @@ def test_own_divergence_is_status_1(command, tmp_path, config):
 def test_one_episode_is_refused_before_any_is_scored(trained, monkeypatch):
     monkeypatch.setattr("bilevel_apps.evaluate.evaluate.load_run", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="episodes=1: fewer than two"):
-        evaluate_run(trained, Request(episodes=1))
+        evaluate_run(trained, EvaluationRequest(episodes=1))

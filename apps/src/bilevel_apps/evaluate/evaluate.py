@@ -29,7 +29,7 @@ from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
 
-__all__ = ["Request", "evaluate_run"]
+__all__ = ["EvaluationRequest", "evaluate_run"]
 
 CALIBRATION_EPISODES = 64
 REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
@@ -37,7 +37,7 @@ REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EvaluationRequest:
     """What to score; None stands for what the run was trained for.
 
     Attributes:
@@ -69,7 +69,7 @@ class Request:
     device: str = "auto"
 
 
-def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
+def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
     """Return what `bilevel-eval --json` prints.
 
     Raises:
@@ -125,11 +125,11 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
         raise InputError(f"--norm {norm}: {error}") from None
 
 
-def _several(request: Request) -> bool:
+def _several(request: EvaluationRequest) -> bool:
     return len(request.steps) > 1 or len(request.lr) > 1
 
 
-def _check(folder: Path, request: Request) -> None:
+def _check(folder: Path, request: EvaluationRequest) -> None:
     """Refuse options that do not go together, before any work."""
     check_count(request.episodes)
     if request.choose and pretrained_tag(folder) is not None:
@@ -177,7 +177,7 @@ def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> Non
 
 
 def _scored(
-    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: Request
+    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: EvaluationRequest
 ) -> dict[str, Any]:
     spec = sampler.spec
     own = _own(run, request)
@@ -218,7 +218,7 @@ def _scored(
     return report
 
 
-def _own(run: TrainedRun, request: Request) -> InnerLoop:
+def _own(run: TrainedRun, request: EvaluationRequest) -> InnerLoop:
     """Return the run's own T and η, or those that are asked for in their place."""
     steps, lr = inner_of(run.task)
     if len(request.steps) == 1:
@@ -233,7 +233,7 @@ def _own(run: TrainedRun, request: Request) -> InnerLoop:
     return InnerLoop(steps, lr)
 
 
-def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
+def _loops(own: InnerLoop, request: EvaluationRequest) -> list[InnerLoop]:
     """Return every T with every η that is asked for, and the run's own."""
     # The own η is the exponential of a float32: nobody writes it to its last digit.
     lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
@@ -246,7 +246,7 @@ def _measured(
     task: Learner,
     jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
-    request: Request,
+    request: EvaluationRequest,
 ) -> list[HeadScores]:
     """Return the heads' scores on the episodes of each sampler; one bar over all."""
     episodes, device = request.episodes, run.device
@@ -293,7 +293,11 @@ def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
 
 
 def _baselines(
-    own: InnerLoop, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+    own: InnerLoop,
+    sampler: EpisodeSampler,
+    store: Store,
+    run: TrainedRun,
+    request: EvaluationRequest,
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training.
 
@@ -315,7 +319,9 @@ def _baselines(
     return scores
 
 
-def _by_features(sampler: EpisodeSampler, run: TrainedRun, request: Request) -> dict[str, Any]:
+def _by_features(
+    sampler: EpisodeSampler, run: TrainedRun, request: EvaluationRequest
+) -> dict[str, Any]:
     """Return the scores of the baselines that see the run's features."""
     if not isinstance(run.task, HeadLearner):  # its features change from episode to episode
         return {}
