@@ -9,7 +9,7 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.export import export_run
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.training.loop import train
@@ -130,7 +130,7 @@ PRESETS = [name for name in list_presets() if "method" in load_preset(name)]
 def test_a_preset_of_a_method_makes_its_learner(preset):
     config = parse_config(load_preset(preset), preset)
     shape = (28, 28, 1) if preset.endswith("omniglot") else (84, 84, 3)
-    made = make_task(config, shape, torch.device("meta"))
+    made = make_learner(config, shape, torch.device("meta"))
     assert type(made) is LEARNERS[config.method]
     assert preset.startswith(f"paper/{config.method.replace('++', '-plus-plus')}-")
 

@@ -35,7 +35,7 @@ def images(classes, shots, seed=0):
 
 
 def test_what_fits_heads_is_learned_and_kept(solved):
-    solver = load_run(solved, "cpu").task.solver
+    solver = load_run(solved, "cpu").learner.solver
     fresh = heads.HeadSolver(len(solver.running_mean))
     assert solver.running_mean.abs().max() > 0
     for name, value in solver.named_parameters():
@@ -45,7 +45,7 @@ def test_what_fits_heads_is_learned_and_kept(solved):
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(solved, config, tmp_path):
     train(config(**CHANGES, train__steps=3, train__schedule="constant"), tmp_path, resume=False)
     train(config(**CHANGES), tmp_path, resume=True)
-    whole, again = (load_run(folder, "cpu").task.state_dict() for folder in (solved, tmp_path))
+    whole, again = (load_run(folder, "cpu").learner.state_dict() for folder in (solved, tmp_path))
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name
 
@@ -91,7 +91,7 @@ def test_an_exported_program_gives_the_same_answers(solved, tmp_path):
 @pytest.mark.parametrize("card", list_pretrained(), ids=lambda card: card.tag)
 def test_weights_in_the_package_are_solved(card):
     run = load_run(Path(f"pretrained:{card.tag}"), "cpu")
-    assert run.task.inner.steps is None
+    assert run.learner.inner.steps is None
     assert {n: v for n, v in card.head.items() if v <= 0} == {}
 
 
