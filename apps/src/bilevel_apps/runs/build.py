@@ -1,4 +1,4 @@
-"""From a configuration to the things it names: the store, episodes, the task."""
+"""From a configuration to the things it names: the store, episodes, the learner."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "backbone_options",
     "check_size",
     "episode_sampler",
-    "make_task",
+    "make_learner",
     "model_tensors",
     "part_of",
     "settled_outputs",
@@ -149,7 +149,7 @@ PRETRAINED = ("baseline", "baseline++", "multiclass", "simpleshot")
 """Methods that train one classifier of all training classes."""
 
 
-def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device) -> Learner:
+def make_learner(config: Config, image_shape: tuple[int, ...], device: torch.device) -> Learner:
     """Return a learner with fresh weights, drawn from the configuration's seed.
 
     Args:

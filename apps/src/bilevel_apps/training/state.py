@@ -18,7 +18,7 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import (
     check_size,
     episode_sampler,
-    make_task,
+    make_learner,
     part_of,
     settled_outputs,
     training_sampler,
@@ -59,7 +59,7 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: Learner
+    learner: Learner
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler | VariedSampler
@@ -81,7 +81,7 @@ class Training:
     @property
     def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
-        return self.task if self.average is None else self.average.task
+        return self.learner if self.average is None else self.average.learner
 
     def batches(self) -> BatchSampler:
         """Return what makes this process's part of the meta-batches."""
@@ -98,7 +98,7 @@ class Training:
         """Return all that a resume needs."""
         limited = self.config.train.minutes is not None
         parts = {
-            "model": self.task.state_dict(),
+            "model": self.learner.state_dict(),
             "average": {} if self.average is None else self.average.state(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
@@ -129,7 +129,7 @@ class Training:
             InputError: the tensors are not those of this configuration.
         """
         try:
-            self.task.load_state_dict(part_of(tensors, "model"))
+            self.learner.load_state_dict(part_of(tensors, "model"))
             if self.average is not None:
                 self.average.load(part_of(tensors, "average"))
             load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
@@ -193,18 +193,18 @@ def prepare(
         rotations=bool(episode.rotations),
     )
     image_shape = train_episodes.split.images.shape[1:]
-    task = make_task(config, image_shape, device)
+    learner = make_learner(config, image_shape, device)
     if training.small is not None:
         check_size(config, image_shape, training.small)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(cast("torch.nn.Module", task.backbone), config.model.weights)
+        load_backbone(cast("torch.nn.Module", learner.backbone), config.model.weights)
     average = training.average
     return Training(
         config=config,
         folder=folder,
-        task=task,
-        average=None if average is None else weight_average(task, average),
-        optimizer=make_optimizer(training, task),
+        learner=learner,
+        average=None if average is None else weight_average(learner, average),
+        optimizer=make_optimizer(training, learner),
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         device=device,
