@@ -106,14 +106,14 @@ def _of_run(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
     """Return the name and the encoder of a run's backbone, as its evaluation uses it."""
     run = load_trained(request.weights, request.device)
     run.require_pictures("bilevel-data features")
-    if not isinstance(run.task, HeadLearner):
+    if not isinstance(run.learner, HeadLearner):
         raise InputError(
             f"{run.path}: method={run.config.method} moves the whole network, which has no "
             f"features of its own: add --model {run.config.model.name} to take its weights"
         )
-    if not run.task.normalization.by_averages:
+    if not run.learner.normalization.by_averages:
         raise InputError(
-            f"{run.path}: norm={run.task.normalization.value} makes a picture's features depend on "
+            f"{run.path}: norm={run.learner.normalization.value} makes a picture's features depend on "
             f"its episode: add --model {run.config.model.name} to take its weights with running "
             "averages, or give a run with norm ghost or batch"
         )
@@ -124,7 +124,7 @@ def _of_run(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
         )
     if line := differently_prepared(run, store, store.load(store.splits[-1])):
         warn(line)
-    return run.config.model.name, replace(run.task.encoder, unit_length=False)
+    return run.config.model.name, replace(run.learner.encoder, unit_length=False)
 
 
 def _of_model(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
