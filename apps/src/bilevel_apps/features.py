@@ -113,8 +113,8 @@ def _of_run(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
         )
     if not run.learner.normalization.by_averages:
         raise InputError(
-            f"{run.path}: norm={run.learner.normalization.value} makes a picture's features depend on "
-            f"its episode: add --model {run.config.model.name} to take its weights with running "
+            f"{run.path}: norm={run.learner.normalization.value} makes a picture's features depend "
+            f"on its episode: add --model {run.config.model.name} to take its weights with running "
             "averages, or give a run with norm ghost or batch"
         )
     if store.image_shape != run.image_shape:

@@ -124,10 +124,10 @@ class TrainedRun:
             return self
         learner = cast("HeadLearner", self.learner)
         if not learner.normalization.by_averages or self.shifts:
+            why = "--shifts" if self.shifts else f"norm={learner.normalization.value}"
             raise InputError(
-                f"{store.path}: holds features of each picture by itself, and here they depend on "
-                f"{'--shifts' if self.shifts else f'the episode (norm={learner.normalization.value})'}"
-                ": give the store of the pictures"
+                f"{store.path}: holds features of each picture by itself, which {why} changes: "
+                "give the store of the pictures"
             )
         return replace(
             self,
