@@ -159,7 +159,7 @@ def _check_fits(split: ImageSplit, spec: EpisodeSpec, *, rotations: bool, overla
             "lower one of them or give the class more images"
         )
         raise DataError(msg)
-    if rotations and split.images.dtype != np.uint8:
+    if rotations and split.images.dtype == np.float32:
         raise DataError(
             f"rotations turn pictures, but split {split.name!r} has features: turn rotations off, "
             "or give the store of the pictures"
