@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 
-from apps.forked import run_forked
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import episode_sampler, make_task
 from bilevel_apps.runs.checkpoint import load_checkpoint
@@ -40,6 +39,7 @@ from bilevel_apps.training.state import prepare
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_data import open_store
 from bilevel_meta.episodes import to_device
+from forked import run_together
 
 CPU = torch.device("cpu")
 TORCHRUN = {
@@ -425,7 +425,7 @@ def test_begun_alone_and_resumed_by_two(tmp_path, config, file, monkeypatch):
         with pytest.raises(Killed):
             train(config(**changes), folder, resume=False)
     assert load_checkpoint(folder / "last.safetensors").record["step"] == 2
-    run = run_forked(tmp_path / "log", "--out", folder, "--resume")
+    run = run_together(tmp_path / "log", "--out", folder, "--resume")
     assert run.statuses == [0, 0], run.said
     assert run.said.count("resuming with processes 1 → 2") == 1
     assert_near(folder, whole)
@@ -498,7 +498,7 @@ def test_the_first_process_speaks_of_another_that_was_killed(tmp_path, file):
         os.kill(children[1].process, signal.SIGKILL)
 
     arguments = (file(**changes), "--out", folder)
-    run = run_forked(tmp_path / "log", *arguments, meanwhile=kill)
+    run = run_together(tmp_path / "log", *arguments, meanwhile=kill)
     assert run.statuses == [1, -signal.SIGKILL]
     (line,) = run.errors
     assert line.startswith(GONE)
@@ -518,7 +518,7 @@ def test_a_refusal_is_said_once_and_all_end_alike(tmp_path, file):
 @forked
 @pytest.mark.process
 def test_a_refusal_before_they_meet_is_said_once_too(tmp_path, file):
-    run = run_forked(tmp_path / "log", file(train__leer=3), "--out", tmp_path / "run")
+    run = run_together(tmp_path / "log", file(train__leer=3), "--out", tmp_path / "run")
     assert run.statuses == [2, 2]
     (line,) = run.errors
     assert "config.yaml: unknown key train.leer" in line
@@ -531,7 +531,7 @@ def test_what_the_first_process_refuses_ends_all(tmp_path, file):
     """Only the first process tries to take the folder."""
     folder = tmp_path / "run"
     with RunFolder(folder).exclusive():
-        run = run_forked(tmp_path / "log", file(), "--out", folder)
+        run = run_together(tmp_path / "log", file(), "--out", folder)
     assert run.statuses == [2, 2]
     assert run.errors == [f"error: {folder}: another process is at work in this folder"]
 
@@ -541,7 +541,7 @@ def test_what_the_first_process_refuses_ends_all(tmp_path, file):
 def test_a_process_that_fails_alone_says_why(tmp_path, file):
     """The others notice that it has gone, and leave the word to it."""
     changes = {"inner__lr": 1e38, "model__unit_length": False}
-    run = run_forked(tmp_path / "log", file(**changes), "--out", tmp_path / "run")
+    run = run_together(tmp_path / "log", file(**changes), "--out", tmp_path / "run")
     assert 1 in run.statuses
     (line,) = run.errors
     assert "after hyper-iteration 0: " in line

@@ -4,10 +4,10 @@ import pytest
 import torch
 import yaml
 
-from apps.forked import run_forked
 from bilevel_apps.runs.build import part_of
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.training.loop import train
+from forked import run_together
 
 pytestmark = [
     pytest.mark.process,
@@ -36,7 +36,7 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, config, settings):
     file, folder, whole = tmp_path / "config.yaml", tmp_path / "two", tmp_path / "one"
     file.write_text(yaml.safe_dump(settings(**OPTIONS)))
     train(config(**OPTIONS), whole, resume=False)
-    done = run_forked(tmp_path / "log", file, "--out", folder)
+    done = run_together(tmp_path / "log", file, "--out", folder)
     assert done.statuses == [0, 0], done.said
     for part in ("model", "average"):
         found, expected = vector(folder, part), vector(whole, part)
@@ -47,7 +47,7 @@ def test_they_end_together_when_the_time_is_up(tmp_path, settings):
     file, folder = tmp_path / "config.yaml", tmp_path / "run"
     limited = OPTIONS | {"train__steps": 10**6, "train__minutes": 0.01}
     file.write_text(yaml.safe_dump(settings(**limited)))
-    done = run_forked(tmp_path / "log", file, "--out", folder)
+    done = run_together(tmp_path / "log", file, "--out", folder)
     assert done.statuses == [0, 0], done.said
     assert done.said.count("train.minutes=0.01 are over") == 1
     record = load_checkpoint(folder / "last.safetensors").record
@@ -59,7 +59,7 @@ def test_they_end_together_when_the_time_is_up(tmp_path, settings):
 def test_parts_that_two_processes_cannot_divide_are_refused(tmp_path, settings):
     file, folder = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(settings(**OPTIONS | {"train__accumulate": 4})))
-    done = run_forked(tmp_path / "log", file, "--out", folder)
+    done = run_together(tmp_path / "log", file, "--out", folder)
     assert done.statuses == [2, 2]
     (line,) = done.errors
     assert line.startswith("error: train.accumulate=4: 2 episodes in each of 2 processes")
