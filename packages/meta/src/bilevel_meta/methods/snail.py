@@ -123,11 +123,16 @@ class TemporalConvolution(nn.Module):
 
 @final
 class CausalAttention(nn.Module):
-    """x_t ↦ [x_t, Σ_{s≤t} softmax_s(⟨q_t, k_s⟩ / √keys) v_s]."""
+    """x_t ↦ [x_t, Σ_{s≤t} softmax_s(⟨q_t, k_s⟩ / √keys) v_s].
+
+    Queries and keys begin as the same map: a position then looks most at those that are like it,
+    and need not find out first that this is of use.
+    """
 
     def __init__(self, dim: int, keys: int, values: int) -> None:
         super().__init__()
         self.query, self.key = nn.Linear(dim, keys), nn.Linear(dim, keys)
+        self.query.load_state_dict(self.key.state_dict())
         self.value = nn.Linear(dim, values)
 
     def forward(self, x: Tensor) -> Tensor:
