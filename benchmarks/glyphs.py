@@ -67,7 +67,7 @@ RECIPES = {
     "baseline": Recipe(method="baseline", settings={"step_size": 0.05}, diet=WIDE),
     "baseline++": Recipe(method="baseline++", settings={"scale": 10.0}, diet=WIDE),
     "boil": inner("boil", steps=3, step_size=0.4),
-    "cavia": Recipe(method="cavia", settings=FIVE),
+    "cavia": Recipe(method="cavia", settings={**FIVE, "step_size": 100.0}),
     "fomaml": inner("fomaml", steps=5, step_size=0.1),
     "imaml": inner("imaml", steps=5, step_size=0.2, proximal=1.0, solver_steps=3),
     "learned-optimizer": inner("learned-optimizer", steps=3, hidden=8),
@@ -94,7 +94,7 @@ RECIPES = {
     "ridge": Recipe(method="ridge", settings={}, diet=WIDE),
     "siamese": Recipe(method="siamese", settings={}, diet=WIDE),
     "simpleshot": Recipe(method="simpleshot", settings={}, diet=WIDE),
-    "snail": Recipe(method="snail", settings=FIVE, diet=FEWER, rate=1e-3),
+    "snail": Recipe(method="snail", settings=FIVE, diet=FEWER),
     "svm": Recipe(method="svm", settings={"bound": 1.0}, diet=replace(NARROW, shot=1)),
 }
 PRETRAINED = ("baseline", "baseline++", "simpleshot")
@@ -178,6 +178,7 @@ class Row:
     name: str
     normalization: str
     inductive: bool
+    filters: int
     steps: int
     seconds: float
     accuracy: tuple[float, float]
@@ -205,6 +206,7 @@ def measure(name: str, store: Any, options: argparse.Namespace) -> Row:
         name=name,
         normalization=norm.value,
         inductive=norm.inductive,
+        filters=recipe.filters,
         steps=steps,
         seconds=round(time.process_time() - begin, 1),
         accuracy=score(learner, test, options.episodes),
@@ -233,13 +235,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of training, processor time")
     parser.add_argument("--episodes", type=int, default=600, help="of the test")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where the rows are added, one a line")
+    parser.add_argument(
+        "--json", type=Path, help="where the rows are added, one a line; what it has is not redone"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     store = open_store(options.store)
     print("| method | normalization | outer steps | trained | untrained | raw pixels | ahead |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
+    there = options.json is not None and options.json.exists()
+    lines = options.json.read_text(encoding="utf-8").splitlines() if there else []
+    done = {json.loads(line)["name"] for line in lines}
     for name in options.only or RECIPES:
+        if name in done:
+            continue
         row = measure(name, store, options)
         print_row(row)
         if options.json:
