@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import NoneType
 from typing import Any, Protocol, cast, final
 
 import torch
@@ -12,15 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_core import (
+    Adam,
     Checkpointed,
     ConjugateGradient,
     Dynamics,
     Engine,
+    GradientDescent,
     Implicit,
     Reverse,
     Unrolled,
 )
-from bilevel_meta.adaptation import Adaptation, AdaptedNetwork, StepSizes, Weights
+from bilevel_meta.adaptation import (
+    Adaptation,
+    AdaptedNetwork,
+    StepSizes,
+    Weights,
+    warn_beyond,
+)
 from bilevel_meta.diet import Diet
 from bilevel_meta.each_task import each_task, pays_to_vectorise
 from bilevel_meta.learner import Learner, named_backbone
@@ -137,6 +146,8 @@ class Maml(Learner):
         self.normalization = Normalization(norm)
         self.check_statistics(self.normalization)
         self.way, self.test_steps = way, test_steps
+        if step_sizes is not StepSizes.FIXED and (test_steps or 0) > steps:
+            warn_beyond(steps, test_steps)
         adaptation = Adaptation(
             steps=steps,
             step_size=step_size,
@@ -192,7 +203,7 @@ class Maml(Learner):
         solve = partial(self.solve, way=way)
         if self.goes_together(images):
             size = max(1, IMAGES // images.shape[1])
-            parts = zip(images.split(size), labels.split(size), strict=True)
+            parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
             found = [solve(*part) for part in parts]
             return {name: torch.cat([w[name] for w in found]) for name in found[0]}
         vectorise = pays_to_vectorise(self) and not self.adapted.adaptation.minibatch
@@ -207,13 +218,13 @@ class Maml(Learner):
         """
         adaptation = self.adapted.adaptation
         path = isinstance(adaptation.engine, (Unrolled, Reverse, Checkpointed))
-        plain = (
-            adaptation.dynamics is None
-            and path
-            and not adaptation.minibatch
-            and images.device.type == "cpu"
-        )
-        return plain and bool(getattr(self.backbone, "has_forward_each", False))
+        offered = bool(getattr(self.backbone, "has_forward_each", False))
+        return path and self.number_by_number and offered and images.device.type == "cpu"
+
+    @property
+    def number_by_number(self) -> bool:
+        """Whether a step of a number of w sees no other, nor the loss."""
+        return isinstance(self.adapted.adaptation.dynamics, (Adam, GradientDescent, NoneType))
 
     def solve(self, images: Tensor, labels: Tensor, way: int) -> Weights:
         """Return w_T of one episode, or of several with an axis over them in front of all."""

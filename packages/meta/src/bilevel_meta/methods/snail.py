@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bilevel_meta.class_means import require_even
 from bilevel_meta.diet import Diet
 from bilevel_meta.learner import Encoding, HeadLearner
 from bilevel_models import heads
@@ -65,13 +66,15 @@ class Snail(HeadLearner):
         """Return what every block makes of the support images.
 
         Raises:
-            ValueError: another way or number of support images than the network was made for.
+            ValueError: another way or number of support images than the network was made for, or
+                more of one class than of another.
         """
         if (way, features.shape[1]) != (self.way, self.way * self.shot):
             raise ValueError(
                 f"way={way} with {features.shape[1]} support images: the network was made for "
                 f"way={self.way} and shot={self.shot}: use those, or make and train another one"
             )
+        require_even(labels, way, "snail")
         x = torch.cat((features, heads.one_hot(labels, way, features)), dim=-1)
         inputs = []
         for block in self.blocks:
