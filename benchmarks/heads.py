@@ -131,9 +131,9 @@ def features(part: Part, path: Path) -> tuple[Features, heads.HeadSolver, float]
     found = []
     for first in range(0, len(split.images), 500):
         images = as_images(np.asarray(split.images[first : first + 500]))[None]
-        support, query = run.task.encoder(images[:, :1], images[:, 1:], training=False)
+        support, query = run.learner.encoder(images[:, :1], images[:, 1:], training=False)
         found.append(torch.cat((support[0], query[0])).detach())
-    solver, scale = run.task.solver, float(run.task.log_scale.detach().exp())
+    solver, scale = run.learner.solver, float(run.learner.log_scale.detach().exp())
     return Features(values=torch.cat(found), offsets=np.asarray(split.offsets)), solver, scale
 
 

@@ -18,12 +18,12 @@ import torch
 import yaml
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.scoring import feature_table as tables
 from bilevel_apps.scoring import score as scoring
-from bilevel_apps.scoring.task import task_accuracies
+from bilevel_apps.scoring.learner import learner_accuracies
 from bilevel_apps.system.hardware import set_threads
 from bilevel_apps.system.processes import ALONE, Processes, connected, launched
 from bilevel_apps.training import loop as module
@@ -115,7 +115,7 @@ def sampler(store):
 
 
 def task_of(config, **changes):
-    task = make_task(config(**changes), (16, 16, 1), CPU)
+    task = make_learner(config(**changes), (16, 16, 1), CPU)
     task.double()
     return task
 
@@ -198,7 +198,7 @@ def test_shards_are_the_meta_batch_in_order(sampler):
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
     """Also where a process has no batch at all."""
-    task = make_task(config(), (16, 16, 1), CPU)
+    task = make_learner(config(), (16, 16, 1), CPU)
     monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
 
     def work(process):
@@ -215,7 +215,7 @@ def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, norm, size):
     """Each image is encoded by one process alone, where its features do not depend on others."""
-    task = make_task(config(model__norm=norm), (16, 16, 1), CPU)
+    task = make_learner(config(model__norm=norm), (16, 16, 1), CPU)
     monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
     monkeypatch.setattr(tables, "BATCH_PIXELS", 256 * 20)
     encoded, whole = [], tables._encoded
@@ -225,12 +225,12 @@ def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, nor
         return whole(task, pixels, device)
 
     monkeypatch.setattr(tables, "_encoded", watch)
-    expected = task_accuracies(task, sampler, episodes=11, device=CPU)
+    expected = learner_accuracies(task, sampler, episodes=11, device=CPU)
     alone = sorted(encoded)
     encoded.clear()
 
     def work(process):
-        return task_accuracies(task, sampler, episodes=11, device=CPU, processes=process)
+        return learner_accuracies(task, sampler, episodes=11, device=CPU, processes=process)
 
     for found, _ in together(size, work):
         assert found.tolist() == expected.tolist()
@@ -282,14 +282,14 @@ def test_cores_are_divided(monkeypatch):
 )
 def test_what_cannot_be_divided_is_refused(config, size, changes, message):
     chosen = config(**changes)
-    model = make_task(chosen, (16, 16, 1), CPU)
+    model = make_learner(chosen, (16, 16, 1), CPU)
     check_shareable(chosen, model, ALONE)
     with pytest.raises(InputError, match=re.escape(message)):
         check_shareable(chosen, model, Processes(size=size))
 
 
 def test_a_model_that_remembers_something_else_is_refused(config):
-    model = make_task(config(), (16, 16, 1), CPU)
+    model = make_learner(config(), (16, 16, 1), CPU)
     check_shareable(config(), model, Processes(size=2))
     model.backbone.register_buffer("seen", torch.zeros(()))
     check_shareable(config(), model, ALONE)

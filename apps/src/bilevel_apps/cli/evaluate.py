@@ -107,9 +107,9 @@ def evaluate(
 ) -> None:
     """Load the run, score it, print."""
     del debug
-    from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+    from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 
-    request = Request(
+    request = EvaluationRequest(
         data=data,
         split=split,
         episodes=episodes,

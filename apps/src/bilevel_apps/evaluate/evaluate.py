@@ -14,7 +14,7 @@ import torch
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of, draw_curve, picture_path
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
@@ -29,7 +29,7 @@ from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
 
-__all__ = ["Request", "evaluate_run"]
+__all__ = ["EvaluationRequest", "evaluate_run"]
 
 CALIBRATION_EPISODES = 64
 REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
@@ -37,7 +37,7 @@ REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EvaluationRequest:
     """What to score; None stands for what the run was trained for.
 
     Attributes:
@@ -69,7 +69,7 @@ class Request:
     device: str = "auto"
 
 
-def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
+def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
     """Return what `bilevel-eval --json` prints.
 
     Raises:
@@ -79,7 +79,7 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
-    if (request.steps or request.lr) and not isinstance(run.task, HyperRepresentation):
+    if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
         raise InputError(
             f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
             "them out, or train with other options"
@@ -120,16 +120,16 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
         known = ", ".join(Normalization)
         raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
     try:
-        return replace(run, task=run.task.varied(normalization=Normalization(norm)))
+        return replace(run, learner=run.learner.varied(normalization=Normalization(norm)))
     except ValueError as error:
         raise InputError(f"--norm {norm}: {error}") from None
 
 
-def _several(request: Request) -> bool:
+def _several(request: EvaluationRequest) -> bool:
     return len(request.steps) > 1 or len(request.lr) > 1
 
 
-def _check(folder: Path, request: Request) -> None:
+def _check(folder: Path, request: EvaluationRequest) -> None:
     """Refuse options that do not go together, before any work."""
     check_count(request.episodes)
     if request.choose and pretrained_tag(folder) is not None:
@@ -177,14 +177,14 @@ def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> Non
 
 
 def _scored(
-    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: Request
+    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: EvaluationRequest
 ) -> dict[str, Any]:
     spec = sampler.spec
     own = _own(run, request)
     jobs = [(sampler, _loops(own, request))]
     if sampler.rotations and spec.way <= sampler.split.num_classes:
         jobs.append((replace(sampler, rotations=False), [own]))
-    found = _measured("evaluating", run.task, jobs, run, request)
+    found = _measured("evaluating", run.learner, jobs, run, request)
     report: dict[str, Any] = {
         **_entry(_sound("evaluating", found[0], own)),
         "calibration_error": found[0].calibration[own].error,
@@ -196,7 +196,7 @@ def _scored(
         "overlap": sampler.overlap,
         "trained_overlap": run.config.train.overlap,
         **own._asdict(),
-        "norm": str(run.task.normalization),
+        "norm": str(run.learner.normalization),
         "shifts": run.shifts,
         "trained_norm": run.config.model.norm,
         "split": request.split,
@@ -218,9 +218,9 @@ def _scored(
     return report
 
 
-def _own(run: TrainedRun, request: Request) -> InnerLoop:
+def _own(run: TrainedRun, request: EvaluationRequest) -> InnerLoop:
     """Return the run's own T and η, or those that are asked for in their place."""
-    steps, lr = inner_of(run.task)
+    steps, lr = inner_of(run.learner)
     if len(request.steps) == 1:
         (steps,) = request.steps
     if len(request.lr) == 1:
@@ -233,7 +233,7 @@ def _own(run: TrainedRun, request: Request) -> InnerLoop:
     return InnerLoop(steps, lr)
 
 
-def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
+def _loops(own: InnerLoop, request: EvaluationRequest) -> list[InnerLoop]:
     """Return every T with every η that is asked for, and the run's own."""
     # The own η is the exponential of a float32: nobody writes it to its last digit.
     lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
@@ -246,7 +246,7 @@ def _measured(
     task: Learner,
     jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
-    request: Request,
+    request: EvaluationRequest,
 ) -> list[HeadScores]:
     """Return the heads' scores on the episodes of each sampler; one bar over all."""
     episodes, device = request.episodes, run.device
@@ -293,7 +293,11 @@ def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
 
 
 def _baselines(
-    own: InnerLoop, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+    own: InnerLoop,
+    sampler: EpisodeSampler,
+    store: Store,
+    run: TrainedRun,
+    request: EvaluationRequest,
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training.
 
@@ -303,8 +307,8 @@ def _baselines(
     """
     pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
     scores = {"raw-pixel nearest neighbour": _entry(pixels), **_by_features(sampler, run, request)}
-    fresh = make_task(run.config, run.image_shape, run.device)
-    untrained = fresh.varied(normalization=run.task.normalization)
+    fresh = make_learner(run.config, run.image_shape, run.device)
+    untrained = fresh.varied(normalization=run.learner.normalization)
     try:
         _calibrate(untrained, store, run)
         own = InnerLoop(own.steps, inner_of(untrained).lr)
@@ -315,13 +319,15 @@ def _baselines(
     return scores
 
 
-def _by_features(sampler: EpisodeSampler, run: TrainedRun, request: Request) -> dict[str, Any]:
+def _by_features(
+    sampler: EpisodeSampler, run: TrainedRun, request: EvaluationRequest
+) -> dict[str, Any]:
     """Return the scores of the baselines that see the run's features."""
-    if not isinstance(run.task, HeadLearner):  # its features change from episode to episode
+    if not isinstance(run.learner, HeadLearner):  # its features change from episode to episode
         return {}
     few = min(request.episodes, REGRESSIONS)
-    table = feature_table(run.task, [sampler], episodes=request.episodes, device=run.device)
-    batches = partial(encoded_episodes, run.task, sampler, device=run.device, table=table)
+    table = feature_table(run.learner, [sampler], episodes=request.episodes, device=run.device)
+    batches = partial(encoded_episodes, run.learner, sampler, device=run.device, table=table)
     means = score(nearest_means(batches(request.episodes), sampler.spec.way))
     regression = score(regressions(batches(few)))
     return {

@@ -92,7 +92,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y has one class, {self.classes_[0]}: give images of two or more")
-        if not trained.task.normalization.inductive:
+        if not trained.learner.normalization.inductive:
             warnings.warn(
                 "the run normalises query images by the statistics of all of them: here those of "
                 "the support images are used, and its transductive accuracy will not be reached",
@@ -101,7 +101,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         images = self._images(rows).to(trained.device)
         targets = torch.as_tensor(labels, device=trained.device)
-        learner = learner_of(trained.task)
+        learner = learner_of(trained.learner)
         if isinstance(learner, FewShotLearner):
             learner = replace(
                 learner,

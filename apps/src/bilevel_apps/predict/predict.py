@@ -109,7 +109,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     if said:
         say(said)
     _warn_of_files((*beside, *stray), support, support_images)
-    if not run.task.normalization.inductive:
+    if not run.learner.normalization.inductive:
         warn(
             "the run normalises queries by the statistics of all of them: here those of the "
             "support pictures are used, so that a picture alone gets the same answer as among many"
@@ -157,7 +157,7 @@ def _probabilities(
     counts = torch.tensor([len(files) for files in support.values()])
     labels = torch.arange(len(support)).repeat_interleave(counts).to(run.device)
     try:
-        head = learner_of(run.task).adapt(as_images(images, run.device), labels, len(support))
+        head = learner_of(run.learner).adapt(as_images(images, run.device), labels, len(support))
     except ArithmeticError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
     except ValueError as error:  # such as another number of classes than the method was made for

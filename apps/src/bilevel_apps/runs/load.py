@@ -11,7 +11,7 @@ import torch
 
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task, model_tensors, store_of
+from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors, store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
 from bilevel_apps.runs.folder import RunFolder, moved_data
@@ -44,7 +44,7 @@ class TrainedRun:
 
     Attributes:
         config: what was run.
-        task: the representation and its inner problem, with the T and η that were chosen for it
+        learner: the representation and its inner problem, with the T and η that were chosen for it
             since, or else those of the training.
         trained_inner: those of the training, η as it was learned.
         path: the checkpoint, best or last, or `pretrained:TAG`.
@@ -58,7 +58,7 @@ class TrainedRun:
     """
 
     config: Config
-    task: Learner
+    learner: Learner
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -77,31 +77,31 @@ class TrainedRun:
         """
         if pixels == 0:
             return self
-        if not isinstance(self.task, HeadLearner):
+        if not isinstance(self.learner, HeadLearner):
             raise InputError(
                 f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
                 "no features to average: leave it out"
             )
-        return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
+        return replace(self, learner=over_shifts(self.learner, pixels), shifts=pixels)
 
     @property
     def representation(self) -> HyperRepresentation:
-        """The task, where heads of T steps are trained on it.
+        """The learner, where heads of T steps are trained on it.
 
         Raises:
             InputError: it is of a method that classifies in another way.
         """
-        if not isinstance(self.task, HyperRepresentation):
+        if not isinstance(self.learner, HyperRepresentation):
             raise InputError(
                 f"{self.path}: method={self.config.method} has no head of T steps, which this "
                 "needs: give a run of hyper-representation or one of its variants"
             )
-        return self.task
+        return self.learner
 
     @property
     def inner(self) -> InnerLoop:
         """T and η of the task; see `inner_of`."""
-        return inner_of(self.task)
+        return inner_of(self.learner)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on.
@@ -256,19 +256,19 @@ def run_of(
     record = read_record(checkpoint, path)
     where = choose_device(device)
     set_threads(record.config.threads)
-    task = make_task(record.config, record.image_shape, where)
+    learner = make_learner(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
-    task.load_state_dict(model_tensors(checkpoint.tensors))
-    trained = inner_of(task)
-    if not isinstance(task, HyperRepresentation):
+    learner.load_state_dict(model_tensors(checkpoint.tensors))
+    trained = inner_of(learner)
+    if not isinstance(learner, HyperRepresentation):
         chosen = AS_TRAINED
     if chosen.steps is not None:
-        task.steps = chosen.steps  # type: ignore[assignment]
-    if chosen.lr is not None and isinstance(task, HyperRepresentation):
-        task.set_lr(chosen.lr)
+        learner.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.lr is not None and isinstance(learner, HyperRepresentation):
+        learner.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,
-        task=task,
+        learner=learner,
         trained_inner=trained,
         path=path,
         step=record.step,

@@ -57,7 +57,7 @@ class Encoded:
 
 
 def head_scores(
-    task: Learner,
+    learner: Learner,
     sampler: EpisodeSampler,
     *,
     inner: Sequence[InnerLoop],
@@ -67,10 +67,10 @@ def head_scores(
     progress: Callable[[int], None] = lambda _done: None,
     signals: Sequence[int] = (),
 ) -> HeadScores:
-    """Return what `task.accuracies` gives for each T and η, over the first episodes of a sampler.
+    """Return the accuracies of a learner for each T and η, over the first episodes of a sampler.
 
     Args:
-        task: the representation; its own T and η do not matter. A learner of another kind trains
+        learner: the representation; its own T and η do not matter. A learner of another kind trains
             heads in its own way, whatever T and η are.
         sampler: fixes the episodes.
         inner: the T and η.
@@ -89,15 +89,15 @@ def head_scores(
         accuracies={loop: np.zeros(episodes) for loop in inner},
         calibration={loop: Calibration() for loop in inner},
     )
-    if not isinstance(task, HeadLearner):
-        _without_features(task, sampler, scores, episodes, device, progress, signals)
+    if not isinstance(learner, HeadLearner):
+        _without_features(learner, sampler, scores, episodes, device, progress, signals)
         return scores
-    batches = encoded_episodes(task, sampler, episodes, device, table)
+    batches = encoded_episodes(learner, sampler, episodes, device, table)
     for batch in unless_stopped(batches, signals):
         done = batch.first + len(batch.support)
         for loop in list(scores.accuracies):
             try:
-                logits = _logits(task, batch, sampler.spec.way, loop)
+                logits = _logits(learner, batch, sampler.spec.way, loop)
             except DivergenceError as error:
                 scores.diverged[loop] = str(error)
                 del scores.accuracies[loop]
@@ -110,7 +110,7 @@ def head_scores(
 
 
 def _without_features(
-    task: Learner,
+    learner: Learner,
     sampler: EpisodeSampler,
     scores: HeadScores,
     episodes: int,
@@ -122,8 +122,8 @@ def _without_features(
     for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         try:
-            with evaluating(task):
-                logits = task.scores(batch)
+            with evaluating(learner):
+                logits = learner.scores(batch)
         except DivergenceError as error:
             scores.diverged.update(dict.fromkeys(scores.accuracies, str(error)))
             scores.accuracies.clear()
@@ -136,7 +136,7 @@ def _without_features(
 
 
 def encoded_episodes(
-    task: HeadLearner,
+    learner: HeadLearner,
     sampler: EpisodeSampler,
     episodes: int,
     device: torch.device,
@@ -144,28 +144,28 @@ def encoded_episodes(
 ) -> Iterator[Encoded]:
     """Yield the features of a sampler's first episodes, as `head_scores` takes them."""
     if table is None:
-        return _encoded(task, sampler, episodes, device)
+        return _encoded(learner, sampler, episodes, device)
     return _looked_up(table, sampler, episodes)
 
 
 @torch.no_grad()
-def _logits(task: HeadLearner, batch: Encoded, way: int, inner: InnerLoop) -> Tensor:
+def _logits(learner: HeadLearner, batch: Encoded, way: int, inner: InnerLoop) -> Tensor:
     """Return the logits (batch, way*query, way) of the episodes' heads."""
-    if isinstance(task, HyperRepresentation):
-        head = task.fit_head(batch.support, batch.support_labels, way, inner)
+    if isinstance(learner, HyperRepresentation):
+        head = learner.fit_head(batch.support, batch.support_labels, way, inner)
         return heads.logits(head, batch.query)
-    other = task.fit_head(batch.support, batch.support_labels, way)
+    other = learner.fit_head(batch.support, batch.support_labels, way)
     return head_logits(other, batch.query)
 
 
 def _encoded(
-    task: HeadLearner, sampler: EpisodeSampler, episodes: int, device: torch.device
+    learner: HeadLearner, sampler: EpisodeSampler, episodes: int, device: torch.device
 ) -> Iterator[Encoded]:
     """Encode episodes with the statistics of their own."""
     for first, count in _parts(episodes, episodes_at_once(sampler)):
         images = to_device(sampler.batch(first, count), sampler.spec.way, device)
         with torch.no_grad():
-            support, query = task.encoder(images.support, images.query, training=False)
+            support, query = learner.encoder(images.support, images.query, training=False)
         yield Encoded(
             first=first,
             support=support,
