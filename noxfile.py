@@ -205,9 +205,8 @@ def alone(session: nox.Session) -> None:
         install = ("python", "-m", "pip", "--python", python, "install", "-q", *PINNED)
         for name in names:
             (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
-            needed = (f"{wheel}[test]", "pytest-xdist", "--find-links", str(wheels))
-            session.run(*install, *needed)
-            chosen = ("-m", QUICK, *FEW, *WORKERS, f"tests/{name}")
+            session.run(*install, f"{wheel}[test]", "--find-links", str(wheels))
+            chosen = ("-m", QUICK, *FEW, f"tests/{name}")
             session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 
