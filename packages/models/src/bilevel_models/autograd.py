@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from contextlib import AbstractContextManager, nullcontext
 
-__all__ = ["refuse_second_derivatives"]
+import torch
+from torch import Tensor
+
+__all__ = ["refuse_second_derivatives", "without_autocast"]
 
 
 def refuse_second_derivatives(
@@ -21,3 +24,12 @@ def refuse_second_derivatives(
             f"a gradient was asked for with create_graph=True, but {what} can be differentiated "
             f"only once: leave create_graph out, or {instead}"
         )
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves alone what runs on a tensor's device.
+
+    For a backward pass within autocast of a forward pass outside.
+    """
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
