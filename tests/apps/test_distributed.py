@@ -140,11 +140,11 @@ def test_a_divided_hyper_iteration_is_the_whole_one(sampler, config, norm, size)
             found = shared_hypergradient(mine, in_double(batch), process, stop=False)
         return found
 
-    for (outcome, stop), sums in together(size, work):
+    for outcome, sums in together(size, work):
         assert sums == len(steps)  # one all-reduce a hyper-iteration
         assert outcome.loss == pytest.approx(whole.loss, rel=1e-12)
         assert outcome.accuracy == pytest.approx(whole.accuracy, rel=1e-12)
-        assert stop is False
+        assert outcome.stop is False
     grads = {name: p.grad for name, p in expected.named_parameters()}
     assert sum(bool(grad.abs().max() > 0) for grad in grads.values()) > 6
     for mine in copies:
@@ -163,7 +163,7 @@ def test_all_stop_when_one_was_asked_to(sampler, config, asked):
     def work(process):
         batch = in_double(sampler.batch(process.rank, 1))
         stop = asked[process.rank]
-        return shared_hypergradient(copies[process.rank], batch, process, stop=stop)[1]
+        return shared_hypergradient(copies[process.rank], batch, process, stop=stop).stop
 
     assert [stop for stop, _ in together(2, work)] == [any(asked)] * 2
 
@@ -171,9 +171,9 @@ def test_all_stop_when_one_was_asked_to(sampler, config, asked):
 def test_alone_nothing_is_shared(sampler, config):
     task, other = task_of(config), task_of(config)
     episodes = in_double(sampler.batch(0, 2))
-    outcome, stop = shared_hypergradient(task, episodes, ALONE, stop=True)
-    assert stop is True
-    assert [outcome] == list(outer_steps(other, episodes))
+    outcome = shared_hypergradient(task, episodes, ALONE, stop=True)
+    (own,) = outer_steps(other, episodes)
+    assert outcome == replace(own, stop=True)
     for mine, its in zip(task.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine.grad, its.grad)
     assert Shard(whole=sampler, processes=ALONE).batch(3, 2).query.shape[0] == 2

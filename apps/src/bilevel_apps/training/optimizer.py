@@ -1,10 +1,11 @@
-"""The optimiser of the weights: how it is made, fed and put back."""
+"""The optimiser of the weights: its rate, and how it is made, fed and put back."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from bilevel_apps.config import TrainSection
 from bilevel_apps.training.muon import Muon
 from bilevel_meta.learner import Learner
 
-__all__ = ["clipped_norm", "load_optimizer", "make_optimizer", "optimizer_tensors"]
+__all__ = ["clipped_norm", "learning_rate", "load_optimizer", "make_optimizer", "optimizer_tensors"]
 
+WARM_UP = 0.3  # the part of a one-cycle run in which the rate rises
+START, END = 1 / 25, 1e-5  # first (one-cycle) and last rate, as fractions of the peak
 MOMENTUM = 0.9  # of sgd
 
 # What torch keeps of a parameter once it has moved it.
@@ -40,6 +43,38 @@ def make_optimizer(train: TrainSection, model: Learner) -> torch.optim.Optimizer
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=MOMENTUM, nesterov=True)
     return (Muon if train.optimizer == "muon" else torch.optim.AdamW)(groups, lr=train.lr)
+
+
+def learning_rate(
+    schedule: Literal["constant", "paper", "cosine", "onecycle"], lr: float, step: int, steps: int
+) -> float:
+    """Return the learning rate of hyper-iteration `step` (from 0) of `steps`.
+
+    constant: lr. paper: lr / (1 + 1e-5 step), with the rate of its Appendix D in the form of its
+    code. cosine: by half a cosine from lr down to 1e-5 lr. onecycle: by half a cosine from lr/25 up
+    to lr in the first 30 % of the run, then by another down to 1e-5 lr.
+
+    All follow the number of hyper-iterations: a run that ends earlier has not come to its lowest
+    rate.
+
+    Source: Super-Convergence (Smith, Topin, 2019), section 3, for the shape of onecycle; the
+    momentum is left alone here. SGDR (Loshchilov, Hutter, 2017), Eq. 5, for cosine, without
+    restarts.
+    """
+    if schedule == "paper":
+        return lr / (1 + 1e-5 * step)
+    if schedule == "constant":
+        return lr
+    position = step / max(1, steps - 1)
+    if schedule == "cosine":
+        return lr * _cosine(1.0, END, position)
+    if position < WARM_UP:
+        return lr * _cosine(START, 1.0, position / WARM_UP)
+    return lr * _cosine(1.0, END, (position - WARM_UP) / (1 - WARM_UP))
+
+
+def _cosine(start: float, end: float, position: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * position)) / 2
 
 
 def clipped_norm(model: Learner, longest: float | None) -> float:

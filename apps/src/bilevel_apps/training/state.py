@@ -11,6 +11,7 @@ from typing import cast, final
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from bilevel_apps.config import Config
 from bilevel_apps.config.resume import may_change
@@ -33,7 +34,7 @@ from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.meter import Meter
 from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from bilevel_apps.training.stopping import Stopwatch, finished, stale
-from bilevel_apps.training.weight_average import WeightAverage, weight_average
+from bilevel_apps.training.weight_average import weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
@@ -59,7 +60,7 @@ class Training:
     config: Config
     folder: RunFolder
     learner: Learner
-    average: WeightAverage | None
+    average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler
     val_episodes: EpisodeSampler
@@ -80,7 +81,7 @@ class Training:
     @property
     def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
-        return self.learner if self.average is None else self.average.learner
+        return self.learner if self.average is None else cast("Learner", self.average.module)
 
     def batches(self) -> BatchSampler:
         """Return what makes this process's part of the meta-batches."""
@@ -91,14 +92,15 @@ class Training:
         if self.config.train.small:
             first = self.config.train.steps // 2 * self.config.train.meta_batch
             whole = SmallerAtFirst(whole=whole, size=self.config.train.small, episodes=first)
-        return Shard(whole=whole, processes=self.processes)
+        alone = self.processes.size == 1
+        return whole if alone else Shard(whole=whole, processes=self.processes)
 
     def checkpoint(self) -> Checkpoint:
         """Return all that a resume needs."""
         limited = self.config.train.minutes is not None
         parts = {
             "model": self.learner.state_dict(),
-            "average": {} if self.average is None else self.average.state(),
+            "average": {} if self.average is None else self.average.module.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
         height, width, channels = self.train_episodes.split.images.shape[1:]
@@ -130,7 +132,8 @@ class Training:
         try:
             self.learner.load_state_dict(part_of(tensors, "model"))
             if self.average is not None:
-                self.average.load(part_of(tensors, "average"))
+                self.average.module.load_state_dict(part_of(tensors, "average"))
+                self.average.n_averaged.fill_(record.step)
             load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
         except (RuntimeError, ValueError) as error:
             reason = textwrap.shorten(str(error), 300, placeholder=" …")
