@@ -9,7 +9,7 @@ from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring.score import score_episodes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.weight_average import weight_average
+from bilevel_apps.training.optimizer import weight_average
 
 SHAPE, CPU = (16, 16, 1), torch.device("cpu")
 

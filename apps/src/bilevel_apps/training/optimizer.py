@@ -1,4 +1,4 @@
-"""The optimiser of the weights: its rate, and how it is made, fed and put back."""
+"""The optimiser of the weights, its rate, and the average of what it comes to."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from bilevel_apps.config import TrainSection
 from bilevel_apps.training.muon import Muon
 from bilevel_meta.learner import Learner
 
-__all__ = ["clipped_norm", "learning_rate", "load_optimizer", "make_optimizer", "optimizer_tensors"]
+__all__ = [
+    "clipped_norm",
+    "learning_rate",
+    "load_optimizer",
+    "make_optimizer",
+    "optimizer_tensors",
+    "weight_average",
+]
 
 WARM_UP = 0.3  # the part of a one-cycle run in which the rate rises
 START, END = 1 / 25, 1e-5  # first (one-cycle) and last rate, as fractions of the peak
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 MOMENTUM = 0.9  # of sgd
 
 # What torch keeps of a parameter once it has moved it.
@@ -137,3 +147,29 @@ def _kept_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> frozenset[s
         return MOMENTUM_STATE
     filters = isinstance(optimizer, Muon) and parameter.dim() >= 2
     return MOMENTUM_STATE | {"step"} if filters else ADAM_STATE
+
+
+def weight_average(learner: Learner, decay: float) -> AveragedModel:
+    """Return what follows the weights θ_k after each hyper-iteration, by `update_parameters`.
+
+    θ̂_k = (1-d)/(1-d^k) Σ_i d^(k-i) θ_i. What a model keeps beside its weights is averaged with
+    them: the running averages of the normalisation. The initial weights have no part in it.
+
+    Args:
+        learner: has the weights; its copy `module` has θ̂.
+        decay: d in (0, 1): about 1/(1-d) hyper-iterations count.
+
+    Cost: one pass over the weights, each time.
+
+    Source: Adam: A Method for Stochastic Optimization (Kingma, Ba, 2015), section 7.2.
+    """
+
+    def follow(means: Tensors, weights: Tensors, count: Tensor | int) -> None:
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, weights, (1 - decay) / (1 - decay ** (int(count) + 1)))
+        else:
+            torch._foreach_copy_(means, weights)
+
+    average = AveragedModel(learner, multi_avg_fn=follow, use_buffers=True)
+    average.module.requires_grad_(False)
+    return average

@@ -32,9 +32,13 @@ from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.terminal import warn
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.meter import Meter
-from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from bilevel_apps.training.optimizer import (
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    weight_average,
+)
 from bilevel_apps.training.stopping import Stopwatch, finished, stale
-from bilevel_apps.training.weight_average import weight_average
 from bilevel_data import EpisodeSampler, Preprocessing, Store
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler

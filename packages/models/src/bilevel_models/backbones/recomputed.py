@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.normalization import OffsetNorm2d, Statistics
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = [
     "Normalise",

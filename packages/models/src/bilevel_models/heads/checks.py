@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "positive",
     "precise",
     "scalar",
+    "without_autocast",
 ]
 
 
@@ -147,3 +149,12 @@ def precise(training: Training) -> Training:
         return {name: leaf.to(support.dtype) for name, leaf in head.items()}
 
     return cast("Training", trained)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves alone what runs on a tensor's device.
+
+    For a backward pass within autocast of a forward pass outside.
+    """
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives, without_autocast
 from bilevel_models.heads.checks import (
     HeadDivergenceError,
     check_finite,
@@ -28,8 +27,10 @@ from bilevel_models.heads.checks import (
     check_steps,
     precise,
     scalar,
+    without_autocast,
 )
 from bilevel_models.heads.linear import Form, Head, normal_equations
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["closed_form", "power_differences", "power_sums"]
 

@@ -8,7 +8,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.heads.checks import (
     check_initial,
     check_sets,
@@ -28,6 +27,7 @@ from bilevel_models.heads.linear import (
     zeros,
 )
 from bilevel_models.heads.unrolled import CROSS_ENTROPY, Kind, Loss, Run, final_state
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["descend"]
 

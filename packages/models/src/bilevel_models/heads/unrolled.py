@@ -30,8 +30,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives, without_autocast
-from bilevel_models.heads.checks import check_run
+from bilevel_models.heads.checks import check_run, without_autocast
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = [
     "CROSS_ENTROPY",

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.backbones.fused.first_layer import (
     Moments,
     Patches,
@@ -24,6 +23,7 @@ from bilevel_models.backbones.fused.first_layer import (
     rectified,
     windows,
 )
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["Plan", "block", "channels_last", "weight_gradient"]
 

@@ -19,7 +19,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["Moments", "Patches", "normalising_maps", "rectified", "windows"]
 
