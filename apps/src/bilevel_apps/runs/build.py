@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from torch import Tensor
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.system.plugins import VARIABLE
-from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
+from bilevel_data import (
+    DataError,
+    EpisodeSampler,
+    EpisodeSpec,
+    ImageSplit,
+    Store,
+    VariedSampler,
+    VariedSpec,
+    open_store,
+)
 from bilevel_meta.learner import Learner
 from bilevel_meta.methods.variants import VARIANTS
 from bilevel_meta.registry import create_learner
@@ -28,6 +38,7 @@ __all__ = [
     "part_of",
     "settled_outputs",
     "store_of",
+    "training_sampler",
 ]
 
 
@@ -70,15 +81,66 @@ def episode_sampler(
         InputError: no such split, or it has too few classes or images.
         bilevel_data.DataError: the store is damaged.
     """
+    images = _split(store, split)
+    with _fitting(store, keys):
+        return EpisodeSampler(
+            images, EpisodeSpec(**spec), seed=seed, rotations=rotations, overlap=overlap
+        )
+
+
+def training_sampler(store: Store, config: Config) -> EpisodeSampler | VariedSampler:
+    """Read the training split and return a sampler of meta-batches.
+
+    Where way or shot is a range, each meta-batch draws its own, the same for all of its classes.
+
+    Raises:
+        InputError: no such split, or it has too few classes or images.
+        bilevel_data.DataError: the store is damaged.
+    """
+    episode, training = config.episode, config.train
+    way, shot = training.way or episode.way, training.shot or episode.shot
+    query = training.query or episode.query
+    keys = "train.way, train.shot or train.query; where null, those of episode"
+    rotations, overlap = bool(episode.rotations), training.overlap
+    if isinstance(way, int) and isinstance(shot, int):
+        return episode_sampler(
+            store,
+            "train",
+            {"way": way, "shot": shot, "query": query},
+            keys=keys,
+            seed=config.seed,
+            rotations=rotations,
+            overlap=overlap,
+        )
+    images = _split(store, "train")
+    with _fitting(store, keys):
+        return VariedSampler(
+            images,
+            VariedSpec(way=_range(way), shot=_range(shot), query=query, uneven=False),
+            seed=config.seed,
+            rotations=rotations,
+            overlap=overlap,
+            block=training.meta_batch,
+        )
+
+
+def _range(number: int | tuple[int, int]) -> tuple[int, int]:
+    return (number, number) if isinstance(number, int) else number
+
+
+def _split(store: Store, split: str) -> ImageSplit:
     if split not in store.splits:
         raise InputError(
             f"{store.path}: no split {split!r}: choose one that it has: {', '.join(store.splits)}"
         )
-    images = store.load(split)
+    return store.load(split)
+
+
+@contextmanager
+def _fitting(store: Store, keys: str) -> Iterator[None]:
+    """Say which keys a user would change where episodes do not fit a store."""
     try:
-        return EpisodeSampler(
-            images, EpisodeSpec(**spec), seed=seed, rotations=rotations, overlap=overlap
-        )
+        yield
     except DataError as error:
         raise InputError(f"{store.path}: {error} (change {keys})") from None
 

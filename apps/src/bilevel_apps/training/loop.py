@@ -35,7 +35,7 @@ from bilevel_apps.training.stopping import finished, stale
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
-from bilevel_meta.episodes import to_device
+from bilevel_meta.episodes import as_episodes
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["train"]
@@ -199,7 +199,7 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
     lr = learning_rate(config.schedule, config.lr, training.step, config.steps)
     for group in training.optimizer.param_groups:
         group["lr"] = lr
-    episodes = to_device(batch, training.train_episodes.spec.way, training.device)
+    episodes = as_episodes(batch, training.device)
     gradients = outer_steps(learner, episodes, config.accumulate)
     if training.processes.size > 1:
         wish, processes = _wants_to_stop(training), training.processes

@@ -22,6 +22,7 @@ from bilevel_apps.runs.build import (
     make_learner,
     part_of,
     settled_outputs,
+    training_sampler,
 )
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
@@ -39,7 +40,7 @@ from bilevel_apps.training.optimizer import (
     weight_average,
 )
 from bilevel_apps.training.stopping import Stopwatch, finished, stale
-from bilevel_data import EpisodeSampler, Preprocessing, Store
+from bilevel_data import EpisodeSampler, Preprocessing, Store, VariedSampler
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_data.episodes.smaller import SmallerAtFirst
@@ -66,7 +67,7 @@ class Training:
     learner: Learner
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
-    train_episodes: EpisodeSampler
+    train_episodes: EpisodeSampler | VariedSampler
     val_episodes: EpisodeSampler
     device: torch.device
     preprocessing: Preprocessing
@@ -188,27 +189,15 @@ def prepare(
         bilevel_data.DataError: the store is damaged.
     """
     _check_parts(config, processes)
-    episode, training, rotations = config.episode, config.train, bool(config.episode.rotations)
-    train_episodes = episode_sampler(
-        store,
-        "train",
-        {
-            "way": training.way or episode.way,
-            "shot": training.shot or episode.shot,
-            "query": training.query or episode.query,
-        },
-        keys="train.way, train.shot or train.query; where null, those of episode",
-        seed=config.seed,
-        rotations=rotations,
-        overlap=training.overlap,
-    )
+    episode, training = config.episode, config.train
+    train_episodes = training_sampler(store, config)
     val_episodes = episode_sampler(
         store,
         "val",
         {"way": episode.way, "shot": episode.shot, "query": episode.query},
         keys="episode.way, episode.shot or episode.query",
         seed=config.seed,
-        rotations=rotations,
+        rotations=bool(episode.rotations),
     )
     image_shape = train_episodes.split.images.shape[1:]
     learner = make_learner(config, image_shape, device)
