@@ -22,7 +22,7 @@ def test_the_record_is_what_evaluation_says(trained, store):
     request = EvaluationRequest(data=store, episodes=5, shot=2, norm="episode", seed=3)
     record = score_record(trained, request)
     report = evaluate_run(trained, request)
-    assert (record.accuracy, record.ci95) == (report["accuracy"], report["ci95"])
+    assert (record.accuracy, record.ci95) == (report.score.accuracy, report.score.ci95)
     assert (record.way, record.shot, record.query, record.episodes) == (5, 2, 3, 5)
     assert (record.norm, record.transductive, record.rotations) == ("episode", True, False)
     assert (record.hyper_iterations, record.seconds, record.upright) == (6, None, None)

@@ -329,7 +329,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """
     if name not in list_presets():
         raise InputError(
-            f"--preset {name}: no such preset; choose one of {', '.join(list_presets())}"
+            f"`preset`={name}: no such preset; choose one of {', '.join(list_presets())}"
         )
     text = (resources.files("bilevel_apps.config") / "presets" / f"{name}.yaml").read_text("utf-8")
     return _mapping(text, f"preset {name}")
@@ -368,14 +368,16 @@ def with_settings(settings: Mapping[str, Any], assignments: Iterable[str]) -> di
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise InputError(f"--set {assignment}: expected KEY=VALUE, such as train.steps=100")
-        value = parse_yaml(text, f"--set {assignment}")
+            raise InputError(
+                f"`assignments`={assignment}: expected KEY=VALUE, such as train.steps=100"
+            )
+        value = parse_yaml(text, f"`assignments`={assignment}")
         *sections, last = key.split(".")
         target: Any = result
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise InputError(f"--set {assignment}: {section} is a value, not a section")
+                raise InputError(f"`assignments`={assignment}: {section} is a value, not a section")
         target[last] = value
     return result
 

@@ -203,7 +203,8 @@ def _percent(accuracy: float, ci95: float) -> str:
 
 def _inner(record: ScoreRecord) -> int | str:
     """Return T, and η where it is not the learned one."""
-    return f"{record.steps}, η = {record.lr:.4g}" if " --lr " in record.evaluate else record.steps
+    steps = "∞" if record.steps is None else record.steps
+    return f"{steps}, η = {record.lr:.4g}" if " --lr " in record.evaluate else steps
 
 
 def _training(record: ScoreRecord) -> str:

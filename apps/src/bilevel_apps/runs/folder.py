@@ -75,7 +75,7 @@ class RunFolder:
         """
         if not self.began():
             raise InputError(
-                f"{self.path}: no run here (no config.yaml): expected the --out folder of "
+                f"{self.path}: no run here (no config.yaml): expected the `out` folder of "
                 "bilevel-train"
             )
         return parse_config(load_config(self.config), str(self.config))
@@ -108,7 +108,7 @@ class RunFolder:
                 raise InputError(
                     f"{self.path}: the run has {key}={_yaml(kept[key])}, but {key}={_yaml(value)} "
                     "was given, or is the preset's: resume with the same settings, or choose "
-                    "another --out"
+                    "another `out`"
                 )
         return saved.model_copy(update=free)
 
@@ -127,7 +127,7 @@ class RunFolder:
         if not ours:
             raise InputError(
                 f"{self.config}: there already, not as a run writes it, and would be overwritten: "
-                "choose another --out, or move it away"
+                "choose another `out`, or move it away"
             )
 
     def save_config(self, config: Config) -> None:
@@ -164,8 +164,8 @@ class RunFolder:
         except OSError as error:
             reason = f"{self.path}: cannot write to this folder ({error.strerror})"
             if disk_failed(error):
-                raise RunError(f"{reason}: make room, then --resume") from None
-            raise InputError(f"{reason}: choose another --out") from None
+                raise RunError(f"{reason}: make room, then `resume`") from None
+            raise InputError(f"{reason}: choose another `out`") from None
         try:
             # A killed process may have left a half-written file under a temporary name.
             for leftover in self.path.glob(".*.tmp"):

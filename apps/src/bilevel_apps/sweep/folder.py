@@ -82,7 +82,7 @@ class SweepFolder:
         """Return what to say of a record that cannot be used."""
         return InputError(
             f"{self.file}: damaged, or not a sweep of this version: restore a copy, or choose "
-            "another --out"
+            "another `out`"
         )
 
 

@@ -93,7 +93,7 @@ def use_own_gpu(processes: Processes) -> None:
     if processes.local_size > count:
         raise InputError(
             f"{processes.local_size} processes on a machine with {count} GPUs: start at most "
-            f"{count} there, or give --device cpu"
+            f"{count} there, or give `device`=cpu"
         )
     torch.cuda.set_device(processes.local_rank)
 

@@ -98,7 +98,7 @@ def _begin(
 def _refuse_another(folder: RunFolder, resume: bool) -> None:
     if folder.trained() and not resume:
         raise InputError(
-            f"{folder.path}: holds a run already: add --resume, or choose another --out"
+            f"{folder.path}: holds a run already: add `resume`, or choose another `out`"
         )
 
 

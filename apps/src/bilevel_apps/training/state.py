@@ -144,7 +144,7 @@ class Training:
             reason = textwrap.shorten(str(error), 300, placeholder=" …")
             raise InputError(
                 f"{self.folder.last}: its tensors are not those of its configuration ({reason}): "
-                "begin anew in another --out"
+                "begin anew in another `out`"
             ) from None
         train = self.config.train
         self.step, self.ended = record.step, record.ended
@@ -258,19 +258,19 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
     if before.data != now.data:
         raise InputError(
             f"{training.config.data}: its images are not those that the run began with: give the "
-            "same store, or choose another --out"
+            "same store, or choose another `out`"
         )
     given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
     for key, value in record.config.flat().items():
         if key not in free and given.get(key) != value:
             raise InputError(
                 f"{folder.config}: {key} is {given.get(key)}, but the run began with {value}: "
-                "restore it, or choose another --out"
+                "restore it, or choose another `out`"
             )
     if training.config.train.steps < record.step:
         raise InputError(
             f"{folder.last}: has {record.step} hyper-iterations behind it, and train.steps is "
-            f"{training.config.train.steps}: give as many or more, or choose another --out"
+            f"{training.config.train.steps}: give as many or more, or choose another `out`"
         )
     past, present = before.model_dump(exclude={"data"}), now.model_dump(exclude={"data"})
     changed = [key for key in present if past.get(key) != present[key]]

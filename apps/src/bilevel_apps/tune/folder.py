@@ -79,7 +79,7 @@ class TuneFolder:
         if folder.began() or folder.trained():
             raise InputError(f"{self.path}: holds a run of bilevel-train: choose another --out")
         if self.files():
-            raise InputError(f"{self.path}: holds a tuning already: choose another --out")
+            raise InputError(f"{self.path}: holds a tuning already: choose another `out`")
 
     def save_history(self, records: Sequence[Record]) -> None:
         """Write the records."""

@@ -103,8 +103,8 @@ def study(work: Work) -> Study:
     classes = min(CLASSES[work.full], characters.split.num_classes)
     if work.full and classes < CLASSES[work.full]:
         raise InputError(
-            f"{work.data}: --scale full draws {CLASSES[work.full]} classes of the test split, "
-            f"which has {classes}: give a larger store, or --scale quick"
+            f"{work.data}: `scale`=full draws {CLASSES[work.full]} classes of the test split, "
+            f"which has {classes}: give a larger store, or `scale`=quick"
         )
 
     @cache

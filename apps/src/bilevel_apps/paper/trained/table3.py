@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, final
 
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
+from bilevel_apps.evaluate.report import RAW_PIXELS
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained.cells import Cell, held_out, score_cells, unseen
+from bilevel_apps.paper.trained.cells import Cell, evaluation, held_out, score_cells, unseen
 from bilevel_apps.paper.trained.report import Named, report_cells
 from bilevel_apps.paper.trained.systems import SYSTEMS
 from bilevel_apps.system.terminal import say
@@ -126,7 +127,7 @@ def system_of(name: str) -> str:
 def run(work: Work) -> Report:
     """Compute the table."""
     found = score_cells(work, _cells(work))
-    split = sorted({part.result["split"] for parts in found.values() for part in parts})
+    split = sorted({evaluation(part).split for parts in found.values() for part in parts})
     return report_cells(
         work,
         found,
@@ -182,7 +183,7 @@ def _usual(work: Work) -> tuple[str, ...]:
     if not there:
         if work.full:
             raise InputError(
-                f"--data: the table is about {' and '.join(sorted(DATA))}, but the stores are of "
+                f"`data`: the table is about {' and '.join(sorted(DATA))}, but the stores are of "
                 f"{', '.join(work.stores)}: give one of the data sets that it is about"
             )
         there = {"omniglot"}
@@ -204,7 +205,7 @@ def _cell(work: Work, name: str) -> Cell:
     # Other small pictures show the order of its cells too, where the table's are not at hand.
     stands_in = task.data == "omniglot" and not work.full and not DATA & set(work.stores)
     if task.data not in work.stores and not stands_in:
-        raise InputError(f"{name}: no store of {task.data}: give it with --data too")
+        raise InputError(f"{name}: no store of {task.data}: give it with `data` too")
     store = work.stores.get(task.data) or work.store
     long = work.full and task.data == "omniglot" and not name.startswith(PAPER)
     other = long and task.shot == 5 and name not in work.runs
@@ -233,7 +234,7 @@ def _other_cell(work: Work, name: str) -> Cell:
     task, method = task_of(name), system_of(name)
     stands_in = task.data == "omniglot" and not work.full and not DATA & set(work.stores)
     if task.data not in work.stores and not stands_in:
-        raise InputError(f"{name}: no store of {task.data}: give it with --data too")
+        raise InputError(f"{name}: no store of {task.data}: give it with `data` too")
     store = work.stores.get(task.data) or work.store
     small = (*SMALL, *QUICK_OF_OTHERS, *SYSTEMS[method].quick)
     episode = (f"episode.way={task.way}", f"episode.shot={task.shot}")
@@ -264,7 +265,8 @@ def _published(name: str) -> tuple[float | None, float | None]:
 
 def _row(name: str, part: Part) -> Row:
     found, task = part.result, task_of(name)
-    upright, pixels = found.get("upright", {}), found["baselines"]["raw-pixel nearest neighbour"]
+    report = evaluation(part)
+    upright, pixels = report.upright, (report.baselines or {})[RAW_PIXELS]
     paper, interval = _published(name) if found["data"] == task.data else (None, None)
     return {
         "cell": name,
@@ -273,37 +275,33 @@ def _row(name: str, part: Part) -> Row:
         "paper": paper,
         "paper ±": interval,
         "highest in its table": None if paper is None else task.best,
-        "accuracy": 100 * found["accuracy"],
-        "±": 100 * found["ci95"],
-        "upright": _percent(upright.get("accuracy")),
-        "upright ±": _percent(upright.get("ci95")),
-        "raw pixels": 100 * pixels["accuracy"],
-        "normalisation": found["norm"],
-        "T": found["steps"],
-        "split": found["split"],
-        "episodes": found["episodes"],
+        "accuracy": 100 * report.score.accuracy,
+        "±": 100 * report.score.ci95,
+        "upright": None if upright is None else 100 * upright.accuracy,
+        "upright ±": None if upright is None else 100 * upright.ci95,
+        "raw pixels": 100 * pixels.accuracy,
+        "normalisation": report.norm,
+        "T": report.inner.steps,
+        "split": report.split,
+        "episodes": report.score.episodes,
         "seed": found["trained_seed"],
         "hyper-iterations": found.get("hyper_iterations"),
-        "checkpoint": found["checkpoint_sha256"][:12],
+        "checkpoint": report.checkpoint_sha256[:12],
     }
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
 def _details(name: str, part: Part) -> list[Row]:
-    found = part.result
+    found, report = part.result, evaluation(part)
     return [
         {
             "cell": name,
-            "checkpoint_sha256": found["checkpoint_sha256"],
-            "checkpoint_step": found["checkpoint_step"],
+            "checkpoint_sha256": report.checkpoint_sha256,
+            "checkpoint_step": report.checkpoint_step,
             "validation": found.get("validation"),
             "trained_seconds": found.get("trained_seconds"),
             "from_step": found.get("from_step"),
             "seconds": part.seconds,
-            "split_sha256": found["split_sha256"],
+            "split_sha256": report.split_sha256,
         }
     ]
 
@@ -334,13 +332,13 @@ class _Scores:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> _Scores:
-        worst = min((part.result for part in parts), key=lambda result: result["accuracy"])
-        pixels = worst["baselines"]["raw-pixel nearest neighbour"]
+        worst = min(map(evaluation, parts), key=lambda found: found.score.accuracy)
+        pixels = (worst.baselines or {})[RAW_PIXELS]
         return cls(
-            accuracy=100 * worst["accuracy"],
-            ci95=100 * worst["ci95"],
-            pixels=100 * pixels["accuracy"],
-            pixels_ci95=100 * pixels["ci95"],
+            accuracy=100 * worst.score.accuracy,
+            ci95=100 * worst.score.ci95,
+            pixels=100 * pixels.accuracy,
+            pixels_ci95=100 * pixels.ci95,
         )
 
 
