@@ -173,7 +173,8 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check types with mypy, strictly, beside the optional packages."""
     install_all(session, "mypy", "types-PyYAML", "jax", "optuna")
-    session.run("mypy", *(f"{package}/src" for package in PACKAGES))
+    sources = (f"{package}/src" for package in PACKAGES)
+    session.run("mypy", *sources, "tools/results", "tools/publish")
 
 
 @nox.session
@@ -255,7 +256,7 @@ def docs(session: nox.Session) -> None:
 def results(session: nox.Session) -> None:
     """Make docs/results.md and the README's table from docs/records (-- check: compare them)."""
     install_all(session)
-    session.run("python", "-m", "bilevel_apps.results", *(session.posargs or ["write"]), env=ENV)
+    session.run("python", "-m", "tools.results", *(session.posargs or ["write"]), env=ENV)
 
 
 @nox.session

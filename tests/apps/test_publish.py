@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools.publish.weights import PublishRequest, command_of, publish_run
 
 from bilevel_apps import publish as publishing
 from bilevel_apps.compare.paired import EpisodeChoice, paired_scores
@@ -20,7 +21,6 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.predict import PredictRequest, predict_pictures
-from bilevel_apps.publish import PublishRequest, command_of, publish_run
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring.score import score
 from bilevel_apps.training.loop import train

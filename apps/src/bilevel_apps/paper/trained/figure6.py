@@ -10,6 +10,8 @@ from bilevel_apps.evaluate.curve import best_of
 from bilevel_apps.evaluate.report import EvaluationReport
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
 from bilevel_apps.paper.trained.cells import Cell, data_name, evaluation, score_cells, unseen
 from bilevel_apps.paper.trained.report import (
     MINI,
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM"]
 
+TEXT = prose(__file__)
+
 PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-rn-5way-1shot"}
-PAPER = {3: 42_000, 5: 40_000, 8: 22_000, 12: 15_000}
+PAPER = published("figure6", "stopped")
 """Hyper-iterations at which the training was stopped, by T."""
 
 MADE_BY = ("model.name", "method", "inner.steps")
@@ -83,23 +87,9 @@ def run(work: Work) -> Report:
             "scored on": f"{EPISODES} episodes of val, not those that the checkpoint was chosen on",
             "maximum": _maximum(parts),
         },
-        differs=DIFFERS,
-        quick=QUICK,
+        differs=TEXT.differs,
+        quick=TEXT.quick,
     )
-
-
-DIFFERS = (
-    "The paper's accuracies are in its picture alone, so that only the hyper-iterations at which "
-    "its trainings were stopped stand beside ours.",
-    "Beside the accuracy with the T of the training, each training is scored with every other T.",
-    "The network is RN, as in the paper, unless `--set model.name` says otherwise: C4L, which is "
-    "much less work, with the paper's step size for it, `--set inner.lr=0.01`.",
-)
-QUICK = (
-    "This is the quick scale: a narrow network on Omniglot and a training of seconds, of the same "
-    "length for each T. The paper stops each where its validation is best; here those that need "
-    "fewer hyper-iterations are further after the same number.",
-)
 
 
 def _maximum(parts: Sequence[Part]) -> str:
@@ -233,12 +223,7 @@ def _colours(parts: Sequence[Part]) -> list[str]:
 ITEM = Item(
     name="figure6",
     title="Meta-validation of T",
-    paper=(
-        "Accuracy on the validation classes of mini-ImageNet against T, the number of inner steps, "
-        "with RN (Figure 6). Early stopping halted the training after 42,000, 40,000, 22,000 and "
-        "15,000 hyper-iterations for T = 3, 5, 8 and 12: with more inner steps, fewer "
-        "hyper-iterations are needed."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 1, Scale.FULL: 1},
     run=run,
     data=(MINI, OMNIGLOT),

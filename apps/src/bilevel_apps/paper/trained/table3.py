@@ -11,9 +11,11 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.report import RAW_PIXELS
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
 from bilevel_apps.paper.trained.cells import Cell, evaluation, held_out, score_cells, unseen
 from bilevel_apps.paper.trained.report import Named, report_cells
-from bilevel_apps.paper.trained.systems import SYSTEMS
+from bilevel_apps.paper.trained.systems import SYSTEMS, interval
 from bilevel_apps.system.terminal import say
 from bilevel_meta.methods.hyper_representation import InnerLoop
 
@@ -42,34 +44,21 @@ class Task:
     best: float
 
 
-def _tasks() -> dict[str, Task]:
-    omniglot = {
-        (5, 1): (98.6, 99.1),
-        (5, 5): (99.5, 99.9),
-        (20, 1): (95.5, 97.6),
-        (20, 5): (98.4, 99.4),
-    }
-    tasks = {
-        f"omniglot-{way}way-{shot}shot": Task(
-            data="omniglot", way=way, shot=shot, paper=(found, None), best=best
-        )
-        for (way, shot), (found, best) in omniglot.items()
-    }
-    mini = {
-        ("c4l", 1): ((47.51, None), 55.71),
-        ("c4l", 5): ((61.9, None), 68.88),
-        ("rn", 1): ((50.54, 0.85), 55.71),
-        ("rn", 5): ((64.53, 0.68), 68.88),
-    }
-    return tasks | {
-        f"mini-imagenet-{network}-5way-{shot}shot": Task(
-            data="mini-imagenet", way=5, shot=shot, paper=paper, best=best
-        )
-        for (network, shot), (paper, best) in mini.items()
-    }
+def _task(name: str, row: Sequence[float]) -> Task:
+    network, way, shot = name.rsplit("-", 2)
+    data = network.removesuffix("-c4l").removesuffix("-rn")
+    return Task(
+        data=data,
+        way=int(way.removesuffix("way")),
+        shot=int(shot.removesuffix("shot")),
+        paper=interval(row),
+        best=published("table3", "highest")[f"{data}-{way}-{shot}"],
+    )
 
 
-TASKS = _tasks()
+TASKS = {
+    name: _task(name, row) for name, row in published("table3", "hyper-representation").items()
+}
 DATA = {task.data for task in TASKS.values()}
 PAPER = "paper/"
 """A cell with this before its name has the paper's own settings; without, ours."""
@@ -79,6 +68,10 @@ LONG = "omniglot-20way-1shot-long"
 
 FIVE_SHOT = InnerLoop(steps=20, lr=0.0097)
 """T and η of 5-shot heads with it, chosen on the validation classes."""
+
+TEXT = prose(__file__, long=LONG, steps=FIVE_SHOT.steps, lr=FIVE_SHOT.lr)
+
+NOTES = tuple(f"{each.title}: {each.note}." for each in SYSTEMS.values() if each.note)
 
 MADE_BY = ("model.name", "method", "model.norm", "model.unit_length")
 """The settings that make a cell, which its runs have in common."""
@@ -143,33 +136,9 @@ def run(work: Work) -> Report:
             "scored on": f"{EPISODES[work.full]} episodes of {' and '.join(split)}, 15 query "
             "images a class, none of them a support image; the checkpoint that validated best",
         },
-        differs=DIFFERS,
-        quick=QUICK,
+        differs=(*TEXT.differs, *NOTES),
+        quick=TEXT.quick,
     )
-
-
-DIFFERS = (
-    "Each accuracy is with the normalisation in its column. `episode`, that of the paper's code, "
-    "normalises all query images of an episode together, so that each is classified with the help "
-    "of the others; the other modes classify each image as if it were alone.",
-    "Support and query images are never the same. In the released code they can be: by chance 5 % "
-    "of the query images in 1-shot episodes of Omniglot, and 25 % in 5-shot ones.",
-    "On Omniglot the paper's code counts rotated copies of a character as classes in the test, "
-    "and so does the column `accuracy`; `upright` does not.",
-    "Cells without `paper/` are trained by a recipe of our own: features of unit length, learned "
-    "step size and scale, more classes an episode, weight decay. At full scale the four of "
-    f"Omniglot are one training, `{LONG}`, and 5-shot heads take T = {FIVE_SHOT.steps} and η = "
-    f"{FIVE_SHOT.lr}, which were chosen on the validation classes.",
-    "The other systems are trained by this project's presets `paper/SYSTEM-DATA`, which say what "
-    "differs from each paper's recipe, most of all the networks and the lengths.",
-    *(f"{system.title}: {system.note}." for system in SYSTEMS.values() if system.note),
-    "The test classes of mini-ImageNet were not at hand where the split is `val`: these are the "
-    "classes that the checkpoint was chosen on, in other episodes.",
-)
-QUICK = (
-    "This is the quick scale: narrow networks and a training of seconds. It shows the order of the "
-    "cells, and not the accuracy that the presets come to.",
-)
 
 
 def _cells(work: Work) -> list[Cell]:
@@ -259,8 +228,7 @@ def _published(name: str) -> tuple[float | None, float | None]:
     method, task = system_of(name), task_of(name)
     if method not in SYSTEMS:
         return task.paper
-    published = SYSTEMS[method].published
-    return published.get(f"{task.data}-{task.way}way-{task.shot}shot", (None, None))
+    return SYSTEMS[method].figures.get(f"{task.data}-{task.way}way-{task.shot}shot", (None, None))
 
 
 def _row(name: str, part: Part) -> Row:
@@ -439,12 +407,7 @@ def _draw(parts: Named) -> Figure:
 ITEM = Item(
     name="table3",
     title="Few-shot accuracy of the hyper-representation and nine other systems",
-    paper=(
-        "Hyper-representation, accuracy in %: Omniglot 5-way 1-shot 98.6, 5-shot 99.5, 20-way "
-        "1-shot 95.5, 5-shot 98.4; mini-ImageNet 5-way 1-shot 50.54 ± 0.85, 5-shot 64.53 ± 0.68 "
-        "with RN (Table 3), 47.51 and about 61.9 with C4L (Table 4 and section 5.2). The highest "
-        "figures of the table: 99.1, 99.9, 97.6, 99.4, 55.71 and 68.88."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 1, Scale.FULL: 1},
     run=run,
     data=("omniglot", "mini-imagenet"),

@@ -11,6 +11,8 @@ from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
 from bilevel_apps.paper.trained.cells import (
     Cell,
     data_name,
@@ -37,15 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM"]
 
+TEXT = prose(__file__)
+
 OURS, MULTICLASS, CLASSIC = "hyper-representation", "multiclass", "classic-train"
-PAPER = {
-    MULTICLASS: 43.02,
-    "bilevel-train": 29.63,
-    "approx": 41.12,
-    "approx-train": 38.80,
-    CLASSIC: 40.46,
-    OURS: 47.51,
-}
+PAPER = published("table4", "accuracy")
 """Accuracy in %, by the configuration's `method`."""
 
 PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-c4l-5way-1shot"}
@@ -89,39 +86,9 @@ def run(work: Work) -> Report:
             "scored on": f"{EPISODES} episodes of {split}, upright and rotated classes where "
             "copies are classes; the checkpoint that validated best",
         },
-        differs=DIFFERS,
-        quick=QUICK,
+        differs=TEXT.differs,
+        quick=TEXT.quick,
     )
-
-
-DIFFERS = (
-    "All rows have the same budget of compute, and the same number of outer steps. "
-    "A hyper-iteration of Classic-train passes its mini-batch T times through the backbone and "
-    "takes T outer steps, and it gets 1/T of the hyper-iterations. The network of Multiclass has "
-    "twice the filters, about four times the work an image, and it gets a quarter of the images. "
-    "The paper gives no lengths.",
-    "Where `train.minutes` ends the runs, the rows have the same time, and not the same number of "
-    "images.",
-    "The paper's accuracies are on the test classes of mini-ImageNet. The split that ours are on "
-    "is in the table; on `val` the checkpoint was chosen on other episodes of the same classes.",
-    "Normalisation is `episode`, as in the paper's code: transductive. Where a row has one set an "
-    "episode, that set is normalised as a whole in training, and support and query images apart "
-    "in the test.",
-)
-QUICK = (
-    "This is the quick scale: Omniglot in the place of mini-ImageNet, with the inner step size, T, "
-    "and episodes a meta-batch of section 5.3, a quarter of the filters, a larger outer learning "
-    "rate, and a training of seconds.",
-    "The order is that of an early moment. On Omniglot, with thousands of training classes, a "
-    "longer training with this inner step size let Bilevel-train overtake the hyper-representation "
-    "(after 300 hyper-iterations), and with an inner step size ten times as large or larger this "
-    "order was not seen: the first-order rows and those without the split were as good or better. "
-    "What the paper says is of 64 classes, which can be learned by heart, and of trainings to the "
-    "end.",
-    "Multiclass has thousands of classes to tell apart here. After so short a training its outputs "
-    "put nearly all query images into one class, whatever the inner step size: nothing is claimed "
-    "of it at this scale.",
-)
 
 
 def _cell(work: Work, store: Path, preset: str, name: str) -> Cell:
@@ -319,12 +286,7 @@ COLOURS = dict(zip(PAPER, CLASS_COLOURS, strict=False))
 ITEM = Item(
     name="table4",
     title="The hyper-representation beside its variants",
-    paper=(
-        "mini-ImageNet, 5-way 1-shot, C4L, T = 5, accuracy on the test classes in %: Multiclass "
-        "(64 filters) 43.02, Bilevel-train 29.63, Approx 41.12, Approx-train 38.80, Classic-train "
-        "40.46, hyper-representation 47.51 (Table 4). Both the split of an episode into training "
-        "and validation and the full hypergradient matter (section 5.3)."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 1, Scale.FULL: 1},
     run=run,
     data=(MINI, OMNIGLOT),

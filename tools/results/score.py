@@ -10,16 +10,16 @@ from bilevel_apps.config import TrackingSection
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.evaluate.report import EvaluationReport
+from bilevel_apps.paper.published import published_accuracy
 from bilevel_apps.paper.trained.cells import validations
-from bilevel_apps.paper.trained.table3 import TASKS
-from bilevel_apps.publish import command_of
-from bilevel_apps.results.records import FORMAT, ScoreRecord, Upright
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.system.machine import machine_name, versions
+from tools.publish.weights import command_of
+from tools.results.records import FORMAT, ScoreRecord, Upright
 
 __all__ = ["score_record"]
 
@@ -66,7 +66,7 @@ def score_record(
         transductive=report.norm == "episode",
         steps=report.inner.steps,
         lr=report.inner.lr,
-        paper=_paper(data, run.config.model.name, report.way, report.shot),
+        paper=published_accuracy(data, run.config.model.name, report.way, report.shot),
         train=command_of(run.config.model_copy(update=neutral), data),
         evaluate=_evaluation(data, request, report),
         training_seed=run.config.seed,
@@ -78,15 +78,6 @@ def score_record(
         checkpoint_sha256=run.sha256,
         split_sha256=report.split_sha256,
     )
-
-
-def _paper(data: str, network: str, way: int, shot: int) -> float | None:
-    """Return the paper's figure for the task with the network, if it has one."""
-    for name, task in TASKS.items():
-        same = (task.data, task.way, task.shot) == (data, way, shot)
-        if same and (data != "mini-imagenet" or f"-{network}-" in name):
-            return task.paper[0]
-    return None
 
 
 def _evaluation(data: str, request: EvaluationRequest, report: EvaluationReport) -> str:
