@@ -91,7 +91,7 @@ def test_a_tag_can_be_evaluated_and_drawn(publish, trained, store, tmp_path, mon
     for key in ("score", "split_sha256", "checkpoint_step"):
         assert getattr(now, key) == getattr(before, key)
     assert now.inner.steps == before.inner.steps
-    assert now["checkpoint"] == "pretrained:tiny"
+    assert now.checkpoint == "pretrained:tiny"
     request = EmbedRequest(data=store, classes=3, pairs=2, images=60, dpi=50)
     a, b = (embed_run(run, tmp_path / str(k), request) for k, run in enumerate((trained, TAG)))
     assert a.figures == b.figures
