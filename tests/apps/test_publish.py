@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools.publish import weights as publishing
 from tools.publish.weights import PublishRequest, command_of, publish_run
 
-from bilevel_apps import publish as publishing
 from bilevel_apps.compare.paired import EpisodeChoice, paired_scores
 from bilevel_apps.compare.select import choose_runs
 from bilevel_apps.config import load_preset, parse_config, with_settings
@@ -268,7 +268,9 @@ def test_damaged_weights_cost_one_line(publish, trained, tmp_path):
 
 
 def test_the_commands(trained, tmp_path, monkeypatch, capsys, own):
-    from bilevel_apps.cli import predict, publish
+    from tools.publish import __main__ as publish
+
+    from bilevel_apps.cli import predict
 
     def run(main, *words):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])

@@ -12,7 +12,7 @@ from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Ending
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.stopping import Stopwatch, finished, stale
+from bilevel_apps.training.stopping import Stopwatch, finished, out_of_patience
 
 
 def test_a_stopwatch_counts_on():
@@ -41,7 +41,7 @@ def test_what_is_used_up(minutes, step, seconds, ending):
     [(None, 10_000, None), (3, 250, None), (3, 749, None), (3, 1000, Ending.PATIENCE)],
 )
 def test_patience_counts_validations(patience, step, ending):
-    assert stale(TrainSection(patience=patience, validate_every=250), step, 250) is ending
+    assert out_of_patience(TrainSection(patience=patience, validate_every=250), step, 250) is ending
 
 
 def last(folder):

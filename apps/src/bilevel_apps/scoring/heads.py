@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bilevel_apps.scoring.calibration import Calibration
 from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
-from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
+from bilevel_apps.scoring.score import episodes_at_once, until_signal
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
 from bilevel_meta.classifier import evaluating
@@ -78,7 +78,7 @@ def head_scores(
         device: where to compute.
         table: the features of the episodes' images; None encodes each batch of episodes, once.
         progress: called with the number done after each batch.
-        signals: as of `unless_stopped`.
+        signals: as of `until_signal`.
 
     Raises:
         Interrupted: there is a signal.
@@ -93,7 +93,7 @@ def head_scores(
         _without_features(learner, sampler, scores, episodes, device, progress, signals)
         return scores
     batches = encoded_episodes(learner, sampler, episodes, device, table)
-    for batch in unless_stopped(batches, signals):
+    for batch in until_signal(batches, signals):
         done = batch.first + len(batch.support)
         for loop in list(scores.accuracies):
             try:
@@ -119,7 +119,7 @@ def _without_features(
     signals: Sequence[int],
 ) -> None:
     """Write the scores of a learner that moves its whole network, or why there are none."""
-    for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
+    for first, count in until_signal(_parts(episodes, episodes_at_once(sampler)), signals):
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         try:
             with evaluating(learner):

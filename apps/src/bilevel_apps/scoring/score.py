@@ -27,7 +27,7 @@ __all__ = [
     "nearest_pixel",
     "score",
     "score_episodes",
-    "unless_stopped",
+    "until_signal",
 ]
 
 BATCH_PIXELS = 250_000  # of images encoded at once, 320 of Omniglot: their activations fit a cache
@@ -120,7 +120,7 @@ def episode_accuracies(
         device: where to put the images.
         progress: called with the number done after each batch.
         processes: take turns at the batches; the result is that of one process.
-        signals: as of `unless_stopped`.
+        signals: as of `until_signal`.
 
     Raises:
         Interrupted: a process has received a signal.
@@ -129,7 +129,7 @@ def episode_accuracies(
     size = episodes_at_once(sampler)
     results = torch.zeros(episodes, dtype=torch.float64)
     firsts = range(size * processes.rank, episodes, size * processes.size)
-    for first in unless_stopped(firsts, signals, processes):
+    for first in until_signal(firsts, signals, processes):
         count = min(size, episodes - first)
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         results[first : first + count] = classify(batch)
@@ -138,7 +138,7 @@ def episode_accuracies(
     return results.numpy()
 
 
-def unless_stopped(
+def until_signal(
     parts: Iterable[T], signals: Sequence[int], processes: Processes = ALONE
 ) -> Iterator[T]:
     """Yield parts of a work until a signal comes; a collective, after the last of them.

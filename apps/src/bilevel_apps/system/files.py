@@ -11,7 +11,7 @@ from typing import Any
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
-from bilevel_data.files.atomic import publish, temporary
+from bilevel_data.files.atomic import commit, temporary
 from bilevel_data.files.limits import MAX_RECORD_BYTES
 from bilevel_data.files.regular_file import read_plain
 
@@ -91,7 +91,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with temporary(path) as scratch:
             write(scratch)
-            publish(scratch, path)
+            commit(scratch, path)
     except (OSError, DataError) as error:
         raise RunError(f"{path}: cannot write ({error})") from error
 
@@ -108,4 +108,4 @@ def _write_all(files: list[tuple[Path, bytes]]) -> None:
     with temporary(path) as scratch:
         scratch.write_bytes(content)
         _write_all(others)
-        publish(scratch, path)
+        commit(scratch, path)

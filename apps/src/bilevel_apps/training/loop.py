@@ -31,7 +31,7 @@ from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.messages import diverged, not_finite, say_beginning, say_ending
 from bilevel_apps.training.optimizer import clipped_norm, learning_rate
 from bilevel_apps.training.state import Training, prepare, resolve, resumable
-from bilevel_apps.training.stopping import finished, stale
+from bilevel_apps.training.stopping import finished, out_of_patience
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
@@ -186,7 +186,7 @@ def _settle(training: Training, tracker: Tracker, *, due: bool) -> Score | None:
             tracker.flush()
             _save(training, training.folder.last, validated=False)
             raise
-        training.ended = training.ended or stale(config, step, training.best_step)
+        training.ended = training.ended or out_of_patience(config, step, training.best_step)
     if training.ended or training.stop or step % config.checkpoint_every == 0:
         tracker.flush()  # what a kill would lose is not made again after this checkpoint
         _save(training, training.folder.last)

@@ -39,7 +39,7 @@ from bilevel_apps.training.optimizer import (
     optimizer_tensors,
     weight_average,
 )
-from bilevel_apps.training.stopping import Stopwatch, finished, stale
+from bilevel_apps.training.stopping import Stopwatch, finished, out_of_patience
 from bilevel_data import EpisodeSampler, Preprocessing, Store, VariedSampler
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
@@ -150,7 +150,7 @@ class Training:
         self.step, self.ended = record.step, record.ended
         if self.ended in (Ending.MINUTES, Ending.STEPS):  # there may be more of them now
             used_up = finished(train, record.step, record.seconds or 0.0)
-            self.ended = used_up or stale(train, record.step, record.best_step)
+            self.ended = used_up or out_of_patience(train, record.step, record.best_step)
         self.best_accuracy, self.best_ci95 = record.best_accuracy, record.best_ci95
         self.best_step = record.best_step
         self.clock.before = record.seconds or 0.0
