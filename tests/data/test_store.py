@@ -146,10 +146,10 @@ def test_a_failure_after_the_rename_leaves_the_new_pair(
 ):
     path = tmp_path / "s.h5"
     write_store(path, source())
-    publish = writer_module.publish
+    commit = writer_module.commit
 
     def broken(scratch, target):
-        publish(scratch, target)
+        commit(scratch, target)
         if target == path:
             raise OSError(errno.EIO, "Input/output error")
 
