@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.system.files import disk_failed, read_json, write_text
+from bilevel_apps.system.files import disk_failed, is_file, is_there, read_json, write_text
 from bilevel_apps.system.moved import moved
 
 __all__ = ["RunFolder", "moved_data"]
@@ -55,10 +55,7 @@ class RunFolder:
 
     def began(self) -> bool:
         """Say whether the folder holds a run."""
-        try:
-            return self.config.exists()
-        except OSError:  # such as a name that is too long: `exclusive` says so
-            return False
+        return is_there(self.config)
 
     def trained(self) -> bool:
         """Say whether the folder holds a checkpoint, so that beginning anew would lose work."""
@@ -189,16 +186,9 @@ def moved_data(
     if recorded is None:
         return None
     path = Path(recorded)
-    if _is_file(path):
+    if is_file(path):
         return path
-    return moved(path, near.resolve(), lambda other: _is_file(other) and fits(other))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
+    return moved(path, near.resolve(), lambda other: is_file(other) and fits(other))
 
 
 def _yaml(value: object) -> str:

@@ -18,11 +18,26 @@ from bilevel_data.files.regular_file import read_plain
 __all__ = [
     "check_writable",
     "disk_failed",
+    "is_file",
+    "is_there",
     "read_json",
     "write_files",
     "write_text",
     "write_whole",
 ]
+
+
+def is_there(path: Path) -> bool:
+    """Say whether there is something of a name; of one that is too long, say, there is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # whoever writes there says what is wrong with it
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a file of a name, as `is_there` does."""
+    return is_there(path) and path.is_file()
 
 
 def check_writable(folder: Path) -> None:
