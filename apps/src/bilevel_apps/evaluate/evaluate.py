@@ -17,6 +17,7 @@ from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of
 from bilevel_apps.evaluate.curve_picture import draw_curve, picture_path
 from bilevel_apps.evaluate.report import (
     CLASS_MEANS,
+    NEAREST,
     RAW_PIXELS,
     REGRESSION,
     UNTRAINED,
@@ -87,12 +88,13 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
+    store = run.store(request.data)
+    run = run.for_store(store)
     if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
         raise InputError(
             f"`steps`, `lr`: {run.config.method} has no head whose T and η could be others: leave "
             "them out, or train with other options"
         )
-    store = run.store(request.data)
     for option, asked in (("`choose`", request.choose), ("`track`", request.track)):
         if asked:
             _check_images(option, request.split, run, store)
@@ -214,6 +216,7 @@ def _scored(
         checkpoint_step=run.step,
         checkpoint_sha256=run.sha256,
         trained_inner=run.trained_inner,
+        features=run.features,
         curve=curve_of(found[0], own) if _several(request) else (),
         upright=_sound("upright", found[1], own) if len(found) > 1 else None,
         baselines=_baselines(own, sampler, store, run, request) if request.baselines else None,
@@ -307,8 +310,11 @@ def _baselines(
     first episodes alone. The untrained network has the T and the normalisation that are asked for,
     and what else a training begins with.
     """
-    pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
-    scores = {RAW_PIXELS: pixels, **_by_features(sampler, run, request)}
+    nearest = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
+    by_features = _by_features(sampler, run, request)
+    if run.features is not None:  # there is no network to be untrained
+        return {NEAREST: nearest, **by_features}
+    scores = {RAW_PIXELS: nearest, **by_features}
     fresh = make_learner(run.config, run.image_shape, run.device)
     untrained = fresh.varied(normalization=run.learner.normalization)
     try:

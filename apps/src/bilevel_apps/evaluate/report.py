@@ -12,6 +12,7 @@ from bilevel_meta.methods.hyper_representation import InnerLoop
 
 __all__ = [
     "CLASS_MEANS",
+    "NEAREST",
     "RAW_PIXELS",
     "REGRESSION",
     "UNTRAINED",
@@ -21,6 +22,7 @@ __all__ = [
 
 # The baselines.
 RAW_PIXELS = "raw-pixel nearest neighbour"
+NEAREST = "nearest neighbour"  # of features, where a store has no pixels
 CLASS_MEANS = "nearest class mean"
 REGRESSION = "logistic regression"
 UNTRAINED = "untrained network"
@@ -77,6 +79,7 @@ class EvaluationReport:
         seed: which episodes.
         rotations: rotated copies counted as classes.
         checkpoint, checkpoint_step, checkpoint_sha256: the weights.
+        features: what made the features that a store has in the place of images.
         curve: the score at each of several T and η that were asked for.
         upright: the score on classes that are not rotated, where others count too.
         baselines: on the same episodes, by name; None where nobody asked.
@@ -104,6 +107,7 @@ class EvaluationReport:
     checkpoint_step: int
     checkpoint_sha256: str
     trained_inner: InnerLoop
+    features: str | None = None
     curve: tuple[CurvePoint, ...] = ()
     upright: Score | None = None
     baselines: Mapping[str, Score] | None = None
@@ -127,6 +131,8 @@ class EvaluationReport:
             "trained_steps": self.trained_inner.steps,
             "trained_lr": self.trained_inner.lr,
         }
+        if self.features is not None:
+            found["features"] = self.features
         if self.curve:
             found["curve"] = [point.as_json() for point in self.curve]
         if self.upright is not None:
@@ -177,6 +183,7 @@ def _parsed(found: Mapping[str, Any]) -> EvaluationReport:
         **{key: found.get(key, "") for key in ("trained_norm", "checkpoint")},
         inner=InnerLoop(found["steps"], found["lr"]),
         trained_inner=trained,
+        features=found.get("features"),
         curve=tuple(CurvePoint.of(row, episodes) for row in found.get("curve", ())),
         upright=None if upright is None else _score(upright, episodes),
         baselines=scores,
