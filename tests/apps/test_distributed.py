@@ -38,6 +38,7 @@ from bilevel_apps.training.loop import train
 from bilevel_apps.training.state import prepare
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_data import open_store
+from bilevel_meta import evaluation
 from bilevel_meta.episodes import to_device
 from forked import run_together
 
@@ -199,7 +200,7 @@ def test_shards_are_the_meta_batch_in_order(sampler):
 def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
     """Also where a process has no batch at all."""
     task = make_learner(config(), (16, 16, 1), CPU)
-    monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 16 * 256 * 2)
 
     def work(process):
         return scoring.score_episodes(
@@ -216,7 +217,7 @@ def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
 def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, norm, size):
     """Each image is encoded by one process alone, where its features do not depend on others."""
     task = make_learner(config(model__norm=norm), (16, 16, 1), CPU)
-    monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 16 * 256 * 2)
     monkeypatch.setattr(tables, "BATCH_PIXELS", 256 * 20)
     encoded, whole = [], tables._encoded
 
