@@ -12,7 +12,8 @@ from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import Training, prepare
+from bilevel_apps.training.prepare import prepare
+from bilevel_apps.training.state import Training
 from bilevel_data import EpisodeSampler, open_store
 from bilevel_data.episodes.augmentation import (
     LUMA,

@@ -35,7 +35,7 @@ from bilevel_apps.training.data_parallel import (
 )
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import prepare
+from bilevel_apps.training.prepare import prepare
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_data import open_store
 from bilevel_meta import evaluation

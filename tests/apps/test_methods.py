@@ -36,7 +36,7 @@ from bilevel_apps.training import loop as train_module
 from bilevel_apps.training.data_parallel import shared_gradients
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import prepare, resolve
+from bilevel_apps.training.prepare import prepare, resolve
 from bilevel_core import Direct, DivergenceError, GradientDescent, Problem, Reverse, hypergradient
 from bilevel_data import (
     EpisodeSampler,

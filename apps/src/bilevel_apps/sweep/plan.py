@@ -20,7 +20,7 @@ from bilevel_apps.sweep.samplers import Proposals, proposals
 from bilevel_apps.sweep.table import Child
 from bilevel_apps.system.hardware import choose_device
 from bilevel_apps.system.processes import ALONE
-from bilevel_apps.training.state import prepare, resolve
+from bilevel_apps.training.prepare import prepare, resolve
 from bilevel_data import Store
 
 __all__ = ["Plan", "check_plan", "child_config", "continued"]

@@ -30,7 +30,8 @@ from bilevel_apps.training.data_parallel import check_shareable, shared_gradient
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.messages import diverged, not_finite, say_beginning, say_ending
 from bilevel_apps.training.optimizer import clipped_norm, learning_rate
-from bilevel_apps.training.state import Training, prepare, resolve, resumable
+from bilevel_apps.training.prepare import prepare, resolve, resumable
+from bilevel_apps.training.state import Training
 from bilevel_apps.training.stopping import finished, out_of_patience
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
