@@ -35,9 +35,11 @@ def work(rank, folder):
     part = list(meta_toys.episodes(4).parts(2))[rank]
     found = {}
     for name in NAMES:
-        own = learner(name)
-        DistributedDataParallel(own)(part).backward()
-        found[name] = gradients(own)
+        shared = DistributedDataParallel(
+            learner(name)
+        )  # it has to live until the gradient is there
+        shared(part).backward()
+        found[name] = gradients(shared.module)
     if rank == 0:
         torch.save(found, f"{folder}/gradients")
     distributed.destroy_process_group()
