@@ -35,9 +35,8 @@ def work(rank, folder):
     part = list(meta_toys.episodes(4).parts(2))[rank]
     found = {}
     for name in NAMES:
-        shared = DistributedDataParallel(
-            learner(name)
-        )  # it has to live until the gradient is there
+        # The wrapper has to live until the gradient is there.
+        shared = DistributedDataParallel(learner(name))
         shared(part).backward()
         found[name] = gradients(shared.module)
     if rank == 0:
