@@ -239,6 +239,6 @@ def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):
     train(config(train__steps=2), tmp_path / "b", resume=False)
     assert all(isinstance(sampler, EpisodeSampler) for sampler in used)
     with_, without = made
-    assert isinstance(with_.whole, Augmented)
-    assert with_.whole.changes == {"flip"}
-    assert isinstance(without.whole, EpisodeSampler)
+    assert isinstance(with_, Augmented)
+    assert with_.changes == {"flip"}
+    assert isinstance(without, EpisodeSampler)

@@ -159,7 +159,7 @@ def test_not_ours(tmp_path):
 def test_a_record_that_is_not_json(tmp_path, record):
     """With a digest that is right, as whoever makes a file can make it."""
     path, tensors = tmp_path / "other.safetensors", {"w": torch.ones(2)}
-    header = {"format": FORMAT, "record": record, "sha256": module._digest(tensors, record)}
+    header = {"format": FORMAT, "record": record, "sha256": module.tensors_sha256(tensors, record)}
     safetensors.torch.save_file(tensors, path, {"bilevel": json.dumps(header)})
     with pytest.raises(InputError, match="its record is not JSON: restore a copy"):
         load_checkpoint(path)
