@@ -43,7 +43,8 @@ def test_gaussian_classes_get_their_own_numbers():
     learner = HyperRepresentation(Flat(), steps=5, unit_length=False)
     solver = estimated_solver(learner, sampler(0), sampler(1))
     assert solver.running_mean.numpy() == pytest.approx(np.full(16, 128 / 255), abs=0.1)
-    r, beta = (math.exp(float(each.detach())) for each in (solver.log_shrinkage, solver.log_temperature))
+    numbers = solver.log_shrinkage, solver.log_temperature
+    r, beta = (math.exp(float(each.detach())) for each in numbers)
     assert 0.5 < r / (WITHIN / BETWEEN) ** 2 < 2
     assert 0.5 < beta / (255 / WITHIN) ** 2 < 2
     assert learner.solver is None
