@@ -64,6 +64,7 @@ def publish_run(folder: Path, out: Path, request: PublishRequest) -> list[Path]:
         if (out / name).exists():
             raise InputError(f"{out / name}: exists already: choose another --tag, or remove it")
     run = load_run(folder, "cpu")
+    run.require_pictures("publishing")
     content = _weights(run)
     card = _card(run, content, request)
     return write_files(out, dict(zip(names, (content, card.to_json().encode()), strict=True)))

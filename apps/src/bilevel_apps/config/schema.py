@@ -121,7 +121,8 @@ class ModelSection(Section):
 
     name: str = Field(
         default="omniglot-net",
-        description="omniglot-net, c4l, rn, resnet12, torchvision:NAME or timm:NAME",
+        description="omniglot-net, c4l, rn, resnet12, torchvision:NAME, timm:NAME, or features: "
+        "those of a store of bilevel-data features",
     )
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
         default="ghost", description="whose statistics normalise: episode, batch, ghost or support"

@@ -84,14 +84,15 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
+    if None in request.steps:
+        know_optimum(run, request.data)
+    store = run.store(request.data)
+    run = run.for_store(store)
     if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
         raise InputError(
             f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
             "them out, or train with other options"
         )
-    store = run.store(request.data)
-    if None in request.steps:
-        know_optimum(run, request.data)
     for option, asked in (("--choose", request.choose), ("--track", request.track)):
         if asked:
             _check_images(option, request.split, run, store)
@@ -219,6 +220,8 @@ def _scored(
         "trained_steps": run.trained_inner.steps,
         "trained_lr": run.trained_inner.lr,
     }
+    if run.features is not None:
+        report["features"] = run.features
     if _several(request):
         report["curve"] = curve_of(found[0], own, *found[1:])
     if len(found) > 1:
@@ -317,8 +320,11 @@ def _baselines(
     first episodes alone. The untrained network has the T and the normalisation that are asked for,
     and what else a training begins with.
     """
-    pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
-    scores = {"raw-pixel nearest neighbour": _entry(pixels), **_by_features(sampler, run, request)}
+    nearest = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
+    by_features = _by_features(sampler, run, request)
+    if run.features is not None:  # there is no network to be untrained
+        return {"nearest neighbour": _entry(nearest), **by_features}
+    scores = {"raw-pixel nearest neighbour": _entry(nearest), **by_features}
     fresh = make_learner(run.config, run.image_shape, run.device)
     untrained = fresh.varied(normalization=run.learner.normalization)
     try:

@@ -87,6 +87,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         shifts = _steps(self.shifts, "shifts") or 0
         with own_threads():
             trained = load_trained(Path(self.run), self.device).over_shifts(shifts)
+            trained.require_pictures("FewShotClassifier")
             learner = with_head(trained, steps=steps, step_size=step_size)
         self.image_shape_ = trained.image_shape
         rows, y = validate_data(self, self._flat(X), y)

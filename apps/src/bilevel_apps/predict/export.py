@@ -165,6 +165,7 @@ def export_run(trained: Path, out: Path, *, way: int | None = None) -> Exported:
     """
     _check_out(out)
     run = load_trained(trained, "cpu")
+    run.require_pictures("bilevel-export")
     way = way or run.config.episode.way
     learner = representation_learner(run.representation)
     program = _traced(FewShotProgram(learner, way), run.image_shape)

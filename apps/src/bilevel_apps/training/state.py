@@ -16,6 +16,7 @@ from bilevel_apps.config import Config
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import (
+    check_features,
     check_size,
     episode_sampler,
     make_learner,
@@ -66,6 +67,7 @@ class Training:
     val_episodes: EpisodeSampler
     device: torch.device
     preprocessing: Preprocessing
+    features: str | None
     environment: Environment
     step: int = 0
     best_accuracy: float = -1.0
@@ -115,6 +117,7 @@ class Training:
             config=self.config,
             image_shape=(height, width, channels),
             preprocessing=self.preprocessing.as_dict(),
+            features=self.features,
             environment=self.environment,
         )
         return Checkpoint(
@@ -194,11 +197,12 @@ def prepare(
     )
     image_shape = train_episodes.split.images.shape[1:]
     learner = make_learner(config, image_shape, device)
+    check_features(config, store, learner)
     if training.small is not None:
         check_size(config, image_shape, training.small)
     if config.model.weights is not None and not folder.last.exists():
         load_backbone(cast("torch.nn.Module", learner.backbone), config.model.weights)
-    average = training.average
+    average, features = training.average, store.manifest.features
     return Training(
         config=config,
         folder=folder,
@@ -209,6 +213,7 @@ def prepare(
         val_episodes=val_episodes,
         device=device,
         preprocessing=store.manifest.preprocessing,
+        features=None if features is None else features.weights_sha256,
         environment=Environment(
             threads=torch.get_num_threads(),
             processes=processes.size,
