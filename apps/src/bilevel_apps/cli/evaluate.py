@@ -25,11 +25,12 @@ from bilevel_apps.cli.common import (
     Way,
     make_app,
     run_app,
+    steps_of,
 )
 from bilevel_apps.errors import InputError
 
 if TYPE_CHECKING:
-    from bilevel_apps.evaluate.report import EvaluationReport
+    from bilevel_apps.evaluate.report import CurvePoint, EvaluationReport
     from bilevel_apps.scoring.score import Score
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
@@ -43,14 +44,15 @@ Where rotated copies count as classes, the accuracy on upright classes alone is 
 
 With several T or η, such as --steps 1,3,5,8,12,20, it prints and draws the accuracy at each, on the
 same episodes, and its difference to the run's own. --choose makes the best one the run's own, for
-later commands: DIR/chosen.json says so, and deleting that file undoes it.
+later commands: DIR/chosen.json says so, and deleting that file undoes it. The optimum of a run that
+was trained with T steps takes numbers that are estimated on its training and validation classes.
 
 A step size that was learned for one image a class is too large for several: there a smaller one
 with more steps is more accurate.
 
 Example:
 
-  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20 --choose
+  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20,optimum --choose
 
   bilevel-eval runs/omniglot --split test --episodes 600
 
@@ -83,7 +85,10 @@ def evaluate(
     shifts: Shifts = 0,
     steps: Annotated[
         str | None,
-        typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
+        typer.Option(
+            metavar="T[,T…]|optimum",
+            help="Inner steps, or the optimum; several give the accuracy at each.",
+        ),
     ] = None,
     lr: Annotated[
         str | None,
@@ -123,7 +128,7 @@ def evaluate(
         overlap=overlap,
         norm=norm,
         shifts=shifts,
-        steps=() if steps is None else _numbers(steps),
+        steps=() if steps is None else steps_of(steps),
         lr=() if lr is None else _sizes(lr),
         choose=choose,
         plot=plot,
@@ -137,16 +142,6 @@ def evaluate(
         print(json.dumps(report.as_json()))
     else:
         _print(report)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the T of `--steps`, each once, in order."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and len(word) < 10 for word in words):
-        raise InputError(
-            f"--steps {text}: expected whole numbers ≥ 0 with commas between, such as 1,3,5,8"
-        )
-    return tuple(sorted({int(word) for word in words}))
 
 
 def _sizes(text: str) -> tuple[float, ...]:
@@ -164,7 +159,9 @@ def _sizes(text: str) -> tuple[float, ...]:
 
 def _print(report: EvaluationReport) -> None:
     own, trained = report.inner, report.trained_inner
-    other_head = "heads at their optimum" if trained.steps is None else trained.steps
+    other_head: object = "heads at their optimum"
+    if trained.steps is not None:
+        other_head = f"T = {trained.steps}" if own.steps is None else trained.steps
     note = "" if own.steps == trained.steps else f" (trained with {other_head})"
     note += "" if own.lr == trained.lr else f", η = {own.lr:.3g} ({trained.lr:.3g} after training)"
     other = "" if report.norm == report.trained_norm else f" (trained with {report.trained_norm})"
@@ -205,7 +202,9 @@ def _print_curve(report: EvaluationReport) -> None:
     name = "the optimum" if own.steps is None else f"T = {own.steps}"
     name += f", η = {own.lr:.3g}" if several else ""
     head = f"{'η':>8}  " if several else ""
-    print(f"\n  {head}{'T':>5}  {'accuracy':>16}  {f'difference to {name}':>22}")
+    upright = report.upright is not None
+    alone = f"  {'upright alone':>16}" if upright else ""
+    print(f"\n  {head}{'T':>5}  {'accuracy':>16}{alone}  {f'difference to {name}':>22}")
     for point in report.curve:
         steps, lr = point.inner
         at = (f"{lr:8.3g}  " if several else "") + f"{'∞' if steps is None else steps:>5}"
@@ -214,7 +213,12 @@ def _print_curve(report: EvaluationReport) -> None:
             continue
         paired = "" if point.inner == own else _percent(point.difference, 6, "+")
         mark = "  best" if point is best else ""
-        print(f"  {at}  {_percent(point.score, 6):>16}  {paired:>22}{mark}".rstrip())
+        alone = f"  {_upright(point):>16}" if upright else ""
+        print(f"  {at}  {_percent(point.score, 6):>16}{alone}  {paired:>22}{mark}".rstrip())
+
+
+def _upright(point: CurvePoint) -> str:
+    return "diverges" if point.upright is None else _percent(point.upright, 6)
 
 
 def _percent(found: Score, width: int, sign: str = "") -> str:

@@ -13,7 +13,9 @@ from bilevel_meta.methods.hyper_representation import InnerLoop
 __all__ = ["best_of", "by_steps", "curve_of"]
 
 
-def curve_of(found: HeadScores, own: InnerLoop) -> tuple[CurvePoint, ...]:
+def curve_of(
+    found: HeadScores, own: InnerLoop, upright: HeadScores | None = None
+) -> tuple[CurvePoint, ...]:
     """Return for each η and T the accuracy and its difference to the run's own.
 
     The difference is taken episode by episode, so that what episodes have in common (a hard one is
@@ -22,17 +24,25 @@ def curve_of(found: HeadScores, own: InnerLoop) -> tuple[CurvePoint, ...]:
     Args:
         found: accuracies of the same episodes; those with the run's own T and η among them.
         own: the run's own.
+        upright: accuracies on upright classes alone, where others count too: a row has both.
     """
     loops = sorted({*found.accuracies, *found.diverged}, key=lambda at: (at.lr, *by_steps(at)))
-    return tuple(_point(loop, found, own) for loop in loops)
+    return tuple(_point(loop, found, own, upright) for loop in loops)
 
 
-def _point(loop: InnerLoop, found: HeadScores, own: InnerLoop) -> CurvePoint:
+def _point(
+    loop: InnerLoop, found: HeadScores, own: InnerLoop, upright: HeadScores | None
+) -> CurvePoint:
     if loop in found.diverged:
-        return CurvePoint(inner=loop, score=None, difference=None)
+        return CurvePoint(inner=loop)
     values = found.accuracies[loop]
-    paired = score(values - found.accuracies[own])
-    return CurvePoint(inner=loop, score=score(values), difference=paired)
+    alone = None if upright is None else upright.accuracies.get(loop)
+    return CurvePoint(
+        inner=loop,
+        score=score(values),
+        difference=score(values - found.accuracies[own]),
+        upright=None if alone is None else score(alone),
+    )
 
 
 def by_steps(loop: InnerLoop) -> tuple[float, float]:

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of
@@ -24,8 +26,9 @@ from bilevel_apps.evaluate.report import (
     EvaluationReport,
 )
 from bilevel_apps.runs.build import make_learner
-from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.runs.chosen_inner import ChosenInner, numbers_of, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
+from bilevel_apps.runs.optimum import know_optimum
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.baselines import nearest_means, regressions
 from bilevel_apps.scoring.feature_table import feature_table
@@ -34,6 +37,7 @@ from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score,
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
+from bilevel_meta.adapt import far_from
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
@@ -53,8 +57,9 @@ class EvaluationRequest:
         overlap: query images may be support images too, as in the paper's released loader.
         norm: whose statistics normalise; `episode` gives the transductive figure.
         shifts: average each image's features over shifts by so many pixels; 0: over none.
-        steps: T; none takes the run's own; several give the accuracy at each.
-        lr: η; none takes the run's own; several give the accuracy at each.
+        steps: T, or None for the optimum; () takes the run's own; several give the accuracy at
+            each.
+        lr: η; () takes the run's own; several give the accuracy at each.
         choose: make the best of several T and η the run's own.
         plot: a PNG file for the curve over several T or η; None takes one in the run's folder.
     """
@@ -68,7 +73,7 @@ class EvaluationRequest:
     overlap: bool = False
     norm: str | None = None
     shifts: int = 0
-    steps: tuple[int, ...] = ()
+    steps: tuple[int | None, ...] = ()
     lr: tuple[float, ...] = ()
     choose: bool = False
     plot: Path | None = None
@@ -88,6 +93,8 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
+    if None in request.steps:
+        know_optimum(run, request.data)
     store = run.store(request.data)
     run = run.for_store(store)
     if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
@@ -167,8 +174,9 @@ def _check(folder: Path, request: EvaluationRequest) -> None:
             )
     for option, numbers in (("`steps`", request.steps), ("`lr`", request.lr)):
         if request.track and len(numbers) == 1:
+            number = "optimum" if numbers[0] is None else f"{numbers[0]:g}"
             raise InputError(
-                f"`track` with {option}={numbers[0]:g}: what is kept of a run is with its own T "
+                f"`track` with {option}={number}: what is kept of a run is with its own T "
                 "and η: leave one of them out, or give several, for the curve"
             )
     for name, given in (("`choose`", request.choose), ("`plot`", request.plot is not None)):
@@ -193,8 +201,10 @@ def _scored(
     own = _own(run, request)
     jobs = [(sampler, _loops(own, request))]
     if sampler.rotations and spec.way <= sampler.split.num_classes:
-        jobs.append((replace(sampler, rotations=False), [own]))
+        jobs.append((replace(sampler, rotations=False), jobs[0][1]))
     found = _measured("evaluating", run.learner, jobs, run, request)
+    if line := far_from(_mean(found[0].surprise), str(run.path), run.step):
+        warn(line)
     return EvaluationReport(
         score=_sound("evaluating", found[0], own),
         calibration_error=found[0].calibration[own].error,
@@ -217,7 +227,7 @@ def _scored(
         checkpoint_sha256=run.sha256,
         trained_inner=run.trained_inner,
         features=run.features,
-        curve=curve_of(found[0], own) if _several(request) else (),
+        curve=curve_of(found[0], own, *found[1:]) if _several(request) else (),
         upright=_sound("upright", found[1], own) if len(found) > 1 else None,
         baselines=_baselines(own, sampler, store, run, request) if request.baselines else None,
     )
@@ -230,10 +240,10 @@ def _own(run: TrainedRun, request: EvaluationRequest) -> InnerLoop:
         (steps,) = request.steps
     if len(request.lr) == 1:
         (lr,) = request.lr
-    if request.lr and steps is None and not request.steps:
+    if request.lr and steps is None and set(request.steps) <= {None}:
         raise InputError(
-            "`lr`: the run's heads are solved to their optimum, which takes no steps: give `steps` "
-            "too, or leave it out"
+            "`lr`: heads are solved to their optimum, which takes no steps: give T with "
+            "`steps` too, or leave it out"
         )
     return InnerLoop(steps, lr)
 
@@ -243,7 +253,9 @@ def _loops(own: InnerLoop, request: EvaluationRequest) -> list[InnerLoop]:
     # The own η is the exponential of a float32: nobody writes it to its last digit.
     lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
     asked = itertools.product(request.steps or [own.steps], lrs or [own.lr])
-    return sorted({own, *(InnerLoop(*pair) for pair in asked)}, key=by_steps)
+    # The optimum has no step size: it is one, whatever η others take.
+    loops = (InnerLoop(steps, own.lr if steps is None else lr) for steps, lr in asked)
+    return sorted({own, *loops}, key=by_steps)
 
 
 def _measured(
@@ -319,7 +331,9 @@ def _baselines(
     untrained = fresh.varied(normalization=run.learner.normalization)
     try:
         _calibrate(untrained, store, run)
-        own = InnerLoop(own.steps, inner_of(untrained).lr)
+        unknown = getattr(untrained, "solver", None) is None
+        steps = run.trained_inner.steps if own.steps is None and unknown else own.steps
+        own = InnerLoop(steps, inner_of(untrained).lr)
         (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
         scores[UNTRAINED] = _sound("untrained", found, own)
     except RunError as error:  # the run's own score is worth more than this one
@@ -350,7 +364,13 @@ def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
     for index in range(CALIBRATION_EPISODES):
         batch = untrained.take(sampler.batch(index, 1))
         with torch.no_grad():
-            untrained.encoder(batch.support, batch.query, training=True)
+            support, _ = untrained.encoder(batch.support, batch.query, training=True)
+        if isinstance(untrained, HyperRepresentation) and untrained.solver is not None:
+            untrained.solver.track(support)
+
+
+def _mean(values: NDArray[np.float64] | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
 def _choose(folder: Path, run: TrainedRun, report: EvaluationReport) -> ChosenInner:
@@ -358,6 +378,9 @@ def _choose(folder: Path, run: TrainedRun, report: EvaluationReport) -> ChosenIn
     best = best_of(report.curve, report.inner).inner
     learned = best.lr == run.trained_inner.lr
     chosen = ChosenInner(best.steps, None if learned else best.lr)
+    if best.steps is None:
+        needed = None if run.trained_inner.steps is None else run.representation.solver
+        chosen = ChosenInner(optimum=None if needed is None else numbers_of(needed))
     kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
     basis = report.as_json()
     save_choice(folder, chosen, {key: basis[key] for key in (*kept, "seed", "curve")})

@@ -37,17 +37,20 @@ class CurvePoint:
         inner: T and η.
         score: None where the inner runs diverge.
         difference: to the score at the run's own T and η, taken episode by episode.
+        upright: the score on classes that are not rotated, where others count too.
     """
 
     inner: InnerLoop
-    score: Score | None
-    difference: Score | None
+    score: Score | None = None
+    difference: Score | None = None
+    upright: Score | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the row of a report."""
         score = {"accuracy": None, "ci95": None} if self.score is None else _entry(self.score)
         difference = None if self.difference is None else _entry(self.difference)
-        return {**self.inner._asdict(), **score, "difference": difference}
+        upright = {} if self.upright is None else {"upright": _entry(self.upright)}
+        return {**self.inner._asdict(), **score, "difference": difference, **upright}
 
     @classmethod
     def of(cls, row: Mapping[str, Any], episodes: int) -> CurvePoint:
@@ -57,6 +60,7 @@ class CurvePoint:
             inner=InnerLoop(row["steps"], row["lr"]),
             score=None if diverged else _score(row, episodes),
             difference=None if diverged else _score(row["difference"], episodes),
+            upright=_score(row["upright"], episodes) if "upright" in row else None,
         )
 
 
@@ -140,7 +144,7 @@ class EvaluationReport:
         if self.baselines is not None:
             found["baselines"] = {name: self._baseline(x) for name, x in self.baselines.items()}
         if self.chosen is not None:
-            found["chosen"] = self.chosen._asdict()
+            found["chosen"] = self.chosen.document()
         if self.picture is not None:
             found["picture"] = self.picture
         return found

@@ -13,7 +13,7 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors, store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
-from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
+from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner, solver_of
 from bilevel_apps.runs.folder import RunFolder, moved_data
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
@@ -176,7 +176,7 @@ class TrainedRun:
         """
         if path is not None or self.config.data is None:
             return store_of(path)
-        found = moved_data(self.config.data, self.path.parent, self._is_own)
+        found = moved_data(self.config.data, self.path.parent, self.is_own)
         if found is None:
             raise InputError(
                 f"{self.config.data}: the run's store is no longer there: give it with "
@@ -184,7 +184,7 @@ class TrainedRun:
             )
         return store_of(found)
 
-    def _is_own(self, path: Path) -> bool:
+    def is_own(self, path: Path) -> bool:
         """Say whether a file is a store of the images that the run was trained on."""
         try:
             splits = open_store(path).manifest.splits
@@ -328,6 +328,8 @@ def run_of(
         chosen = AS_TRAINED
     if chosen.steps is not None:
         learner.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.optimum is not None and isinstance(learner, HyperRepresentation):
+        learner.steps, learner.solver = None, solver_of(chosen.optimum).to(where)
     if chosen.lr is not None and isinstance(learner, HyperRepresentation):
         learner.set_lr(chosen.lr)
     return TrainedRun(

@@ -39,11 +39,14 @@ class HeadScores:
         accuracies: of each episode, (episodes,), where the inner runs stayed finite.
         calibration: whether their probabilities are what they say.
         diverged: why there are none, for the others.
+        surprise: how far each episode is from the features of training, (episodes,), as of
+            `HeadSolver.surprise`; None where nothing is known of those.
     """
 
     accuracies: dict[InnerLoop, NDArray[np.float64]] = field(default_factory=dict)
     calibration: dict[InnerLoop, Calibration] = field(default_factory=dict)
     diverged: dict[InnerLoop, str] = field(default_factory=dict)
+    surprise: NDArray[np.float64] | None = None
 
 
 @final
@@ -87,7 +90,9 @@ def head_scores(
 
     Cost: the backbone's forward pass, once; the heads' sum of all T steps.
     """
+    solver = learner.solver if isinstance(learner, HyperRepresentation) else None
     scores = HeadScores(
+        surprise=None if solver is None else np.zeros(episodes),
         accuracies={loop: np.zeros(episodes) for loop in inner},
         calibration={loop: Calibration() for loop in inner},
     )
@@ -104,6 +109,10 @@ def head_scores(
     threads = min(torch.get_num_threads(), len(parts)) if own else 1
     for batch, found in until_signal(in_threads(judged, parts, threads), signals):
         done = batch.first + len(batch.support)
+        if solver is not None and scores.surprise is not None:
+            targets = heads.one_hot(batch.support_labels, sampler.spec.way, batch.support)
+            far = solver.surprise(batch.support, targets)
+            scores.surprise[batch.first : done] = far.cpu().numpy()
         for loop, logits in found.items():
             if loop in scores.diverged:
                 continue
