@@ -213,7 +213,10 @@ def test_omniglot_at_full_scale_is_one_training(tmp_path, characters):
 def scored(accuracy, **more):
     """A part with an accuracy of an interval of one per cent."""
     pixels = {"raw-pixel nearest neighbour": {"accuracy": 0.4, "ci95": 0.01}}
-    result = {"accuracy": accuracy, "ci95": 0.01, "baselines": pixels, "way": 5, **more}
+    sizes = {"way": 5, "shot": 1, "query": 15, "episodes": 100, "steps": 5, "lr": 0.1, "seed": 0}
+    where = {"norm": "ghost", "split": "test", "split_sha256": "", "rotations": False}
+    found = {"accuracy": accuracy, "ci95": 0.01, "baselines": pixels, "checkpoint_sha256": ""}
+    result = sizes | where | found | more
     return [Part(key="", seconds=0.0, result=result)]
 
 
