@@ -23,7 +23,7 @@ MISTAKES = {
     "bilevel-paper": (["table9", "--out", "paper"], ["table9"]),
 }
 REMEDY = re.compile(
-    r"\b(add|change|choose|correct|did you mean|expected|give|lower|make|name|use|train|try)\b"
+    r"\b(add|change|choose|correct|[Dd]id you mean|expected|give|lower|make|name|use|train|try)\b"
 )
 
 
@@ -42,7 +42,7 @@ def test_a_mistake_is_one_line_with_a_remedy(script, tmp_path, monkeypatch, caps
     out, err = capsys.readouterr()
     assert (ended.value.code, out) == (2, "")
     (line,) = err.splitlines()
-    assert re.match(r"error: \S.*: \S", line)
+    assert re.match(r"error: \S.*[:.] \S", line)
     assert [words for words in named if words not in line] == []
     assert REMEDY.search(line), line
     assert list(tmp_path.iterdir()) == [here]
