@@ -32,6 +32,7 @@ FIVE = {"way": WAY}
 INDUCTIVE = {"norm": "support"}
 WIDE = Diet(way=20, shot=1, query=5, episodes=4)
 NARROW = Diet(way=5, shot=1, query=15, episodes=4)
+SETS = Diet(way=20, shot=1, query=4, episodes=2)
 FEWER = Diet(way=5, shot=1, query=5, episodes=4)
 
 
@@ -56,10 +57,10 @@ class Recipe:
 
 
 def inner(method: str, **settings: Any) -> Recipe:
-    """Return the recipe of a method that moves the whole network, half as wide to be quicker."""
-    rate = settings.pop("rate", 3e-3)
+    """Return the recipe of a method that moves the whole network, less wide to be quicker."""
+    filters = settings.pop("filters", 32)
     settings = {**FIVE, **INDUCTIVE, **settings}
-    return Recipe(method=method, settings=settings, diet=FEWER, filters=32, rate=rate)
+    return Recipe(method=method, settings=settings, diet=FEWER, filters=filters, rate=3e-3)
 
 
 RECIPES = {
@@ -70,7 +71,7 @@ RECIPES = {
     "cavia": Recipe(method="cavia", settings={**FIVE, "step_size": 100.0}),
     "fomaml": inner("fomaml", steps=5, step_size=0.1),
     "imaml": inner("imaml", steps=5, step_size=0.2, proximal=1.0, solver_steps=3),
-    "learned-optimizer": inner("learned-optimizer", steps=3, hidden=8),
+    "learned-optimizer": inner("learned-optimizer", steps=3, hidden=8, filters=16),
     "maml": inner("maml", steps=3, step_size=0.4),
     "maml (transductive)": replace(
         inner("maml", steps=3, step_size=0.4), settings={**FIVE, "steps": 3, "step_size": 0.4}
@@ -79,11 +80,11 @@ RECIPES = {
     "matching": Recipe(method="matching", settings={}, diet=WIDE),
     "matching, full context": Recipe(method="matching", settings={"reads": 2}, diet=NARROW),
     "memory": Recipe(method="memory", settings={}, diet=WIDE),
-    "meta-lstm": inner("meta-lstm", steps=3, hidden=8),
+    "meta-lstm": inner("meta-lstm", steps=3, hidden=8, step_size=0.1, filters=16),
     "meta-networks": Recipe(method="meta-networks", settings={**FIVE, "embedding": 32}),
     "meta-sgd": inner("meta-sgd", steps=1, step_size=0.4),
     "neural-statistician": Recipe(
-        method="neural-statistician", settings={"image_shape": (28, 28, 1)}, diet=WIDE
+        method="neural-statistician", settings={"image_shape": (28, 28, 1)}, diet=SETS
     ),
     "prototypical": Recipe(method="prototypical", settings={}, diet=WIDE),
     "relation": Recipe(method="relation", settings={"channels": 64}),
