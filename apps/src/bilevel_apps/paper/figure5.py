@@ -16,15 +16,19 @@ from bilevel_apps.embed.pairs import Pair, extreme_pairs, pairs_figure
 from bilevel_apps.embed.samples import Embedded, balanced, embed_episode, embed_images
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_apps.paper.trained.cells import data_name, held_out
 from bilevel_apps.runs.load import TrainedRun, load_run
 from bilevel_apps.system.hardware import own_threads
 from bilevel_data import Store
+from bilevel_data.dataset import pixels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ITEM"]
+
+TEXT = prose(__file__)
 
 OMNIGLOT, MINI = "omniglot", "mini-imagenet"
 WEIGHTS = {
@@ -81,17 +85,9 @@ def run(work: Work) -> Report:
             "seeds": work.seeds,
         },
         cost={"episodes": 2 * len(parts), "seconds": sum(part.seconds for part in parts)},
-        differs=DIFFERS,
+        differs=TEXT.differs,
         metrics={"near": fmean(part.result["near"] for part in parts)},
     )
-
-
-DIFFERS = (
-    "The paper shows one pair of each kind, of mini-ImageNet in RN; here there are five of each, "
-    "of the weights and the data that the settings name.",
-    "What the paper says of its pictures, that similar things are near, is counted here: how often "
-    "the nearest image is one of the same class, and how far the classes are apart.",
-)
 
 
 def _pairs(
@@ -109,7 +105,8 @@ def _figures(trained: TrainedRun, store: Store, split: str, count: int, seed: in
     found = store.load(split)
     labels = np.repeat(np.arange(found.num_classes), found.class_sizes)
     chosen = balanced(labels, count, np.random.default_rng(seed), classes=CLASSES)
-    images: Embedded = embed_images(trained, found.images[chosen], labels[chosen], seed=seed)
+    pixels = pixels_of(found.images[chosen])
+    images: Embedded = embed_images(trained, pixels, labels[chosen], seed=seed)
     return compare_with_pixels(images, split)
 
 
@@ -189,12 +186,7 @@ def _shown(chosen: Path) -> str:
 ITEM = Item(
     name="figure5",
     title="What the representation maps near and far",
-    paper=(
-        "Of an episode of meta-training and one of meta-test, the pair of images x, x′ that "
-        "minimises ‖h(x) - h(x′)‖ and the pair that maximises it, with bars of some components of "
-        "h(x) and h(x′) (Figure 5): images of similar classes, two breeds of dogs, are mapped near "
-        "each other, and others far apart."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 3, Scale.FULL: 10},
     run=run,
     data=(OMNIGLOT, MINI),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
@@ -13,10 +13,11 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors, store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
-from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
+from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner, solver_of
 from bilevel_apps.runs.folder import RunFolder, moved_data
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
+from bilevel_apps.runs.weights import backbone_sha256
 from bilevel_apps.system.hardware import choose_device, set_threads
 from bilevel_data import (
     DataError,
@@ -27,11 +28,19 @@ from bilevel_data import (
     common_ink,
     open_store,
 )
+from bilevel_data.dataset import pixels_of
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_meta.shifts import over_shifts
+from bilevel_models import Precomputed
 
-__all__ = ["TrainedRun", "differently_prepared", "load_run", "load_trained", "run_of"]
+__all__ = [
+    "TrainedRun",
+    "differently_prepared",
+    "load_run",
+    "load_trained",
+    "run_of",
+]
 
 AS_TRAINED = ChosenInner()
 LOOKED_AT = 200  # images of a store that does not say what ink they have
@@ -55,6 +64,7 @@ class TrainedRun:
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
         shifts: pixels by which images are moved to average their features; 0: they are not.
+        features: SHA-256 of the weights behind the features that it takes; None: it takes pictures.
     """
 
     config: Config
@@ -68,6 +78,7 @@ class TrainedRun:
     data: Mapping[str, str]
     device: torch.device
     shifts: int = 0
+    features: str | None = None
 
     def over_shifts(self, pixels: int) -> TrainedRun:
         """Return the run with features averaged over shifts of an image by so many pixels.
@@ -79,10 +90,63 @@ class TrainedRun:
             return self
         if not isinstance(self.learner, HeadLearner):
             raise InputError(
-                f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
+                f"`shifts`={pixels}: method={self.config.method} moves the whole network: it has "
                 "no features to average: leave it out"
             )
         return replace(self, learner=over_shifts(self.learner, pixels), shifts=pixels)
+
+    def for_store(self, store: Store) -> TrainedRun:
+        """Return the run with a store's features in the place of its backbone, if it has some.
+
+        Raises:
+            InputError: features of another backbone, pictures for a run on features, or features
+                for a run whose own depend on the episode.
+        """
+        given = store.manifest.features
+        if given is None:
+            if self.features is not None:
+                raise InputError(
+                    f"{store.path}: holds pictures, and the run learned from features: give those "
+                    "that `bilevel-data features` makes of them, with the same weights "
+                    f"({self.features[:12]}…)"
+                )
+            return self
+        own = self.features
+        if own is None and isinstance(self.learner, HeadLearner):
+            own = backbone_sha256(self.learner.backbone)
+        if own != given.weights_sha256:
+            raise InputError(
+                f"{store.path}: holds features of {given}, not of the run's backbone "
+                f"({'it has none' if own is None else own[:12] + '…'}): give the store of the "
+                "pictures, or train on the features with model.name=features"
+            )
+        if self.features is not None:
+            return self
+        learner = cast("HeadLearner", self.learner)
+        if not learner.normalization.by_averages or self.shifts:
+            why = "--shifts" if self.shifts else f"norm={learner.normalization.value}"
+            raise InputError(
+                f"{store.path}: holds features of each picture by itself, which {why} changes: "
+                "give the store of the pictures"
+            )
+        return replace(
+            self,
+            learner=learner.behind(Precomputed(learner.dim)),
+            image_shape=store.image_shape,
+            features=own,
+        )
+
+    def require_pictures(self, command: str) -> None:
+        """Refuse what needs the backbone.
+
+        Raises:
+            InputError: the run learned from features.
+        """
+        if self.features is not None:
+            raise InputError(
+                f"{self.path}: learned from features, and {command} takes pictures: give the run "
+                "or the weights that the features are of"
+            )
 
     @property
     def representation(self) -> HyperRepresentation:
@@ -112,15 +176,15 @@ class TrainedRun:
         """
         if path is not None or self.config.data is None:
             return store_of(path)
-        found = moved_data(self.config.data, self.path.parent, self._is_own)
+        found = moved_data(self.config.data, self.path.parent, self.is_own)
         if found is None:
             raise InputError(
-                f"{self.config.data}: the run's store is no longer there: give it with --data "
-                "FILE.h5"
+                f"{self.config.data}: the run's store is no longer there: give it with "
+                "`data`=FILE.h5"
             )
         return store_of(found)
 
-    def _is_own(self, path: Path) -> bool:
+    def is_own(self, path: Path) -> bool:
         """Say whether a file is a store of the images that the run was trained on."""
         try:
             splits = open_store(path).manifest.splits
@@ -172,7 +236,7 @@ class TrainedRun:
             store,
             split,
             spec,
-            keys="--way, --shot, --query or --split",
+            keys="`way`, `shot`, `query` or `split`",
             seed=seed,
             rotations=rotations,
             overlap=overlap,
@@ -184,12 +248,12 @@ def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> st
 
     Where a store does not say what ink its drawings have, their borders do.
     """
-    theirs = store.manifest.preprocessing
+    theirs, pictures = store.manifest.preprocessing, store.manifest.features is None
     if run.preprocessing is None or run.data.get(split.name) == split.sha256:
         return None
-    if theirs.ink is None and run.preprocessing.ink is not None:
+    if pictures and theirs.ink is None and run.preprocessing.ink is not None:
         step = max(1, len(split.images) // LOOKED_AT)
-        theirs = replace(theirs, ink=common_ink(split.images[::step]))
+        theirs = replace(theirs, ink=common_ink(pixels_of(split.images[::step])))
     found = theirs.differences(run.preprocessing)
     if not found:
         return None
@@ -220,7 +284,7 @@ def load_run(folder: Path, device: str) -> TrainedRun:
     run.load_config()  # says what is wrong where the folder is no run's
     path = run.best if run.best.exists() else run.last
     if not path.exists():
-        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
+        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with `resume`")
     checkpoint = load_checkpoint(path)
     chosen = chosen_inner(folder, str(checkpoint.file_sha256))
     return run_of(checkpoint, path, device, chosen=chosen)
@@ -264,6 +328,8 @@ def run_of(
         chosen = AS_TRAINED
     if chosen.steps is not None:
         learner.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.optimum is not None and isinstance(learner, HyperRepresentation):
+        learner.steps, learner.solver = None, solver_of(chosen.optimum).to(where)
     if chosen.lr is not None and isinstance(learner, HyperRepresentation):
         learner.set_lr(chosen.lr)
     return TrainedRun(
@@ -275,6 +341,7 @@ def run_of(
         sha256=str(checkpoint.file_sha256),
         image_shape=record.image_shape,
         preprocessing=_preprocessing(record.preprocessing, record.image_shape, path),
+        features=record.features,
         data=record.environment.data,
         device=where,
     )

@@ -72,6 +72,7 @@ class RunRecord(BaseModel):
         image_shape: (height, width, channels) of the images.
         preprocessing: how the store says that its images were made; words, in a record of a
             version that had no more.
+        features: SHA-256 of the weights behind the features that were learned from, if any.
         environment: in which.
     """
 
@@ -89,6 +90,7 @@ class RunRecord(BaseModel):
     config: Config
     image_shape: tuple[Count, Count, Count]
     preprocessing: dict[str, Any] | str | None = None
+    features: str | None = None
     environment: Environment
 
     def as_json(self) -> dict[str, Any]:
@@ -96,7 +98,11 @@ class RunRecord(BaseModel):
 
         What does not count is left out: equal runs then have equal checkpoints.
         """
-        silent = {"seconds": self.seconds is None, "validated": self.validated}
+        silent = {
+            "seconds": self.seconds is None,
+            "validated": self.validated,
+            "features": self.features is None,
+        }
         return self.model_dump(mode="json", exclude={key for key in silent if silent[key]})
 
 
@@ -117,7 +123,7 @@ def read_record(checkpoint: Checkpoint, path: Path) -> RunRecord:
         what = first["msg"][0].lower() + first["msg"][1:]
         raise InputError(
             f"{path}: its record is not that of a training of this version ({key}: {what}, found "
-            f"{short(first['input'])}): begin anew in another --out"
+            f"{short(first['input'])}): begin anew in another `out`"
         ) from None
     _check_weights(checkpoint, found, path)
     return found

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bilevel_apps.scoring.score import BATCH_PIXELS, unless_stopped
+from bilevel_apps.scoring.score import BATCH_PIXELS, until_signal
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
+from bilevel_data.dataset import Images
 from bilevel_meta.learner import HeadLearner, Learner
-from bilevel_models import Normalization, as_images
+from bilevel_models import as_images
 
 __all__ = ["FeatureTable", "episode_keys", "feature_table"]
 
@@ -70,7 +71,7 @@ def feature_table(
         device: where to encode, and to keep the features.
         progress: told the share of the images that is done.
         processes: divide the images; the table is that of one process, in all of them.
-        signals: as of `unless_stopped`.
+        signals: as of `until_signal`.
 
     Raises:
         Interrupted: a process has received a signal.
@@ -79,8 +80,7 @@ def feature_table(
     Cost: the backbone's forward pass over the distinct images, divided by the processes; memory for
     their features in each; one all-reduce of them.
     """
-    by_averages = learner.normalization in (Normalization.GHOST, Normalization.BATCH)
-    if not (by_averages and isinstance(learner, HeadLearner)):
+    if not (learner.normalization.by_averages and isinstance(learner, HeadLearner)):
         return None
     drawn = [keys for each in samplers for keys in episode_keys(each, 0, episodes)]
     wanted = np.unique(np.concatenate([keys.reshape(-1) for keys in drawn]))
@@ -93,7 +93,7 @@ def feature_table(
     # Parts of nearly equal size, so that none is of one image.
     parts = np.array_split(np.arange(len(wanted)), max(1, len(wanted) // size))
     mine = parts[processes.rank :: processes.size]
-    for done, part in enumerate(unless_stopped(mine, signals, processes), 1):
+    for done, part in enumerate(until_signal(mine, signals, processes), 1):
         pixels = _turned(images, wanted[part])
         features[part[0] : part[-1] + 1] = _encoded(learner, pixels, device)
         progress(done / len(mine))
@@ -116,7 +116,7 @@ def episode_keys(sampler: EpisodeSampler, first: int, count: int) -> tuple[Integ
     return support, query
 
 
-def _turned(images: NDArray[np.uint8], keys: Integers) -> NDArray[np.uint8]:
+def _turned(images: Images, keys: Integers) -> Images:
     """Return the images (n, height, width, channels) that keys 4 i + k stand for."""
     numbers, turns = np.divmod(keys, 4)
     pixels = images[numbers]
@@ -127,7 +127,7 @@ def _turned(images: NDArray[np.uint8], keys: Integers) -> NDArray[np.uint8]:
     return pixels
 
 
-def _encoded(learner: HeadLearner, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _encoded(learner: HeadLearner, pixels: Images, device: torch.device) -> Tensor:
     """Return the features (n, dim) of n > 1 images: to the encoder, one episode of one support."""
     images = as_images(pixels, device)[None]
     with torch.no_grad():
