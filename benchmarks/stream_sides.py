@@ -2,6 +2,7 @@
 
 Every side is made from a problem's name and returns `step(k)`, which takes hyper-iteration k's
 tasks, computes f_T and ∇f_T at the same λ, and returns the value and the norm of the gradient.
+Tasks are made by `prepare`, before the clock runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bilevel_core import (
     over_tasks,
 )
 
-__all__ = ["SIDES", "STEPS", "Step"]
+__all__ = ["SIDES", "STEPS", "Step", "prepare"]
 
 Step: TypeAlias = Callable[[int], tuple[float, float]]
 
@@ -71,8 +72,22 @@ TASKS_OF = {
 
 @cache
 def tensors(name: str, k: int) -> dict[str, Tensor]:
-    """Return the tasks of a hyper-iteration as tensors, made before the clock runs."""
+    """Return the tasks of a hyper-iteration as tensors, made once."""
     return {key: torch.as_tensor(value) for key, value in TASKS_OF[name](k).items()}
+
+
+@cache
+def arrays(name: str, k: int) -> dict[str, Any]:
+    """Return the tasks of a hyper-iteration as arrays of JAX, made once."""
+    import jax.numpy as jnp
+
+    return {key: jnp.asarray(value) for key, value in TASKS_OF[name](k).items()}
+
+
+def prepare(framework: str, name: str, count: int) -> None:
+    """Make the tasks of the first hyper-iterations."""
+    for k in range(count):
+        (tensors if framework == "torch" else arrays)(name, k)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
@@ -277,13 +292,10 @@ def torchopt_ridge(name: str) -> Step:
         return w
 
     def stationary(w: tuple[Tensor, ...], lam: Tensor, task: dict[str, Tensor]) -> Any:
-        return torch.func.grad(problem.inner)(w[0], lam, task), None
+        return (torch.func.grad(problem.inner)(w[0], lam, task),)
 
     @torchopt.diff.implicit.custom_root(
-        stationary,
-        argnums=1,
-        has_aux=True,
-        solve=torchopt.linear_solve.solve_cg(rtol=1e-5, atol=0),
+        stationary, argnums=1, solve=torchopt.linear_solve.solve_cg(rtol=1e-5, atol=0)
     )
     def solve(w: tuple[Tensor, ...], lam: Tensor, task: dict[str, Tensor]) -> Any:
         (x,) = w
@@ -292,12 +304,12 @@ def torchopt_ridge(name: str) -> Step:
                 x = x.detach().requires_grad_()
                 (g,) = torch.autograd.grad(problem.inner(x, lam.detach(), task), x)
             x = x - RIDGE_ETA * g
-        return (x.detach().requires_grad_(),), None
+        return (x.detach().requires_grad_(),)
 
     def step(k: int) -> tuple[float, float]:
         task = tensors(name, k)
         start = (torch.zeros_like(lam),)
-        w = unrolled(task) if name == "ridge" else solve(start, lam, task)[0][0]
+        w = unrolled(task) if name == "ridge" else solve(start, lam, task)[0]
         value = problem.outer(w, lam, task)
         return answer(value, torch.autograd.grad(value, [lam]))
 
@@ -327,13 +339,11 @@ def jax_network(name: str) -> tuple[dict[str, Any], Callable[..., Any]]:
 def jax_step(objective: Callable[[Any, Any], Any], lam: Any, name: str) -> Step:
     """Return the step of an objective (λ, task), compiled as a whole."""
     import jax
-    import jax.numpy as jnp
 
     both = jax.jit(jax.value_and_grad(objective))
-    arrays = cache(lambda k: jax.tree.map(jnp.asarray, TASKS_OF[name](k)))
 
     def step(k: int) -> tuple[float, float]:
-        value, grad = both(lam, arrays(k))
+        value, grad = both(lam, arrays(name, k))
         flat = np.concatenate([np.asarray(g).ravel() for g in jax.tree.leaves(grad)])
         return float(value), float(np.linalg.norm(flat))
 
@@ -433,6 +443,36 @@ def jaxopt_ridge(name: str) -> Step:
     return jax_step(objective, lam, name)
 
 
+def optimistix_ridge(name: str) -> Step:
+    """Minimise by optimistix's gradient descent, unrolled or by the implicit function theorem."""
+    import jax.numpy as jnp
+    import lineax
+    import optimistix
+
+    problem, lam = ridge_problem(jnp.exp, jnp.zeros_like), jnp.log(jnp.full(RIDGE_COLUMNS, PENALTY))
+    solver = optimistix.GradientDescent(learning_rate=RIDGE_ETA, rtol=0.0, atol=0.0)
+    adjoint = (
+        optimistix.RecursiveCheckpointAdjoint()
+        if name == "ridge"
+        else optimistix.ImplicitAdjoint(linear_solver=lineax.CG(rtol=1e-5, atol=0.0))
+    )
+
+    def objective(lam: Any, task: Any) -> Any:
+        w = optimistix.minimise(
+            lambda w, args: problem.inner(w, *args),
+            solver,
+            jnp.zeros_like(lam),
+            args=(lam, task),
+            max_steps=STEPS[name] + 1,  # the first one evaluates the start
+            adjoint=adjoint,
+            tags=frozenset({lineax.positive_semidefinite_tag}),
+            throw=False,
+        ).value
+        return problem.outer(w, lam, task)
+
+    return jax_step(objective, lam, name)
+
+
 SIDES: dict[str, dict[str, dict[str, Callable[[str], Step]]]] = {
     "torch": {
         "sinusoid": {
@@ -447,7 +487,16 @@ SIDES: dict[str, dict[str, dict[str, Callable[[str], Step]]]] = {
     },
     "jax": {
         "sinusoid": {"by hand": jax_maml_by_hand, "ours": jax_maml},
-        "ridge": {"by hand": jax_ridge_by_hand, "ours": jax_ridge, "jaxopt": jaxopt_ridge},
-        "ridge, implicit": {"ours": jax_ridge, "jaxopt": jaxopt_ridge},
+        "ridge": {
+            "by hand": jax_ridge_by_hand,
+            "ours": jax_ridge,
+            "jaxopt": jaxopt_ridge,
+            "optimistix": optimistix_ridge,
+        },
+        "ridge, implicit": {
+            "ours": jax_ridge,
+            "jaxopt": jaxopt_ridge,
+            "optimistix": optimistix_ridge,
+        },
     },
 }

@@ -22,7 +22,7 @@ from measuring import (
     take_turns,
     write_report,
 )
-from stream_sides import SIDES, STEPS, Step
+from stream_sides import SIDES, STEPS, Step, prepare
 
 AGREE = 2e-3
 MOST = {
@@ -85,8 +85,9 @@ def measure(framework: str, problem: str, options: argparse.Namespace) -> list[R
         for side, make in SIDES[framework][problem].items()
         if side in ("ours", "by hand") or importlib.util.find_spec(side)
     }
-    apart = differences(steps)
     count = options.count if problem != "omniglot" else max(1, options.count // 10)
+    prepare(framework, problem, max(3, count * (options.repeats + 1)))
+    apart = differences(steps)
     blocks = {side: block(step, count) for side, step in steps.items()}
     times = take_turns(blocks, options.repeats, torch.device("cpu"))
     return [

@@ -243,10 +243,8 @@ class Backend(Protocol):
         """
         ...
 
-    def mapped(
-        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
-    ) -> Callable[..., Tree]:
-        """Return the function over a leading axis of the arguments whose entry of `axes` is 0."""
+    def mapped(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
+        """Return the function over a leading axis of its arguments, and of what it returns."""
         ...
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:

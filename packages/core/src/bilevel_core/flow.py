@@ -21,6 +21,7 @@ __all__ = [
     "Seen",
     "Trajectory",
     "advance",
+    "constant",
     "first_params",
     "loop_ends",
     "run_ends",
@@ -188,6 +189,12 @@ class Instance:
     def step(self, state: Tree, t: int) -> Tree:
         """Return s_t."""
         return self.flow.step(state, self.lam, self.flow.seen(t, self.data), t)
+
+
+def constant(instance: Instance) -> Instance:
+    """Return the same run with no derivatives attached."""
+    detach = instance.backend.detach
+    return replace(instance, lam=detach(instance.lam), start=detach(instance.start))
 
 
 def first_params(instance: Instance) -> Tree:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from bilevel_core.abstract import Dynamics, Engine
 from bilevel_core.arrays import norm
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.flow import Instance, Outer
+from bilevel_core.flow import Instance, Outer, constant
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, DivergenceError, Hypergradient, Pulled, Solution
 from bilevel_core.tree import add, named_leaves
@@ -88,9 +87,7 @@ def checked_run(
     start: Tree | None = None,
 ) -> Instance:
     """Return the run, checked and with no derivatives attached."""
-    instance = checked_instance(problem, dynamics, lam, data, start, steps)
-    detach = instance.backend.detach
-    instance = replace(instance, lam=detach(instance.lam), start=detach(instance.start))
+    instance = constant(checked_instance(problem, dynamics, lam, data, start, steps))
     check_maps(instance, engine)
     return instance
 

@@ -143,8 +143,8 @@ class _Sum:
     of_task: Callable[..., Array]
 
     def __call__(self, w: Tree, lam: Tree, data: Any) -> Array:
-        mapped = backend_of(lam, "λ").mapped(self.of_task, (0, None, 0))
-        return mapped(w, lam, data).sum()
+        each = backend_of(lam, "λ").mapped(lambda v, task: self.of_task(v, lam, task))
+        return each(w, data).sum()
 
 
 @final
@@ -153,8 +153,8 @@ class _Mean:
     of_task: Callable[..., Array]
 
     def __call__(self, w: Tree, lam: Tree, data: Any) -> Array:
-        mapped = backend_of(lam, "λ").mapped(self.of_task, (0, None, 0))
-        return mapped(w, lam, data).mean()
+        each = backend_of(lam, "λ").mapped(lambda v, task: self.of_task(v, lam, task))
+        return each(w, data).mean()
 
 
 @final
@@ -163,7 +163,7 @@ class _Each:
     of_task: Callable[..., Tree]
 
     def __call__(self, lam: Tree, data: Any) -> Tree:
-        starts = backend_of(lam, "λ").mapped(self.of_task, (None, 0))(lam, data)
+        starts = backend_of(lam, "λ").mapped(lambda task: self.of_task(lam, task))(data)
         # Starts that are the same for all tasks share memory, and are to move apart.
         return map_leaves(lambda leaf: leaf + 0, starts)
 

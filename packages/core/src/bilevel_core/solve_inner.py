@@ -9,7 +9,7 @@ from bilevel_core.abstract import Dynamics, Engine
 from bilevel_core.arrays import zeros
 from bilevel_core.engines.reverse import Reverse
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Instance, KnownGradient, first_params
+from bilevel_core.flow import KnownGradient, first_params
 from bilevel_core.problem import Problem
 from bilevel_core.results import Solution
 from bilevel_core.types import Array, Tree
@@ -74,7 +74,7 @@ def solve_inner(
     instance = checked_instance(problem, dynamics, lam, data, start, steps)
     backend = instance.backend
     if isinstance(engine, Unrolled):
-        check_maps(_constant(instance), engine)
+        check_maps(instance, engine)
         return dynamics.params(engine.differentiable_state(instance))
 
     def run(lam: Tree, start: Tree, data: Any, keep: bool) -> tuple[Tree, Tree]:
@@ -134,9 +134,3 @@ def outer_objective(
     """
     w = solve_inner(problem, dynamics, lam, data, steps=steps, engine=engine, start=start)
     return problem.outer(w, lam) if data is None else problem.outer(w, lam, data)
-
-
-def _constant(instance: Instance) -> Instance:
-    """Return the same run with no derivatives attached."""
-    detach = instance.backend.detach
-    return replace(instance, lam=detach(instance.lam), start=detach(instance.start))

@@ -28,7 +28,15 @@ from bilevel_core.backends.find import backend_of, other_leaf
 from bilevel_core.engines.direct import Direct
 from bilevel_core.engines.forward import Forward
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, first_params, start_state
+from bilevel_core.flow import (
+    Advance,
+    Flow,
+    Instance,
+    KnownGradient,
+    constant,
+    first_params,
+    start_state,
+)
 from bilevel_core.problem import Problem
 from bilevel_core.results import Code, ConvergenceError, DivergenceError, Result
 from bilevel_core.tree import is_nothing, leaves, map_leaves, named_leaves
@@ -69,31 +77,29 @@ def check_maps(instance: Instance, engine: Engine | None) -> None:
     """Check problem and dynamics, unless they passed before with an input of these shapes.
 
     Args:
-        instance: the run, with no derivatives attached.
+        instance: the run.
         engine: how it is to be differentiated; None where it is not, and every step taken once.
     """
     backend = instance.backend
     once = engine is None or isinstance(engine, ONCE)
     may_draw = once and not backend.compiles
-    shapes = tuple((path, signature(leaf)) for path, leaf in named_leaves(instance.lam))
+    shapes = tuple((path, leaf.shape, leaf.dtype) for path, leaf in named_leaves(instance.lam))
     # What was looked at: numbers are not while they are traced.
     concrete = backend.is_concrete((instance.lam, instance.start, instance.data))
     given = (instance.steps > 0, instance.data is None, is_nothing(instance.start))
-    looks: dict[Hashable, Callable[[], None]] = {
-        (backend, shapes, may_draw, concrete, given): lambda: _check_maps(
-            instance, may_draw=may_draw
-        )
+    looks: dict[Hashable, Callable[[Instance], None]] = {
+        (backend, shapes, may_draw, concrete, given): partial(_check_maps, may_draw=may_draw)
     }
     if instance.steps > 0 and not backend.compiles and not isinstance(engine, Direct | None):
         forward = isinstance(engine, Forward)
-        looks[backend, shapes, "forward" if forward else "second"] = lambda: _require_derivatives(
-            instance, type(engine).__name__, forward=forward
+        looks[backend, shapes, "forward" if forward else "second"] = partial(
+            _require_derivatives, engine=type(engine).__name__, forward=forward
         )
     passed = instance.flow.problem.passed.of(instance.flow.dynamics)
     for key, look in looks.items():
         if passed is None or key not in passed:
             with backend.values_only():
-                look()
+                look(constant(instance))
             if passed is not None:
                 passed.add(key)
 

@@ -7,7 +7,7 @@ inside a transform such as `vmap`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
@@ -22,9 +22,16 @@ from bilevel_core.types import Tree
 __all__ = ["TorchBackend"]
 
 
+LEAF = torch.zeros((), device="cpu", requires_grad=True)
+
+
 def _in_transform() -> bool:
-    """Say whether a `torch.func` transform is running."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Say whether a `torch.func` transform is running: there no tensor may be made a leaf."""
+    try:
+        LEAF.requires_grad_()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _tracked_leaf(leaf: torch.Tensor) -> torch.Tensor:
@@ -55,13 +62,17 @@ class _Pair:
 def _products(
     outputs: list[torch.Tensor],
     inputs: list[torch.Tensor],
-    cotangents: list[torch.Tensor],
+    cotangents: Sequence[torch.Tensor] | None = None,
     *,
     create_graph: bool = False,
     retain_graph: bool = False,
 ) -> list[torch.Tensor | None]:
-    """Return the products with the transposed Jacobian; None where nothing depends on an input."""
-    pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    """Return the products with the transposed Jacobian; None where nothing depends on an input.
+
+    No cotangent stands for 1, where outputs are scalars.
+    """
+    given: Sequence[torch.Tensor | None] = cotangents or [None] * len(outputs)
+    pairs = [(y, c) for y, c in zip(outputs, given, strict=True) if y.requires_grad]
     tracked = [x for x in inputs if x.requires_grad]
     if not pairs or not tracked:
         return [None] * len(inputs)
@@ -285,9 +296,9 @@ class TorchBackend:
         return isinstance(leaf, torch.Tensor)
 
     def is_concrete(self, tree: Tree) -> bool:
-        """Say whether no leaf belongs to a transform such as `torch.func.vmap`."""
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        return not any(wrapped(leaf) for leaf in leaves(tree) if self.owns(leaf))
+        """Say whether no transform such as `torch.func.vmap` is running."""
+        del tree
+        return not _in_transform()
 
     def detach(self, tree: Tree) -> Tree:
         """Return tensors without a graph."""
@@ -324,10 +335,10 @@ class TorchBackend:
                 grad, value = torch.func.grad_and_value(function)(tree)
                 return value, grad
             keep = torch.is_grad_enabled()
-            with torch.enable_grad():
-                inputs = map_leaves(_alias if keep else _tracked_leaf, tree)
+            inputs = map_leaves(_alias if keep else _tracked_leaf, tree)
+            with nullcontext() if keep else torch.enable_grad():
                 value, flat = function(inputs), leaves(inputs)
-                found = _products([value], flat, [torch.ones_like(value)], create_graph=keep)
+            found = _products([value], flat, create_graph=keep)
             return value if keep else value.detach(), rebuild(tree, _filled(found, flat))
 
         return differentiated
@@ -404,11 +415,9 @@ class TorchBackend:
         outputs = _Solve.apply(call, *leaves((lam, start)))  # type: ignore[no-untyped-call]
         return rebuild(call.value, list(outputs))
 
-    def mapped(
-        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
-    ) -> Callable[..., Tree]:
+    def mapped(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
         """Return `torch.func.vmap` of the function."""
-        return torch.func.vmap(function, in_dims=axes, randomness="different")
+        return torch.func.vmap(function, randomness="different")
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:
         """Make `factory(list of tensors)`, such as `partial(torch.optim.Adam, lr=1e-2)`."""
