@@ -218,6 +218,27 @@ def test_parameters_of_a_module_accumulate_gradients():
         torch.testing.assert_close(parameter.grad, parts[0][name] + parts[1][name])
 
 
+def test_a_grad_scaler_trains_a_module_as_it_would_be_without():
+    def trained(enabled: bool) -> list[torch.Tensor]:
+        net, problem, data = regression()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
+        for step in range(3):
+            optimizer.zero_grad()
+            lam = net(double(0.3, -0.7)).exp()
+            value = outer_objective(problem, DESCENT, lam, data, steps=4)
+            # In the second step a gradient overflows: the step is left out, and the scale halved.
+            scaler.scale(value * (float("inf") if enabled and step == 1 else 1.0)).backward()
+            if enabled or step != 1:
+                scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == (512.0 if enabled else 1.0)
+        return list(net.parameters())
+
+    for found, expected in zip(trained(enabled=True), trained(enabled=False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+
+
 def test_hooks_see_the_gradient():
     lam = double(0.3).requires_grad_()
     seen = []

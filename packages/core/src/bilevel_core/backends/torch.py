@@ -62,17 +62,13 @@ class _Pair:
 def _products(
     outputs: list[torch.Tensor],
     inputs: list[torch.Tensor],
-    cotangents: Sequence[torch.Tensor] | None = None,
+    cotangents: list[torch.Tensor],
     *,
     create_graph: bool = False,
     retain_graph: bool = False,
 ) -> list[torch.Tensor | None]:
-    """Return the products with the transposed Jacobian; None where nothing depends on an input.
-
-    No cotangent stands for 1, where outputs are scalars.
-    """
-    given: Sequence[torch.Tensor | None] = cotangents or [None] * len(outputs)
-    pairs = [(y, c) for y, c in zip(outputs, given, strict=True) if y.requires_grad]
+    """Return the products with the transposed Jacobian; None where nothing depends on an input."""
+    pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
     tracked = [x for x in inputs if x.requires_grad]
     if not pairs or not tracked:
         return [None] * len(inputs)
@@ -89,7 +85,7 @@ def _products(
     return [next(found) if x.requires_grad else None for x in inputs]
 
 
-def _filled(found: list[torch.Tensor | None], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+def _filled(found: Sequence[torch.Tensor | None], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     pairs = zip(found, inputs, strict=True)
     return [torch.zeros_like(x) if g is None else g for g, x in pairs]
 
@@ -273,7 +269,7 @@ def _along(
             return [torch.zeros_like(u) for u in given]
         total = torch.stack([(g * d).sum() for g, d in pairs]).sum()
     found = torch.autograd.grad(total, given, retain_graph=True, allow_unused=True)
-    return _filled(list(found), given)
+    return _filled(found, given)
 
 
 @final
@@ -337,9 +333,12 @@ class TorchBackend:
             keep = torch.is_grad_enabled()
             inputs = map_leaves(_alias if keep else _tracked_leaf, tree)
             with nullcontext() if keep else torch.enable_grad():
-                value, flat = function(inputs), leaves(inputs)
-            found = _products([value], flat, create_graph=keep)
-            return value if keep else value.detach(), rebuild(tree, _filled(found, flat))
+                value = function(inputs)
+            flat, found = leaves(inputs), None
+            if value.requires_grad:
+                found = torch.autograd.grad(value, flat, create_graph=keep, allow_unused=True)
+            slope = rebuild(tree, _filled(found or [None] * len(flat), flat))
+            return value if keep else value.detach(), slope
 
         return differentiated
 
