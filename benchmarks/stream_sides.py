@@ -275,13 +275,14 @@ def torch_ridge_by_hand(name: str) -> Step:
 
 
 def torchopt_ridge(name: str) -> Step:
-    """Take functional steps on one graph, or the module's custom root with conjugate gradients."""
+    """Take functional steps on one graph."""
     import torchopt
 
     problem = ridge_problem(torch.exp, torch.zeros_like)
     lam = torch.full((RIDGE_COLUMNS,), PENALTY).log().requires_grad_()
 
-    def unrolled(task: dict[str, Tensor]) -> Tensor:
+    def step(k: int) -> tuple[float, float]:
+        task = tensors(name, k)
         rule = torchopt.sgd(lr=RIDGE_ETA)
         w = torch.zeros_like(lam).requires_grad_()
         memory = rule.init(w)
@@ -289,7 +290,55 @@ def torchopt_ridge(name: str) -> Step:
             (g,) = torch.autograd.grad(problem.inner(w, lam, task), w, create_graph=True)
             updates, memory = rule.update(g, memory, params=w, inplace=False)
             w = torchopt.apply_updates(w, updates, inplace=False)
-        return w
+        value = problem.outer(w, lam, task)
+        return answer(value, torch.autograd.grad(value, [lam]))
+
+    return step
+
+
+def torchopt_module(name: str) -> Step:
+    """Solve in its implicit module, by `torch.optim.SGD` and conjugate gradients, as its guide."""
+    import torchopt
+
+    problem = ridge_problem(torch.exp, torch.zeros_like)
+    lam = torch.full((RIDGE_COLUMNS,), PENALTY).log().requires_grad_()
+
+    class Ridge(
+        torchopt.nn.ImplicitMetaGradientModule,
+        linear_solve=torchopt.linear_solve.solve_cg(rtol=1e-5, atol=0),
+    ):
+        def __init__(self, penalty: Tensor) -> None:
+            super().__init__()
+            self.penalty = penalty
+            self.w = torch.nn.Parameter(torch.zeros_like(penalty))
+
+        def objective(self, task: dict[str, Tensor]) -> Any:
+            return problem.inner(self.w, self.penalty, task)
+
+        def solve(self, task: dict[str, Tensor]) -> Any:
+            optimizer = torch.optim.SGD([self.w], lr=RIDGE_ETA)
+            with torch.enable_grad():
+                for _ in range(STEPS[name]):
+                    loss = self.objective(task)
+                    optimizer.zero_grad()
+                    loss.backward(inputs=[self.w])
+                    optimizer.step()
+            return self
+
+    def step(k: int) -> tuple[float, float]:
+        task = tensors(name, k)
+        value = problem.outer(Ridge(lam).solve(task).w, lam, task)
+        return answer(value, torch.autograd.grad(value, [lam]))
+
+    return step
+
+
+def torchopt_root(name: str) -> Step:
+    """Solve by a loop by hand, whose root it differentiates by conjugate gradients."""
+    import torchopt
+
+    problem = ridge_problem(torch.exp, torch.zeros_like)
+    lam = torch.full((RIDGE_COLUMNS,), PENALTY).log().requires_grad_()
 
     def stationary(w: tuple[Tensor, ...], lam: Tensor, task: dict[str, Tensor]) -> Any:
         return (torch.func.grad(problem.inner)(w[0], lam, task),)
@@ -308,8 +357,7 @@ def torchopt_ridge(name: str) -> Step:
 
     def step(k: int) -> tuple[float, float]:
         task = tensors(name, k)
-        start = (torch.zeros_like(lam),)
-        w = unrolled(task) if name == "ridge" else solve(start, lam, task)[0]
+        (w,) = solve((torch.zeros_like(lam),), lam, task)
         value = problem.outer(w, lam, task)
         return answer(value, torch.autograd.grad(value, [lam]))
 
@@ -483,7 +531,11 @@ SIDES: dict[str, dict[str, dict[str, Callable[[str], Step]]]] = {
         },
         "omniglot": {"by hand": torch_maml_by_hand, "ours": torch_maml, "higher": higher_maml},
         "ridge": {"by hand": torch_ridge_by_hand, "ours": torch_ridge, "torchopt": torchopt_ridge},
-        "ridge, implicit": {"ours": torch_ridge, "torchopt": torchopt_ridge},
+        "ridge, implicit": {
+            "ours": torch_ridge,
+            "torchopt": torchopt_module,
+            "torchopt, loop by hand": torchopt_root,
+        },
     },
     "jax": {
         "sinusoid": {"by hand": jax_maml_by_hand, "ours": jax_maml},

@@ -351,17 +351,44 @@ def test_a_captured_tensor_whose_derivative_would_be_lost_is_refused():
         solve_inner(problem, DESCENT, lam, steps=2)  # numbers alone
 
 
-def test_within_a_transform_of_torch_only_unrolled_goes():
+TRANSFORMABLE = [*TRACEABLE, Implicit(stationarity=None)]
+
+
+@pytest.mark.parametrize("engine", TRANSFORMABLE, ids=str)
+def test_transforms_of_torch_go_around_it(engine):
+    """`grad`, `vmap` over λ, over the data, and autograd around it: each as it is by itself."""
+    _, problem, data = regression()
+    rates = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+    lams = rates[:, None] * double(1.0, 0.5, 2.0)
+    tasks = {name: torch.stack([leaf, leaf.flip(0), 2 * leaf]) for name, leaf in data.items()}
+
+    def value(lam, task):
+        return outer_objective(problem, DESCENT, lam, task, steps=4, engine=engine)
+
+    def alone(lam, j):
+        task = {name: leaf[j] for name, leaf in tasks.items()}
+        return hypergradient(problem, DESCENT, lam, task, steps=4, engine=engine).grad
+
+    def same(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+    grad, rows = torch.func.grad(value), range(3)
+    same(grad(lams[0], data), alone(lams[0], 0))
+    each = torch.func.vmap(grad)(lams, tasks)
+    same(each, torch.stack([alone(lams[j], j) for j in rows]))
+    lam = lams[0].clone().requires_grad_()
+    torch.func.vmap(value, in_dims=(None, 0))(lam, tasks).sum().backward()
+    same(lam.grad, sum(alone(lams[0], j) for j in rows))
+
+
+def test_a_second_transform_is_refused():
     known = ridge()
 
-    def value(engine):
-        return lambda lam: outer_objective(known.problem, DESCENT, lam, steps=3, engine=engine)
+    def value(lam):
+        return outer_objective(known.problem, DESCENT, lam, steps=3)
 
-    expected = hypergradient(known.problem, DESCENT, known.lam, steps=3).grad
-    found = torch.func.vmap(torch.func.grad(value(Unrolled())))(known.lam[None])[0]
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
     with pytest.raises(RuntimeError, match="take engine=Unrolled"):
-        torch.func.grad(value(Reverse()))(known.lam)
+        torch.func.jacrev(torch.func.grad(value))(known.lam)
 
 
 def test_the_implicit_engine_says_on_the_way_back_that_it_cannot():

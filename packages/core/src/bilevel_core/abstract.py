@@ -41,14 +41,12 @@ if TYPE_CHECKING:
     from bilevel_core.results import Pulled, Solution
 
 __all__ = [
-    "Array",
     "Backend",
     "Dynamics",
     "Engine",
     "Gradient",
     "LinearSolver",
     "OuterOptimizer",
-    "Tree",
 ]
 
 

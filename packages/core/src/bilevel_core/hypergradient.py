@@ -9,10 +9,17 @@ from bilevel_core.arrays import norm
 from bilevel_core.engines.reverse import Reverse
 from bilevel_core.flow import Instance, Outer, constant
 from bilevel_core.problem import Problem
-from bilevel_core.results import Code, DivergenceError, Hypergradient, Pulled, Solution
+from bilevel_core.results import (
+    Code,
+    DivergenceError,
+    Hypergradient,
+    Pulled,
+    Solution,
+    raise_if_failed,
+)
 from bilevel_core.tree import add, named_leaves
 from bilevel_core.types import Tree
-from bilevel_core.validation import check_maps, checked_instance, raise_if_failed, refuse_unused
+from bilevel_core.validation import check_maps, checked_instance, refuse_unused
 
 __all__ = ["checked_run", "hypergradient", "run_engine", "value_and_gradient"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, final
 from weakref import WeakKeyDictionary
@@ -16,33 +16,44 @@ __all__ = ["Passed", "Problem"]
 class Passed:
     """What a problem was found good with (validation.py), for each dynamics.
 
-    Dynamics that are made of numbers are known by those again. Others, which may hold anything, are
-    not kept: what is remembered of them goes with them.
+    Dynamics that are made anew are known again by their class, their numbers and the functions that
+    they hold. Nothing is kept alive for that: what is remembered of a function goes with it.
     """
 
     def __init__(self) -> None:
-        self._by_value: dict[Hashable, set[Hashable]] = {}
-        self._by_object: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+        self._found: set[Hashable] = set()
+        self._by_value: dict[Hashable, Passed] = {}
+        self._by_object: WeakKeyDictionary[Any, Passed] = WeakKeyDictionary()
 
     def of(self, dynamics: Any) -> set[Hashable] | None:
         """Return a set to remember in, or None where the dynamics cannot be found again."""
-        value = _value(dynamics)
-        if value is not None:
-            return self._by_value.setdefault(value, set())
-        try:
-            return self._by_object.setdefault(dynamics, set())
-        except TypeError:  # not hashable, or not to be held weakly
-            return None
-
-
-def _value(thing: Any) -> Hashable | None:
-    """Return what stands for a number, or for a dataclass made of them."""
-    if isinstance(thing, int | float | str | None):
-        return (type(thing), thing)
-    if not is_dataclass(thing) or isinstance(thing, type):
+        for path in (_parts(dynamics), (dynamics,)):
+            node = self
+            try:
+                for part in path:
+                    node = node._next(part)
+            except TypeError:  # a part is not hashable, or not to be held weakly
+                continue
+            return node._found
         return None
-    parts = tuple(_value(getattr(thing, part.name)) for part in fields(thing))
-    return None if None in parts else (type(thing), parts)
+
+    def _next(self, part: Any) -> Passed:
+        if isinstance(part, VALUES):
+            return self._by_value.setdefault((type(part), part), Passed())
+        return self._by_object.setdefault(part, Passed())
+
+
+VALUES = (int, float, str, type, type(None))
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    """Yield what tells dynamics from others: classes and fields of dataclasses, else the thing."""
+    if not is_dataclass(thing) or isinstance(thing, type):
+        yield thing
+        return
+    yield type(thing)
+    for part in fields(thing):
+        yield from _parts(getattr(thing, part.name))
 
 
 @final
