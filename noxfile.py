@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "venv"  # the CPU build of torch is invisible to others
-nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.sessions = ["lint", "tests", "typing"]
 
 ROOT = Path(__file__).parent
 CORE, MODELS, DATA = "packages/core", "packages/models", "packages/data"
@@ -33,18 +34,25 @@ CHECKED = (*PACKAGES, "tests", "benchmarks", "tools", "docs", "noxfile.py")
 # What a wheel must hold beside its modules.
 PACKED = {"apps": "/presets/paper/", "models": "/pretrained/omniglot"}
 ENV = {"NO_MKDOCS_2_WARNING": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONUNBUFFERED": "1"}
-# JAX keeps the small programs too, of which the tests compile many.
-JAX_KEEPS_ALL = {
+# The tests compile many small programs: JAX keeps them too, and spends little time on their speed.
+JAX_IN_A_HURRY = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 NIGHTLY = ("-s", "-m", "nightly")
 # Hypothesis marks its tests itself; 5,000 examples each instead of 200.
 EXAMPLES = ("-m", "hypothesis and not nightly", "--hypothesis-profile", "nightly")
+# What is imported and called is the same; how it behaves is proven by the whole tests.
+FEW = ("--first-cases", "--hypothesis-profile", "few")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
 # Each worker takes neighbouring tests, so that most fixtures of a module are made once.
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
-TESTED = ("pytest-xdist", "griffelib")  # the latter reads the code for the reference pages
+# griffelib reads the code for the reference pages; mypy, because `typing` shares the environment.
+TESTED = ("pytest-xdist", "griffelib", "mypy", "types-PyYAML")
+# One environment for all that is built; those of `tests` are isolated.
+BUILT = ("build", "hatchling")
+BUILD = ("python", "-m", "build", "--no-isolation")
 # What `tests` leaves out: these need another framework, processes, much time or a benchmark.
 REST = "jax or process or docs or slow"
 QUICK = f"not ({REST} or bench or nightly)"
@@ -93,7 +101,7 @@ def run_tests(session: nox.Session, marks: str, python: str = "python") -> None:
     # Programs that are the same in two runs are compiled by JAX once.
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()) / "jax")}
     arguments = session.posargs or (*WORKERS, "-m", marks)
-    environment = ENV | ONE_THREAD | JAX_KEEPS_ALL | compiled
+    environment = ENV | ONE_THREAD | JAX_IN_A_HURRY | compiled
     session.run(python, "-m", "pytest", *arguments, env=environment, external=True)
 
 
@@ -104,13 +112,18 @@ def tests(session: nox.Session) -> None:
     run_tests(session, QUICK)
 
 
+def python_of_tests(session: nox.Session) -> str:
+    """Return the Python of the environment of `tests`, which is made where there is none."""
+    place = ROOT / ".nox" / "tests"
+    if not list(place.glob("[bS]*/pytest*")):
+        session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
+    return str(next(place.glob("[bS]*/python*")))
+
+
 @nox.session(name="tests-rest", venv_backend="none")
 def tests_rest(session: nox.Session) -> None:
     """Run what `tests` leaves out, in its environment: all but benchmarks and nightly tests."""
-    found = list((ROOT / ".nox" / "tests").glob("[bS]*/python*"))
-    if not found:
-        session.error("this runs in the environment of the session tests: run nox -s tests first")
-    run_tests(session, f"({REST}) and not (bench or nightly)", str(found[0]))
+    run_tests(session, f"({REST}) and not (bench or nightly)", python_of_tests(session))
 
 
 @nox.session(name="tests-full")
@@ -135,7 +148,7 @@ def coverage(session: nox.Session) -> None:
     session.run(
         *("coverage", "run", "-m", "pytest", "-m", "not nightly"),
         *(session.posargs or WORKERS),
-        env=ENV | ONE_THREAD,
+        env=ENV | ONE_THREAD | JAX_IN_A_HURRY,
     )
     session.run("coverage", "combine", "-q")
     session.run("coverage", "report")
@@ -169,41 +182,42 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": sources})
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def typing(session: nox.Session) -> None:
-    """Check types with mypy, strictly, beside the optional packages."""
-    install_all(session, "mypy", "types-PyYAML", "jax", "optuna")
-    session.run("mypy", *(f"{package}/src" for package in PACKAGES))
+    """Check types with mypy, strictly, in the environment of `tests`."""
+    sources = (f"{package}/src" for package in PACKAGES)
+    session.run(python_of_tests(session), "-m", "mypy", *sources, external=True)
 
 
 @nox.session
 def alone(session: nox.Session) -> None:
-    """Install each library from its wheel with no more than it needs; run its quick tests."""
-    session.install(*PINNED, "build")
+    """Install each library from its wheel with no more than it needs; run some of its tests."""
+    session.install(*PINNED, *BUILT)
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     for package in (CORE, MODELS, DATA, META):
-        session.run("python", "-m", "build", "--wheel", "--outdir", str(wheels), package)
+        session.run(*BUILD, "--wheel", "--outdir", str(wheels), package)
     # Meta needs the others, and is added to models, because torch takes long to install.
     for names in (["core"], ["data"], ["models", "meta"]):
         environment = wheels.parent / f"only-{names[0]}"
-        session.run("python", "-m", "venv", "--clear", str(environment))
+        session.run("python", "-m", "venv", "--clear", "--without-pip", str(environment))
         python = str(next(environment.glob("[bS]*/python*")))
+        install = ("python", "-m", "pip", "--python", python, "install", "-q", *PINNED)
         for name in names:
             (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
             needed = (f"{wheel}[test]", "pytest-xdist", "--find-links", str(wheels))
-            session.run(python, "-m", "pip", "install", "-q", *PINNED, *needed, external=True)
-            chosen = ("-m", QUICK, *WORKERS, f"tests/{name}")
+            session.run(*install, *needed)
+            chosen = ("-m", QUICK, *FEW, *WORKERS, f"tests/{name}")
             session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the five wheels and source distributions into dist/ and check what they hold."""
-    session.install(*PINNED, "build", "twine")
+    session.install(*PINNED, *BUILT, "twine")
     shutil.rmtree("dist", ignore_errors=True)
     for package in PACKAGES:
-        session.run("python", "-m", "build", "--outdir", "dist", package)
+        session.run(*BUILD, "--outdir", "dist", package)
     for wheel in Path("dist").glob("*.whl"):
         names = zipfile.ZipFile(wheel).namelist()
         needed = ["/py.typed"] + [part for name, part in PACKED.items() if name in wheel.name]

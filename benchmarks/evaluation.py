@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_apps.config import load_preset, parse_config
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.scoring.score import score_episodes
 from bilevel_data import EpisodeSampler, EpisodeSpec, ImageSplit
 from bilevel_meta.episodes import Episodes, to_device
@@ -83,7 +83,7 @@ def make_tasks(
     tasks: dict[str, HyperRepresentation] = {}
     for precision in dict.fromkeys((*precisions(options), "float32")):
         settings = load_preset(options.preset) | {"precision": precision}
-        task = make_task(parse_config(settings, options.preset), SHAPE, device)
+        task = make_learner(parse_config(settings, options.preset), SHAPE, device)
         for number in range(SETTLE):
             batch = to_device(sampler.batch(number, 1), sampler.spec.way, device)
             task.encoder(batch.support, batch.query, training=True)

@@ -18,10 +18,12 @@ from typing import Any, final
 
 import torch
 from measuring import Verdict, finish, make_parser, ratio, take_turns
+from memory import in_fresh_process, peak_above
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from bilevel_core import Checkpointed, Engine, Unrolled
 from bilevel_meta.episodes import Episodes
 from bilevel_meta.methods.anil import Anil
 from bilevel_meta.methods.maml import Maml
@@ -32,6 +34,8 @@ WAY, QUERY, ETA, EPISODES = 5, 15, 0.1, 4
 AGREE = 1e-5
 PEERS = ("loop by hand", "vmap by hand", "higher", "torchopt")
 SHAPES = {"omniglot-net": (1, 28), "c4l": (3, 84)}
+LONG = 32
+"""T where memory is measured."""
 
 
 @final
@@ -65,12 +69,13 @@ class Case:
             way=WAY,
         )
 
-    def learner(self) -> Maml:
+    def learner(self, engine: Engine | None = None) -> Maml:
         """Return MAML, all of whose weights move."""
         torch.manual_seed(0)
         channels, size = SHAPES[self.model]
         network = create_model(self.model, channels=channels, image_size=size)
-        return Maml(network, way=WAY, steps=self.steps, step_size=ETA, offsets_move=True)
+        settings = {"way": WAY, "steps": self.steps, "step_size": ETA, "offsets_move": True}
+        return Maml(network, engine=engine or Unrolled(), **settings)
 
 
 Network = Callable[..., Tensor]
@@ -168,9 +173,11 @@ def installed() -> list[str]:
     return [name for name in SIDES if name not in missing]
 
 
-def gradient(case: Case, side: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+def gradient(
+    case: Case, side: str, dtype: torch.dtype, engine: Engine | None = None
+) -> Callable[[], Tensor]:
     """Return what computes the gradient of a side, flat."""
-    learner, batch = case.learner().to(dtype).train(), case.episodes(dtype)
+    learner, batch = case.learner(engine).to(dtype).train(), case.episodes(dtype)
     parameters = list(learner.parameters())
 
     def run() -> Tensor:
@@ -181,7 +188,49 @@ def gradient(case: Case, side: str, dtype: torch.dtype) -> Callable[[], Tensor]:
     return run
 
 
-def once_learners(case: Case) -> dict[str, Callable[[], Any]]:
+def peak(side: str, threads: int) -> int | None:
+    """Return the bytes that a gradient through many steps takes at its peak; ours checkpointed."""
+    torch.set_num_threads(threads)
+    engine = Checkpointed() if side == "ours" else None
+    short, long = (Case(model="omniglot-net", steps=steps, shot=1) for steps in (1, LONG))
+    gradient(short, side, torch.float32, engine)()  # what libraries load at their first call
+    return peak_above(gradient(long, side, torch.float32, engine))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The memory of a side, in bytes above what was held before; None where it is not told."""
+
+    case: str
+    side: str
+    bytes: int | None
+
+
+def measure_memory(threads: int) -> tuple[list[Peak], list[Verdict]]:
+    """Return the peak of each side, each in a process of its own."""
+    print(f"\n| omniglot-net, T = {LONG}, 1-shot | peak, MB |\n| --- | --- |")
+    rows = []
+    for side in installed():
+        found = in_fresh_process(peak, side, threads)
+        rows.append(Peak(case=f"omniglot-net, T = {LONG}, 1-shot", side=side, bytes=found))
+        print(f"| {side} | {'not told' if found is None else round(found / 1e6)} |", flush=True)
+    known = {row.side: row.bytes for row in rows if row.bytes}
+    peers = {side: size for side, size in known.items() if side != "ours"}
+    if "ours" not in known or not peers:
+        return rows, []
+    side = min(peers, key=lambda name: peers[name])
+    share = known["ours"] / peers[side]
+    return rows, [
+        Verdict(
+            claim=f"T = {LONG}: with Checkpointed at most a quarter of any peer's memory",
+            met=share <= 0.25,
+            figure=f"{share:.2f} of that of {side}",
+        )
+    ]
+
+
+def once_learners(case: Case, *, bfloat16: bool) -> dict[str, Callable[[], Any]]:
     """Return ANIL and prototypical networks, encoding once, and as a loop over episodes."""
     channels, size = SHAPES[case.model]
     batch = case.episodes()
@@ -189,7 +238,8 @@ def once_learners(case: Case) -> dict[str, Callable[[], Any]]:
     def make(kind: type, **settings: Any) -> nn.Module:
         torch.manual_seed(0)
         network = create_model(case.model, channels=channels, image_size=size)
-        return kind(network, norm=Normalization.EPISODE, **settings).train()
+        norm = Normalization.EPISODE
+        return kind(network, norm=norm, bfloat16=bfloat16, **settings).train()
 
     def all_at_once(learner: Any) -> None:
         learner.zero_grad()
@@ -199,9 +249,10 @@ def once_learners(case: Case) -> dict[str, Callable[[], Any]]:
         """The plain network, support and query apart, a graph over the steps of the head."""
         learner.zero_grad()
         for i in range(EPISODES):
-            h = learner.backbone(batch.support[i], EACH_SET)
-            q = learner.backbone(batch.query[i], EACH_SET)
-            head(learner, h, q, i).backward()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+                h = learner.backbone(batch.support[i], EACH_SET)
+                q = learner.backbone(batch.query[i], EACH_SET)
+            head(learner, h.float(), q.float(), i).backward()
 
     def head(learner: Any, h: Tensor, q: Tensor, i: int) -> Tensor:
         y = batch.support_labels[i]
@@ -218,11 +269,11 @@ def once_learners(case: Case) -> dict[str, Callable[[], Any]]:
 
     anil = make(Anil, way=WAY, steps=case.steps, step_size=ETA)
     prototypes = make(Prototypical)
+    precision = "bfloat16" if bfloat16 else "float32"
     return {
-        "ANIL, ours": partial(all_at_once, anil),
-        "ANIL, loop": partial(one_by_one, anil),
-        "prototypical, ours": partial(all_at_once, prototypes),
-        "prototypical, loop": partial(one_by_one, prototypes),
+        f"{name}, {side}, {precision}": partial(way, learner)
+        for name, learner in (("ANIL", anil), ("prototypical", prototypes))
+        for side, way in (("ours", all_at_once), ("loop", one_by_one))
     }
 
 
@@ -232,7 +283,8 @@ class Row:
     """A side of a case.
 
     Attributes:
-        ms: median time of a meta-batch, forward and backward.
+        ms: median time of a meta-batch, forward and backward, in float32 where the side says
+            nothing else.
         difference: ‖∇ - ∇'‖ / ‖∇'‖ in float64, ∇' that of the loop by hand; None: another method.
     """
 
@@ -251,7 +303,9 @@ def measure(case: Case, repeats: int) -> tuple[list[Row], list[Verdict]]:
     sides: dict[str, Callable[[], Any]] = {
         f"MAML, {name}": gradient(case, name, torch.float32) for name in names
     }
-    times = take_turns(sides | once_learners(case), repeats, torch.device("cpu"))
+    for bfloat16 in (False, True):
+        sides |= once_learners(case, bfloat16=bfloat16)
+    times = take_turns(sides, repeats, torch.device("cpu"))
     rows = [
         Row(
             case=str(case),
@@ -272,7 +326,13 @@ def _verdicts(case: Case, times: dict[str, list[float]], apart: dict[str, float]
     fastest = min(peers, key=lambda side: statistics.median(times[side]))
     speed, worst = ratio(times, fastest, "MAML, ours"), max(apart.values())
     wanted = 1.3 if case.model == "omniglot-net" else 1.0
-    gains = {m: ratio(times, f"{m}, loop", f"{m}, ours") for m in ("ANIL", "prototypical")}
+    gains = {
+        f"{method}, {precision},": ratio(
+            times, f"{method}, loop, {precision}", f"{method}, ours, {precision}"
+        )
+        for method in ("ANIL", "prototypical")
+        for precision in ("float32", "bfloat16")
+    }
     return [
         Verdict(
             claim=f"{case}: MAML's gradient agrees to {AGREE:g}",
@@ -299,23 +359,31 @@ def main() -> None:
     """Measure the cases that are asked for."""
     parser = make_parser(__doc__, repeats=5)
     parser.add_argument("--models", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument(
+        "--parts", nargs="*", choices=("time", "memory"), default=("time", "memory")
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = [
         Case(model=model, steps=steps, shot=shot)
         for model in options.models
-        for steps, shot in ((1, 1), (5, 1), (5, 5))
+        for steps in (1, 5)
+        for shot in (1, 5)
     ]
     if options.quick:
         cases = [Case(model="omniglot-net", steps=1, shot=1)]
-    print("| case | side | ms a meta-batch | difference |")
-    print("| --- | --- | --- | --- |")
-    rows: list[Row] = []
+    rows: list[Row | Peak] = []
     verdicts: list[Verdict] = []
-    for case in cases:
-        more = measure(case, 1 if options.quick else options.repeats)
-        rows += more[0]
-        verdicts += more[1]
+    if "time" in options.parts:
+        print("| case | side | ms a meta-batch | difference |\n| --- | --- | --- | --- |")
+        for case in cases:
+            found, more = measure(case, 1 if options.quick else options.repeats)
+            rows += found
+            verdicts += more
+    if "memory" in options.parts and not options.quick:
+        peaks, more = measure_memory(options.threads)
+        rows += peaks
+        verdicts += more
     finish(options, rows, verdicts)
 
 

@@ -37,7 +37,7 @@ from measuring import (
 from plain_loaders import ImagesInMemory, RowsOfFile, meta_batches
 
 from bilevel_apps.config import Config, parse_config
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.system.processes import ALONE
 from bilevel_apps.training.data_parallel import Shard, shared_hypergradient
 from bilevel_data import EpisodeLoader, EpisodeSampler, EpisodeSpec
@@ -176,7 +176,7 @@ def supplies(source: Source, workers: int) -> dict[str, Supply]:
 
 def make_step(config: Config, shape: tuple[int, int, int], device: torch.device) -> Step:
     """Return a function that takes one outer step on a meta-batch."""
-    task = make_task(config, shape, device)
+    task = make_learner(config, shape, device)
     optimizer = torch.optim.AdamW(
         [p for p in task.parameters() if p.requires_grad], lr=config.train.lr
     )

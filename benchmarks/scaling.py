@@ -118,7 +118,7 @@ def tables(options: argparse.Namespace) -> Table:
     return {"base": base} | {name: s for name, s in found.items() if s != base}
 
 
-def make_task(precision: str, device: torch.device) -> HyperRepresentation:
+def make_learner(precision: str, device: torch.device) -> HyperRepresentation:
     """Return the learner of all settings, T = 0."""
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=28)
@@ -151,7 +151,7 @@ def make_episodes(setting: Setting, device: torch.device) -> Episodes:
 
 def growth(precision: str, options: argparse.Namespace, device: torch.device) -> list[Row]:
     """Return the rows of all tables, printed."""
-    task, settings = make_task(precision, device), tables(options)
+    task, settings = make_learner(precision, device), tables(options)
     sides = {
         name: partial(run, task.varied(steps=setting.steps), make_episodes(setting, device))
         for name, setting in settings.items()
@@ -196,7 +196,7 @@ def make_member(
         query_labels=whole.query_labels[part],
         way=whole.way,
     )
-    task = make_task(precision, torch.device("cpu")).varied(steps=setting.steps)
+    task = make_learner(precision, torch.device("cpu")).varied(steps=setting.steps)
     with connected(processes):
         yield lambda _: shared_hypergradient(task, episodes, processes, stop=False)[0].loss
 
@@ -274,7 +274,7 @@ def peak(precision: str, steps: int, threads: int, device_name: str) -> int | No
     """Return the peak of one hyper-iteration of the base case at T = `steps`."""
     torch.set_num_threads(threads)
     device = torch.device(device_name)
-    task, episodes = make_task(precision, device), make_episodes(Setting(), device)
+    task, episodes = make_learner(precision, device), make_episodes(Setting(), device)
     run(task.varied(steps=1), episodes)
     task.steps = steps
     if device.type != "cuda":

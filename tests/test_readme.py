@@ -1,6 +1,5 @@
 """What the root README says can be run: its examples, its commands, and the names in it."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from bilevel_apps.config import list_presets
 from bilevel_apps.results import BEGIN, END
 from bilevel_data import load_source, write_store
+from forked import run_alone
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,19 +71,17 @@ def test_the_second_example_trains_a_learner(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.process
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_every_command_runs(tmp_path):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    folder = tmp_path / "here"
+    folder.mkdir()
     own = [words for words in commands() if words[0].startswith("bilevel-")]
     assert {words[0] for words in own} >= {"bilevel-data", "bilevel-train", "bilevel-eval"}
     for words in own:
         short = SHORT.get(words[0], ()) if "--resume" not in words else ()
-        ended = subprocess.run(
-            [*words, *short], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, f"{words}\n{ended.stdout}\n{ended.stderr}"
-    assert (tmp_path / "runs/glyphs/pictures/pairs.png").exists()
+        ended = run_alone([*words, *short], folder)
+        assert ended.status == 0, f"{words}\n{ended.out}\n{ended.err}"
+    assert (folder / "runs/glyphs/pictures/pairs.png").exists()
 
 
 @pytest.mark.nightly

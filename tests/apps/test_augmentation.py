@@ -230,7 +230,7 @@ def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):
         used.append(sampler)
         return module.Score(accuracy=0.5, ci95=0.0, episodes=4)
 
-    monkeypatch.setattr(module, "score_task", watch)
+    monkeypatch.setattr(module, "score_learner", watch)
     made = []
     whole = Training.batches
     monkeypatch.setattr(Training, "batches", lambda self: made.append(whole(self)) or made[-1])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bilevel_apps.runs.build import make_task, model_tensors, part_of
+from bilevel_apps.runs.build import make_learner, model_tensors, part_of
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring.score import score_episodes
@@ -27,7 +27,7 @@ def walk(task, steps):
 @pytest.mark.parametrize("decay", [0.1, 0.9, 0.999])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_it_is_the_weighted_mean(config, decay, steps):
-    task = make_task(config(), SHAPE, CPU)
+    task = make_learner(config(), SHAPE, CPU)
     task.double()
     average = weight_average(task, decay)
     seen = []
@@ -44,13 +44,13 @@ def test_it_is_the_weighted_mean(config, decay, steps):
 
 
 def test_following_leaves_the_weights_alone(config):
-    task = make_task(config(), SHAPE, CPU)
+    task = make_learner(config(), SHAPE, CPU)
     average = weight_average(task, 0.5)
     for step, state in enumerate(walk(task, 3), start=1):
         average.follow(step)
         assert all(torch.equal(task.state_dict()[k], v) for k, v in state.items())
-    assert not any(p.requires_grad for p in average.task.parameters())
-    assert average.task.backbone is not task.backbone
+    assert not any(p.requires_grad for p in average.learner.parameters())
+    assert average.learner.backbone is not task.backbone
 
 
 def test_the_average_is_scored_saved_and_evaluated(tmp_path, config):
@@ -63,10 +63,10 @@ def test_the_average_is_scored_saved_and_evaluated(tmp_path, config):
     episodes = chosen.train.validate_episodes
 
     def scored(weights):
-        run.task.load_state_dict(weights)
-        return score_episodes(run.task.accuracies, sampler, episodes=episodes, device=CPU)
+        run.learner.load_state_dict(weights)
+        return score_episodes(run.learner.accuracies, sampler, episodes=episodes, device=CPU)
 
-    used = {name: tensor.clone() for name, tensor in run.task.state_dict().items()}
+    used = {name: tensor.clone() for name, tensor in run.learner.state_dict().items()}
     averaged, raw = (part_of(saved.tensors, part) for part in ("average", "model"))
     assert all(torch.equal(used[name], averaged[name]) for name in averaged)
     assert averaged.keys() == raw.keys()
@@ -93,7 +93,7 @@ def test_without_an_average_the_weights_are_used(trained):
 def test_validation_leaves_the_average_alone(tmp_path, config, monkeypatch):
     """In the modes that track statistics too."""
     seen = []
-    whole = module.score_task
+    whole = module.score_learner
 
     def watch(task, *arguments, **options):
         before = {k: v.clone() for k, v in task.state_dict().items()}
@@ -101,13 +101,13 @@ def test_validation_leaves_the_average_alone(tmp_path, config, monkeypatch):
         seen.append(all(torch.equal(before[k], v) for k, v in task.state_dict().items()))
         return found
 
-    monkeypatch.setattr(module, "score_task", watch)
+    monkeypatch.setattr(module, "score_learner", watch)
     train(config(train__average=0.9, model__norm="ghost"), tmp_path / "run", resume=False)
     assert seen == [True] * 3
 
 
 def test_an_average_keeps_the_tasks_other_choices(config):
-    task = make_task(config(inner__steps=7, model__norm="support"), SHAPE, CPU)
+    task = make_learner(config(inner__steps=7, model__norm="support"), SHAPE, CPU)
     average = weight_average(task, 0.5)
     for name in ("steps", "normalization", "unit_length", "autocast", "through", "united"):
-        assert getattr(average.task, name) == getattr(task, name)
+        assert getattr(average.learner, name) == getattr(task, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.training.loop import train
@@ -43,7 +43,7 @@ def part(found, wanted):
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_run_scores_to_the_last_digit(name, tmp_path):
     run = shutil.copytree(BEFORE / "run", tmp_path / "run")
-    found = evaluate_run(run, Request(data=STORE, episodes=100, **REQUESTS[name]))
+    found = evaluate_run(run, EvaluationRequest(data=STORE, episodes=100, **REQUESTS[name]))
     wanted = json.loads((BEFORE / f"{name}.json").read_text("utf-8"))
     del wanted["checkpoint"]  # where it lay
     assert part(found, wanted) == wanted

@@ -38,7 +38,7 @@ def make_episodes(seed=1):
     )
 
 
-def make_task(mode, *, steps, unit_length, scale=3.0, **choices):
+def make_learner(mode, *, steps, unit_length, scale=3.0, **choices):
     torch.manual_seed(0)
     backbone = create_model("omniglot-net", channels=1, image_size=SIZE, filters=4)
     for norm in backbone.norms:  # zero offsets would hide a wrong one
@@ -124,7 +124,7 @@ def reference(task, episodes):
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_the_engine_with_the_network_inside(mode, steps, unit_length):
-    task, episodes = make_task(mode, steps=steps, unit_length=unit_length), make_episodes()
+    task, episodes = make_learner(mode, steps=steps, unit_length=unit_length), make_episodes()
     value, expected = reference(task, episodes)
     outcome = step_of(task, episodes)
     assert outcome.loss == pytest.approx(float(value), rel=1e-12)
@@ -136,7 +136,7 @@ def test_equals_the_engine_with_the_network_inside(mode, steps, unit_length):
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
 def test_smoothed_labels_are_in_the_outer_loss_alone(smoothing):
     episodes = make_episodes()
-    task = make_task(Normalization.GHOST, steps=5, unit_length=True, label_smoothing=smoothing)
+    task = make_learner(Normalization.GHOST, steps=5, unit_length=True, label_smoothing=smoothing)
     value, expected = reference(task, episodes)
     outcome = step_of(task, episodes)
     assert outcome.loss == pytest.approx(float(value), rel=1e-12)
@@ -159,8 +159,8 @@ def test_in_parts_it_is_the_same_hypergradient(mode, parts):
             for name in ("support", "query", "support_labels", "query_labels")
         },
     )
-    whole = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1)
-    divided = make_task(mode, steps=3, unit_length=True, label_smoothing=0.1)
+    whole = make_learner(mode, steps=3, unit_length=True, label_smoothing=0.1)
+    divided = make_learner(mode, steps=3, unit_length=True, label_smoothing=0.1)
     outcomes = step_of(whole, episodes), step_of(divided, episodes, parts)
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-12)
     assert outcomes[0].accuracy == pytest.approx(outcomes[1].accuracy, rel=1e-12)
@@ -180,7 +180,7 @@ def test_one_part_is_in_memory_at_a_time(monkeypatch):
         return found
 
     monkeypatch.setattr(Encoder, "__call__", encode)
-    step_of(make_task(Normalization.GHOST, steps=2, unit_length=True), make_episodes(), parts=2)
+    step_of(make_learner(Normalization.GHOST, steps=2, unit_length=True), make_episodes(), parts=2)
     assert sizes == [1, 1]
 
 
@@ -190,7 +190,7 @@ def test_parts_of_a_meta_batch_are_equal():
 
 
 def test_divergence_is_one_error():
-    task, episodes = make_task(Normalization.GHOST, steps=3, unit_length=False), make_episodes()
+    task, episodes = make_learner(Normalization.GHOST, steps=3, unit_length=False), make_episodes()
     with torch.no_grad():
         task.log_lr.fill_(800.0)
     with pytest.raises(DivergenceError, match="lower the"):
@@ -200,7 +200,10 @@ def test_divergence_is_one_error():
 
 
 def test_a_loss_that_is_no_number_is_refused():
-    task, episodes = make_task(Normalization.SUPPORT, steps=1, unit_length=False), make_episodes()
+    task, episodes = (
+        make_learner(Normalization.SUPPORT, steps=1, unit_length=False),
+        make_episodes(),
+    )
     episodes.query[0, 0, 0, 0, 0] = float("nan")
     with pytest.raises(DivergenceError, match=r"the loss on the query images is nan.* T = 1"):
         step_of(task, episodes)
@@ -212,7 +215,7 @@ def test_step_size_and_scale_by_finite_differences(name, steps):
     episodes = make_episodes()
 
     def loss(offset):
-        task = make_task(Normalization.SUPPORT, steps=steps, unit_length=True)
+        task = make_learner(Normalization.SUPPORT, steps=steps, unit_length=True)
         with torch.no_grad():
             getattr(task, name).add_(offset)
         return step_of(task, episodes).loss, float(getattr(task, name).grad)
@@ -224,7 +227,7 @@ def test_step_size_and_scale_by_finite_differences(name, steps):
 
 
 def test_what_is_not_learned_gets_no_gradient():
-    task = make_task(Normalization.SUPPORT, steps=2, unit_length=True)
+    task = make_learner(Normalization.SUPPORT, steps=2, unit_length=True)
     task.log_lr.requires_grad_(False)
     step_of(task, make_episodes())
     assert task.log_lr.grad is None
@@ -232,7 +235,7 @@ def test_what_is_not_learned_gets_no_gradient():
 
 
 def test_gradients_do_not_add_up_over_hyper_iterations():
-    task, episodes = make_task(Normalization.SUPPORT, steps=2, unit_length=True), make_episodes()
+    task, episodes = make_learner(Normalization.SUPPORT, steps=2, unit_length=True), make_episodes()
     step_of(task, episodes)
     once = {k: p.grad.clone() for k, p in task.named_parameters()}
     step_of(task, episodes)
@@ -242,7 +245,7 @@ def test_gradients_do_not_add_up_over_hyper_iterations():
 @pytest.mark.parametrize("mode", MODES)
 def test_accuracy_is_that_of_the_trained_heads(mode):
     """With training's statistics; the modes that keep running averages have others in test."""
-    task, episodes = make_task(mode, steps=5, unit_length=True, scale=10.0), make_episodes()
+    task, episodes = make_learner(mode, steps=5, unit_length=True, scale=10.0), make_episodes()
     trained = step_of(task, episodes).accuracy
     scored = task.accuracies(episodes)
     assert scored.shape == (BATCH,)

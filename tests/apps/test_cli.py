@@ -15,10 +15,10 @@ import torch
 import yaml
 from PIL import Image
 
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.load import load_run
-from bilevel_apps.scoring.task import score_task
+from bilevel_apps.scoring.learner import score_learner
 
 TEXT = "not a store\n" * 100
 
@@ -434,8 +434,8 @@ def test_the_untrained_network_has_the_statistics_that_are_asked_for(command, tr
     device = torch.device("cpu")
     run = load_run(trained, "cpu")
     sampler = run.sampler(run.store(None), "test", seed=0, rotations=False)
-    task = make_task(config(model__norm="episode"), (16, 16, 1), device)
-    expected = score_task(task, sampler, episodes=12, device=device)
+    task = make_learner(config(model__norm="episode"), (16, 16, 1), device)
+    expected = score_learner(task, sampler, episodes=12, device=device)
     assert found["baselines"]["untrained network"]["accuracy"] == expected.accuracy
 
 

@@ -254,6 +254,16 @@ def test_unknown_key_without_one():
         "threads=0",
         "threads=1000000",
         "tracking.uri=[a]",
+        "train.shot=0",
+        "train.shot=true",
+        "train.shot=1.5",
+        "train.shot=[10, 1]",
+        "train.shot=[0, 3]",
+        "train.shot=[1, 2, 3]",
+        "train.shot=[1]",
+        "train.shot=[1, true]",
+        "train.way=[]",
+        "train.way=many",
         "train.minutes=0",
         "train.minutes=true",
         "train.validate_episodes=1",
@@ -293,6 +303,13 @@ def test_changes_of_images_are_a_list_or_one():
     message = refused(assigned, "train.augment=[flip, turn]")
     assert message.startswith("--set: train.augment.1: input should be 'affine', 'crop', ")
     assert message.endswith("found 'turn'")
+
+
+def test_numbers_of_a_training_may_be_ranges():
+    config = assigned("train.shot=[1,10]", "train.way=20")
+    assert (config.train.shot, config.train.way) == ((1, 10), 20)
+    assert config.flat()["train.shot"] == [1, 10]
+    assert parse_config(yaml.safe_load(dump_config(config)), "again") == config
 
 
 def test_a_large_value_is_shortened():

@@ -18,12 +18,12 @@ import torch
 import yaml
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.scoring import feature_table as tables
 from bilevel_apps.scoring import score as scoring
-from bilevel_apps.scoring.task import task_accuracies
+from bilevel_apps.scoring.learner import learner_accuracies
 from bilevel_apps.system.hardware import set_threads
 from bilevel_apps.system.processes import ALONE, Processes, connected, launched
 from bilevel_apps.training import loop as module
@@ -39,6 +39,7 @@ from bilevel_apps.training.state import prepare
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_data import open_store
 from bilevel_meta.episodes import to_device
+from forked import run_together
 
 CPU = torch.device("cpu")
 TORCHRUN = {
@@ -114,7 +115,7 @@ def sampler(store):
 
 
 def task_of(config, **changes):
-    task = make_task(config(**changes), (16, 16, 1), CPU)
+    task = make_learner(config(**changes), (16, 16, 1), CPU)
     task.double()
     return task
 
@@ -197,7 +198,7 @@ def test_shards_are_the_meta_batch_in_order(sampler):
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
     """Also where a process has no batch at all."""
-    task = make_task(config(), (16, 16, 1), CPU)
+    task = make_learner(config(), (16, 16, 1), CPU)
     monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
 
     def work(process):
@@ -214,7 +215,7 @@ def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, norm, size):
     """Each image is encoded by one process alone, where its features do not depend on others."""
-    task = make_task(config(model__norm=norm), (16, 16, 1), CPU)
+    task = make_learner(config(model__norm=norm), (16, 16, 1), CPU)
     monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
     monkeypatch.setattr(tables, "BATCH_PIXELS", 256 * 20)
     encoded, whole = [], tables._encoded
@@ -224,12 +225,12 @@ def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, nor
         return whole(task, pixels, device)
 
     monkeypatch.setattr(tables, "_encoded", watch)
-    expected = task_accuracies(task, sampler, episodes=11, device=CPU)
+    expected = learner_accuracies(task, sampler, episodes=11, device=CPU)
     alone = sorted(encoded)
     encoded.clear()
 
     def work(process):
-        return task_accuracies(task, sampler, episodes=11, device=CPU, processes=process)
+        return learner_accuracies(task, sampler, episodes=11, device=CPU, processes=process)
 
     for found, _ in together(size, work):
         assert found.tolist() == expected.tolist()
@@ -281,14 +282,14 @@ def test_cores_are_divided(monkeypatch):
 )
 def test_what_cannot_be_divided_is_refused(config, size, changes, message):
     chosen = config(**changes)
-    model = make_task(chosen, (16, 16, 1), CPU)
+    model = make_learner(chosen, (16, 16, 1), CPU)
     check_shareable(chosen, model, ALONE)
     with pytest.raises(InputError, match=re.escape(message)):
         check_shareable(chosen, model, Processes(size=size))
 
 
 def test_a_model_that_remembers_something_else_is_refused(config):
-    model = make_task(config(), (16, 16, 1), CPU)
+    model = make_learner(config(), (16, 16, 1), CPU)
     check_shareable(config(), model, Processes(size=2))
     model.backbone.register_buffer("seen", torch.zeros(()))
     check_shareable(config(), model, ALONE)
@@ -314,7 +315,9 @@ def test_only_the_first_process_writes(tmp_path, config, store):
     assert list(tmp_path.iterdir()) == []
 
 
-# What follows starts real processes, which import torch: ten seconds a test.
+# What follows starts real processes. Under torchrun, which is the one that ends the others, they
+# import torch first, ten seconds a test; the rest begin as copies of this one.
+forked = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
 class Torchrun:
@@ -411,18 +414,20 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, config, file):
     assert "warning" not in run.err.read_text()
 
 
+@forked
 @pytest.mark.process
 def test_begun_alone_and_resumed_by_two(tmp_path, config, file, monkeypatch):
     changes = {"train__steps": 4, "model__filters": 16, "train__meta_batch": 4}
     folder, whole = tmp_path / "run", tmp_path / "whole"
     train(config(**changes), whole, resume=False)
-    cut_after(2, monkeypatch)
-    with pytest.raises(Killed):
-        train(config(**changes), folder, resume=False)
+    with monkeypatch.context() as patch:
+        cut_after(2, patch)
+        with pytest.raises(Killed):
+            train(config(**changes), folder, resume=False)
     assert load_checkpoint(folder / "last.safetensors").record["step"] == 2
-    run = Torchrun(tmp_path / "log", "--out", folder, "--resume")
-    assert run.end() == (0, [])
-    assert run.err.read_text().count("resuming with processes 1 → 2") == 1
+    run = run_together(tmp_path / "log", "--out", folder, "--resume")
+    assert run.statuses == [0, 0], run.said
+    assert run.said.count("resuming with processes 1 → 2") == 1
     assert_near(folder, whole)
 
 
@@ -460,63 +465,84 @@ def cut_after(step, monkeypatch):
     monkeypatch.setattr(module, "_hyper_iteration", cut)
 
 
+GONE = "error: another process of the run ended or cannot be reached ("
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_others_with_one_line(tmp_path, file, rank):
+def test_a_killed_process_ends_the_others_with_one_line(tmp_path, file):
     folder = tmp_path / "run"
     changes = {"train__steps": 10**6, "train__checkpoint_every": 1}
     run = Torchrun(tmp_path / "log", file(**changes), "--out", folder)
     run.wait_for(folder / "last.safetensors")
-    os.kill(run.worker(rank), signal.SIGKILL)
+    os.kill(run.worker(0), signal.SIGKILL)
     began = time.monotonic()
     status, errors = run.end()
     assert time.monotonic() - began < 15  # torchrun itself would kill after thirty seconds
     assert status == 1
     (line,) = errors
-    assert line.startswith("error: another process of the run ended or cannot be reached (")
+    assert line.startswith(GONE)
     assert line.endswith("with --resume to continue from the last checkpoint")
     assert sorted(run.statuses()) == [-signal.SIGKILL, 1]
     assert load_checkpoint(folder / "last.safetensors").record["step"] >= 1
 
 
+@forked
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train__meta_batch": 3}, "error: train.meta_batch=3: 2 processes cannot share it evenly"),
-        ({"train__leer": 3}, "config.yaml: unknown key train.leer; did you mean train.lr?"),
-    ],
-)
-def test_a_refusal_is_said_once_and_all_end_alike(tmp_path, file, changes, message):
-    run = Torchrun(tmp_path / "log", file(**changes), "--out", tmp_path / "run")
+def test_the_first_process_speaks_of_another_that_was_killed(tmp_path, file):
+    folder = tmp_path / "run"
+    changes = {"train__steps": 10**6, "train__checkpoint_every": 1}
+
+    def kill(children):
+        while children[0].alive() and not (folder / "last.safetensors").exists():
+            time.sleep(0.01)
+        os.kill(children[1].process, signal.SIGKILL)
+
+    arguments = (file(**changes), "--out", folder)
+    run = run_together(tmp_path / "log", *arguments, meanwhile=kill)
+    assert run.statuses == [1, -signal.SIGKILL]
+    (line,) = run.errors
+    assert line.startswith(GONE)
+
+
+@pytest.mark.process
+def test_a_refusal_is_said_once_and_all_end_alike(tmp_path, file):
+    run = Torchrun(tmp_path / "log", file(train__meta_batch=3), "--out", tmp_path / "run")
     status, errors = run.end()
     assert status == 1  # torchrun's own
     (line,) = errors
-    assert message in line
+    assert line.startswith("error: train.meta_batch=3: ")
     assert run.statuses() == [2, 2]
     assert not (tmp_path / "run").exists()
 
 
+@forked
+@pytest.mark.process
+def test_a_refusal_before_they_meet_is_said_once_too(tmp_path, file):
+    run = run_together(tmp_path / "log", file(train__leer=3), "--out", tmp_path / "run")
+    assert run.statuses == [2, 2]
+    (line,) = run.errors
+    assert "config.yaml: unknown key train.leer" in line
+    assert not (tmp_path / "run").exists()
+
+
+@forked
 @pytest.mark.process
 def test_what_the_first_process_refuses_ends_all(tmp_path, file):
     """Only the first process tries to take the folder."""
     folder = tmp_path / "run"
     with RunFolder(folder).exclusive():
-        run = Torchrun(tmp_path / "log", file(), "--out", folder)
-        status, errors = run.end()
-    assert status == 1
-    assert errors == [f"error: {folder}: another process is at work in this folder"]
-    assert run.statuses() == [2, 2]
+        run = run_together(tmp_path / "log", file(), "--out", folder)
+    assert run.statuses == [2, 2]
+    assert run.errors == [f"error: {folder}: another process is at work in this folder"]
 
 
+@forked
 @pytest.mark.process
 def test_a_process_that_fails_alone_says_why(tmp_path, file):
     """The others notice that it has gone, and leave the word to it."""
     changes = {"inner__lr": 1e38, "model__unit_length": False}
-    run = Torchrun(tmp_path / "log", file(**changes), "--out", tmp_path / "run")
-    status, errors = run.end()
-    assert status == 1
-    (line,) = errors
+    run = run_together(tmp_path / "log", file(**changes), "--out", tmp_path / "run")
+    assert 1 in run.statuses
+    (line,) = run.errors
     assert "after hyper-iteration 0: " in line
     assert "there is no checkpoint yet" in line
-    assert 1 in run.statuses()

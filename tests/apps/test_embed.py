@@ -136,7 +136,7 @@ def test_balanced_takes_equally_many_of_each_class():
 
 def test_images_are_encoded_in_their_own_order(trained, store, monkeypatch):
     run, split = load_run(trained, "cpu"), open_store(store).load("test")
-    run.task.unit_length = False
+    run.learner.unit_length = False
     labels = np.zeros(len(split.images), np.int64)
     whole = embed_images(run, split.images, labels, seed=0).features
     monkeypatch.setattr("bilevel_apps.embed.samples.BATCH_PIXELS", 16 * 16 * 7)

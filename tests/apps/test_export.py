@@ -12,7 +12,7 @@ import torch
 from bilevel_apps.predict import export
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.export import CARD, FewShotProgram, export_run
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_data import open_store
 from bilevel_meta.adapt import learner_of
 
@@ -36,7 +36,7 @@ def command(monkeypatch, capsys):
 
 @pytest.mark.parametrize("norm", ["ghost", "batch", "support", "episode"])
 def test_the_programs_form_is_that_of_the_heads(config, norm):
-    task = make_task(config(model__norm=norm, inner__steps=9), SHAPE, torch.device("cpu"))
+    task = make_learner(config(model__norm=norm, inner__steps=9), SHAPE, torch.device("cpu"))
     learner = learner_of(task)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(17, 1, 16, 16, generator=generator)

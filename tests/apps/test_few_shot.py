@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.predict.classifier import FewShotClassifier
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
 from bilevel_apps.runs.load import load_trained
@@ -38,7 +38,7 @@ def learner(config):
     """A learner with weights that were never trained and, where they are used, other averages."""
 
     def make(**changes):
-        task = make_task(config(**changes), SHAPE, torch.device("cpu"))
+        task = make_learner(config(**changes), SHAPE, torch.device("cpu"))
         for name, buffer in task.named_buffers():
             if name.endswith("running_mean"):
                 buffer.fill_(-0.1)
@@ -76,13 +76,13 @@ def test_it_is_the_head_that_evaluation_scores(trained, images):
     model = FewShotClassifier(trained).fit(support, np.arange(5))
     s, q = (torch.from_numpy(x / 255).float().movedim(-1, -3)[None] for x in (support, query))
     with torch.no_grad():
-        h_s, h_q = run.task.encoder(s, q, training=False)
-    scale = run.task.log_scale.detach().exp()
+        h_s, h_q = run.learner.encoder(s, q, training=False)
+    scale = run.learner.log_scale.detach().exp()
     head = heads.descend(
         h_s,
         torch.eye(5)[None],
-        steps=run.task.steps,
-        step_size=run.task.log_lr.detach().exp(),
+        steps=run.learner.steps,
+        step_size=run.learner.log_lr.detach().exp(),
         scale=scale,
     )
     expected = heads.logits(head, h_q)[0].softmax(dim=-1).numpy()
@@ -156,7 +156,7 @@ def test_steps_and_step_size_of_ones_own(trained, images):
     x, y = images[:3, :4].reshape(-1, *SHAPE), np.repeat(np.arange(3), 4)
     queries = images[:3, 4:].reshape(-1, *SHAPE)
     own = FewShotClassifier(trained).fit(x, y)
-    run = load_trained(trained, "cpu").task.inner
+    run = load_trained(trained, "cpu").learner.inner
     same = FewShotClassifier(trained, steps=run.steps, step_size=run.lr).fit(x, y)
     assert np.array_equal(own.predict_proba(queries), same.predict_proba(queries))
     for changed in ({"steps": run.steps + 5}, {"step_size": run.lr / 2}):
@@ -267,12 +267,12 @@ def test_a_checkpoint_has_the_choice_beside_it_if_that_is_its_own(trained, tmp_p
     choice = ChosenInner(9, 0.02)
     save_choice(folder, choice, {"checkpoint_sha256": load_trained(best, "cpu").sha256})
     expected = InnerLoop(9, pytest.approx(0.02, rel=1e-6))
-    assert [load_trained(path, "cpu").task.inner for path in (folder, best)] == [expected] * 2
+    assert [load_trained(path, "cpu").learner.inner for path in (folder, best)] == [expected] * 2
     checkpoint = load_checkpoint(best)
     other = {**checkpoint.record, "step": 1}
     save_checkpoint(last, dataclasses.replace(checkpoint, record=other))
     run = load_trained(last, "cpu")  # it was chosen for the other one, which is no news
-    assert run.task.inner == run.trained_inner
+    assert run.learner.inner == run.trained_inner
     assert capsys.readouterr().err == ""
 
 

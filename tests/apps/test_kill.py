@@ -89,7 +89,7 @@ MOMENTS = {
     "before the step": lambda: around(module, "clipped_norm", before=die),
     "after the step": lambda: around(module, "_hyper_iteration", after=die),
     "in a validation": lambda: around(feature_table, "_encoded", after=die),
-    "after a validation": lambda: around(module, "score_task", after=die),
+    "after a validation": lambda: around(module, "score_learner", after=die),
     "half-way through a checkpoint": half_way,
     "before a checkpoint has its name": lambda: around(checkpoint, "publish", before=die),
     "after a checkpoint has its name": lambda: around(checkpoint, "publish", after=die),

@@ -27,7 +27,7 @@ from bilevel_apps.config import (
 )
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.predict.classifier import FewShotClassifier
-from bilevel_apps.runs.build import make_task, settled_outputs
+from bilevel_apps.runs.build import make_learner, settled_outputs
 from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.load import load_run
@@ -628,7 +628,7 @@ def test_one_output_for_each_training_class(config):
     assert settled_outputs(config(method="multiclass", model__outputs=48), 48) == 48
     assert settled_outputs(config(), 48) is None
     assert settled_outputs(config(model__outputs=3), 48) == 3  # a choice like that of filters
-    task = make_task(config(model__outputs=3), (16, 16, 1), CPU)
+    task = make_learner(config(model__outputs=3), (16, 16, 1), CPU)
     assert task.backbone.dim == 3
 
 
@@ -684,11 +684,11 @@ def test_every_preset_can_be_trained_and_every_method_trains(preset, name, wide,
     opened = open_store(store)
     config = resolve(config, opened, CPU, ALONE)
     training = prepare(config, RunFolder(tmp_path / "run"), opened, CPU, ALONE)
-    assert isinstance(training.task, getattr(VARIANTS[name], "func", VARIANTS[name]))
+    assert isinstance(training.learner, getattr(VARIANTS[name], "func", VARIANTS[name]))
     if name in BILEVEL:
-        assert (training.task.united, training.task.through) == BILEVEL[name]
+        assert (training.learner.united, training.learner.through) == BILEVEL[name]
     outputs = {"omniglot": 60, "mini-imagenet": 20}[store.stem]
-    assert (training.task.backbone.dim == outputs) == (name == "multiclass")
+    assert (training.learner.backbone.dim == outputs) == (name == "multiclass")
     assert config.model.outputs == (outputs if name == "multiclass" else None)
     assert parse_config(config.model_dump(mode="json"), "saved") == config
     assert not (tmp_path / "run").exists()
@@ -806,7 +806,7 @@ def test_a_run_of_any_method_is_evaluated_looked_at_and_used(name, runs, command
     assert {"raw-pixel nearest neighbour", "untrained network"} <= set(report["baselines"])
     command("embed", folder, "--out", tmp_path / "pictures", "--dpi", 50, "--pairs", 1)
     with np.load(tmp_path / "pictures" / "embeddings.npz", allow_pickle=False) as held:
-        assert held["features"].shape[1] == load_run(folder, "cpu").task.backbone.dim
+        assert held["features"].shape[1] == load_run(folder, "cpu").learner.backbone.dim
     images = open_store(store).load("test").images.reshape(6, 20, 16, 16)
     for c in range(2):
         (tmp_path / "support" / str(c)).mkdir(parents=True)

@@ -159,7 +159,7 @@ def test_a_run_that_moves(tmp_path, config, store, monkeypatch, capsys):
     from mlflow.tracking._tracking_service.utils import _artifact_repos_cache as artifacts
 
     from bilevel_apps.compare.select import choose_runs
-    from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+    from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
     from bilevel_apps.training import loop
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -198,7 +198,7 @@ def test_a_run_that_moves(tmp_path, config, store, monkeypatch, capsys):
 
     (chosen,) = choose_runs([str(folder.path)], list, sqlite_uri(new / "mlflow.db"))
     assert (chosen.id, chosen.folder) == (run_id, folder.path)
-    report = evaluate_run(folder.path, Request(episodes=3, track=True, device="cpu"))
+    report = evaluate_run(folder.path, EvaluationRequest(episodes=3, track=True, device="cpu"))
     metrics = client.get_run(run_id).data.metrics
     assert metrics["test/5way-1shot/accuracy"] == report["accuracy"]
     assert not old.exists()

@@ -1,9 +1,5 @@
 """The options of training are the same ones when several processes divide the episodes."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import yaml
@@ -11,8 +7,12 @@ import yaml
 from bilevel_apps.runs.build import part_of
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.training.loop import train
+from forked import run_together
 
-pytestmark = pytest.mark.process
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
+]
 
 OPTIONS = {
     "model__filters": 16,
@@ -27,19 +27,6 @@ OPTIONS = {
 }
 
 
-def launch(folder, file):
-    """Train in two real processes; return what they said."""
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words += ["-m", "bilevel_apps.cli.train", str(file), "--out", str(folder)]
-    return subprocess.run(
-        [sys.executable, *words],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 def vector(folder, part):
     tensors = part_of(load_checkpoint(folder / "last.safetensors").tensors, part)
     return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
@@ -49,8 +36,8 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, config, settings):
     file, folder, whole = tmp_path / "config.yaml", tmp_path / "two", tmp_path / "one"
     file.write_text(yaml.safe_dump(settings(**OPTIONS)))
     train(config(**OPTIONS), whole, resume=False)
-    done = launch(folder, file)
-    assert done.returncode == 0, done.stderr
+    done = run_together(tmp_path / "log", file, "--out", folder)
+    assert done.statuses == [0, 0], done.said
     for part in ("model", "average"):
         found, expected = vector(folder, part), vector(whole, part)
         assert (found - expected).norm() <= 1e-6 * expected.norm(), part
@@ -60,9 +47,9 @@ def test_they_end_together_when_the_time_is_up(tmp_path, settings):
     file, folder = tmp_path / "config.yaml", tmp_path / "run"
     limited = OPTIONS | {"train__steps": 10**6, "train__minutes": 0.01}
     file.write_text(yaml.safe_dump(settings(**limited)))
-    done = launch(folder, file)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("train.minutes=0.01 are over") == 1
+    done = run_together(tmp_path / "log", file, "--out", folder)
+    assert done.statuses == [0, 0], done.said
+    assert done.said.count("train.minutes=0.01 are over") == 1
     record = load_checkpoint(folder / "last.safetensors").record
     assert record["ended"] == "minutes"
     assert record["seconds"] >= 0.6
@@ -72,11 +59,8 @@ def test_they_end_together_when_the_time_is_up(tmp_path, settings):
 def test_parts_that_two_processes_cannot_divide_are_refused(tmp_path, settings):
     file, folder = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(settings(**OPTIONS | {"train__accumulate": 4})))
-    done = launch(folder, file)
-    assert done.returncode != 0
-    says = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert says == [
-        "error: train.accumulate=4: 2 episodes in each of 2 processes do not divide into as many "
-        "equal parts: choose a divisor, or another train.meta_batch"
-    ]
+    done = run_together(tmp_path / "log", file, "--out", folder)
+    assert done.statuses == [2, 2]
+    (line,) = done.errors
+    assert line.startswith("error: train.accumulate=4: 2 episodes in each of 2 processes")
     assert not folder.exists()

@@ -6,10 +6,10 @@ import torch
 
 from bilevel_apps.config import Config, list_presets, load_preset, parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.export import export_run
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.training.loop import train
@@ -58,7 +58,7 @@ def test_a_run_of_every_method(method, tmp_path, config, store):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
-    report = evaluate_run(whole, Request(episodes=3, baselines=method == "maml"))
+    report = evaluate_run(whole, EvaluationRequest(episodes=3, baselines=method == "maml"))
     assert 0 <= report["accuracy"] <= 1
     assert report["norm"] == changes["model__norm"]
 
@@ -81,7 +81,7 @@ def prototypes(tmp_path_factory, config):
 @pytest.mark.parametrize("asked", [{"steps": (3,)}, {"lr": (0.1, 0.2)}])
 def test_a_head_without_steps_has_no_others(prototypes, asked):
     with pytest.raises(InputError, match="prototypical"):
-        evaluate_run(prototypes, Request(episodes=2, **asked))
+        evaluate_run(prototypes, EvaluationRequest(episodes=2, **asked))
 
 
 def test_a_head_without_steps_is_not_exported(prototypes, tmp_path):
@@ -113,8 +113,8 @@ def test_another_normalization_that_does_not_suit_is_refused(tmp_path, config):
     changes = settings_of("maml") | {"train__steps": 1}
     train(config(**changes), folder, resume=False)
     with pytest.raises(InputError, match="--norm batch"):
-        evaluate_run(folder, Request(episodes=2, norm="batch"))
-    report = evaluate_run(folder, Request(episodes=2, norm="episode"))
+        evaluate_run(folder, EvaluationRequest(episodes=2, norm="batch"))
+    report = evaluate_run(folder, EvaluationRequest(episodes=2, norm="episode"))
     assert report["norm"] == "episode"
 
 
@@ -130,7 +130,7 @@ PRESETS = [name for name in list_presets() if "method" in load_preset(name)]
 def test_a_preset_of_a_method_makes_its_learner(preset):
     config = parse_config(load_preset(preset), preset)
     shape = (28, 28, 1) if preset.endswith("omniglot") else (84, 84, 3)
-    made = make_task(config, shape, torch.device("meta"))
+    made = make_learner(config, shape, torch.device("meta"))
     assert type(made) is LEARNERS[config.method]
     assert preset.startswith(f"paper/{config.method.replace('++', '-plus-plus')}-")
 

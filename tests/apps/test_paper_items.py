@@ -127,7 +127,7 @@ def test_table5_claims_can_fail(fifth):
     assert not table5._claims(apart)[3].holds
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_appendix_b_at_quick(tmp_path):
     report, parts = quick("appendix-b", tmp_path)
     for part in parts:

@@ -11,7 +11,7 @@ import pytest
 
 from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request as Evaluation
+from bilevel_apps.evaluate.evaluate import EvaluationRequest as Evaluation
 from bilevel_apps.evaluate.evaluate import evaluate_run
 from bilevel_apps.paper import Scale, figure5, load_item
 from bilevel_apps.paper.harness.cache import Part

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.runs.load import differently_prepared, load_run
 from bilevel_data import Preprocessing, SourceData, SourceSplit, open_store, write_store
 
@@ -86,10 +86,10 @@ def test_evaluation_says_it(trained, drawn, monkeypatch, capsys):
         evaluate, "load_run", lambda *words: replace(load(*words), preprocessing=BRIGHT)
     )
     dark = replace(BRIGHT, ink="dark", inverted=False)
-    evaluate_run(trained, Request(data=drawn("dark", dark), episodes=2))
+    evaluate_run(trained, EvaluationRequest(data=drawn("dark", dark), episodes=2))
     (line,) = warnings(capsys)
     assert "dark ink" in line
-    evaluate_run(trained, Request(data=drawn("bright", BRIGHT), episodes=2))
+    evaluate_run(trained, EvaluationRequest(data=drawn("bright", BRIGHT), episodes=2))
     assert warnings(capsys) == []
 
 

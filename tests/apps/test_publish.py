@@ -17,7 +17,7 @@ from bilevel_apps.compare.select import choose_runs
 from bilevel_apps.config import load_preset, parse_config, with_settings
 from bilevel_apps.embed import EmbedRequest, embed_run
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.predict.classifier import FewShotClassifier
 from bilevel_apps.predict.predict import PredictRequest, predict_pictures
 from bilevel_apps.publish import PublishRequest, command_of, publish_run
@@ -32,7 +32,7 @@ TAG = Path("pretrained:tiny")
 
 
 def scored(folder, path, **changes):
-    path.write_text(json.dumps(evaluate_run(folder, Request(episodes=8, **changes))))
+    path.write_text(json.dumps(evaluate_run(folder, EvaluationRequest(episodes=8, **changes))))
     return path
 
 
@@ -67,8 +67,8 @@ def own(tmp_path, store):
 def test_a_tag_stands_in_for_the_run_that_it_is_from(publish, trained, store, own):
     publish(trained)
     before, now = load_run(trained, "cpu"), load_run(TAG, "cpu")
-    expected = before.task.state_dict()
-    for name, tensor in now.task.state_dict().items():
+    expected = before.learner.state_dict()
+    for name, tensor in now.learner.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
     for name in ("step", "image_shape", "preprocessing", "data"):
         assert getattr(now, name) == getattr(before, name)
@@ -85,8 +85,8 @@ def test_a_tag_stands_in_for_the_run_that_it_is_from(publish, trained, store, ow
 def test_a_tag_can_be_evaluated_and_drawn(publish, trained, store, tmp_path, monkeypatch):
     publish(trained)
     monkeypatch.chdir(tmp_path)
-    before = evaluate_run(trained, Request(episodes=8))
-    now = evaluate_run(TAG, Request(episodes=8, data=store))
+    before = evaluate_run(trained, EvaluationRequest(episodes=8))
+    now = evaluate_run(TAG, EvaluationRequest(episodes=8, data=store))
     for key in ("accuracy", "ci95", "steps", "split_sha256", "checkpoint_step"):
         assert now[key] == before[key]
     assert now["checkpoint"] == "pretrained:tiny"
@@ -94,8 +94,8 @@ def test_a_tag_can_be_evaluated_and_drawn(publish, trained, store, tmp_path, mon
     a, b = (embed_run(run, tmp_path / str(k), request) for k, run in enumerate((trained, TAG)))
     assert a.figures == b.figures
     with pytest.raises(InputError, match="no data: give --data"):
-        evaluate_run(TAG, Request(episodes=8))
-    several = Request(episodes=8, data=store, split="val", steps=(1, 5), choose=True)
+        evaluate_run(TAG, EvaluationRequest(episodes=8))
+    several = EvaluationRequest(episodes=8, data=store, split="val", steps=(1, 5), choose=True)
     monkeypatch.setattr(
         "bilevel_apps.evaluate.evaluate.load_run", lambda *_: pytest.fail("began to score")
     )
@@ -136,7 +136,7 @@ def test_the_card_says_what_was_run_and_no_more(publish, trained, store, tmp_pat
     run = load_run(trained, "cpu")
     assert (card.model, card.normalization, card.unit_length) == ("omniglot-net", "ghost", True)
     assert (card.steps, card.training["seed"], card.training["step"]) == (5, 0, run.step)
-    learned = run.task.state_dict()
+    learned = run.learner.state_dict()
     assert card.step_size == pytest.approx(float(learned["log_lr"].exp()), rel=1e-6)
     assert card.scale == pytest.approx(float(learned["log_scale"].exp()), rel=1e-6)
     text = (tmp_path / "weights" / "tiny.json").read_text("utf-8")
@@ -151,10 +151,10 @@ def test_the_card_says_what_was_run_and_no_more(publish, trained, store, tmp_pat
 def test_averaged_weights_and_a_chosen_step_number_are_what_is_published(publish, config, tmp_path):
     folder = tmp_path / "run"
     train(config(train__average=0.5), folder, resume=False)
-    several = Request(episodes=8, split="val", steps=(2, 3), choose=True)
+    several = EvaluationRequest(episodes=8, split="val", steps=(2, 3), choose=True)
     chosen = evaluate_run(folder, several)["chosen"]
     card = publish(folder)
-    assert card.steps == load_run(TAG, "cpu").task.steps == chosen["steps"]
+    assert card.steps == load_run(TAG, "cpu").learner.steps == chosen["steps"]
     assert load_run(TAG, "cpu").config.inner.steps == 5
     weights = pretrained.pretrained_weights(card)
     from bilevel_apps.runs.build import part_of
@@ -297,4 +297,4 @@ def test_every_shipped_tag_stands_in_for_a_run():
         run = load_run(Path(f"pretrained:{card.tag}"), "cpu")
         assert run.image_shape == card.image_shape
         assert run.config.model.norm == card.normalization
-        assert run.task.steps == (card.steps if card.head is None else None)
+        assert run.learner.steps == (card.steps if card.head is None else None)

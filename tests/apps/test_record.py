@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bilevel_apps.config import parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from bilevel_apps.runs.record import read_record
 
@@ -57,7 +57,7 @@ def test_a_network_that_cannot_be_built_without_memory(crafted):
         record["config"]["model"] |= {"name": "torchvision:regnet_y_400mf", "filters": None}
         record["image_shape"] = [32, 32, 3]
         config = parse_config(record["config"], "record")
-        weights = make_task(config, (32, 32, 3), torch.device("cpu")).state_dict()
+        weights = make_learner(config, (32, 32, 3), torch.device("cpu")).state_dict()
         tensors.clear()
         tensors |= {f"model.{name}": weight for name, weight in weights.items()}
 

@@ -212,7 +212,9 @@ def by_hand(folder, episodes=EPISODES):
     )
     return np.array(
         [
-            float(run.task.accuracies(to_device(sampler.batch(k, 1), sampler.spec.way, run.device)))
+            float(
+                run.learner.accuracies(to_device(sampler.batch(k, 1), sampler.spec.way, run.device))
+            )
             for k in range(episodes.count)
         ]
     )
@@ -247,7 +249,7 @@ def test_the_inner_loops_that_were_used_are_rows(trained, second):
     steps = {row["run"].shown: row["T"].shown for row in table.rows}
     assert steps == {"trained": "5", "second": "2"}
     assert {row["head"].shown for row in table.rows} == {"descent"}
-    lr = load_run(second, "cpu").task.inner.lr
+    lr = load_run(second, "cpu").learner.inner.lr
     assert table.rows[-1]["η"].values == {"η": pytest.approx(lr)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.paper.trained.table3 import TASKS
 from bilevel_apps.results import read_records, results_page
 from bilevel_apps.results import score as module
@@ -19,7 +19,7 @@ from bilevel_apps.system.machine import machine_name, versions
 
 
 def test_the_record_is_what_evaluation_says(trained, store):
-    request = Request(data=store, episodes=5, shot=2, norm="episode", seed=3)
+    request = EvaluationRequest(data=store, episodes=5, shot=2, norm="episode", seed=3)
     record = score_record(trained, request)
     report = evaluate_run(trained, request)
     assert (record.accuracy, record.ci95) == (report["accuracy"], report["ci95"])
@@ -34,17 +34,17 @@ def test_the_record_is_what_evaluation_says(trained, store):
 
 
 def test_a_record_says_where_queries_may_be_support_images(trained, store):
-    record = score_record(trained, Request(data=store, episodes=5, overlap=True))
+    record = score_record(trained, EvaluationRequest(data=store, episodes=5, overlap=True))
     assert record.overlap
     assert " --overlap" in record.evaluate
     assert "may be support images" in results_page({"tiny.json": record})
-    plain = score_record(trained, Request(data=store, episodes=5))
+    plain = score_record(trained, EvaluationRequest(data=store, episodes=5))
     assert not plain.overlap
     assert "--overlap" not in plain.evaluate
 
 
 def test_a_record_says_where_features_are_over_shifts(trained, store):
-    record = score_record(trained, Request(data=store, episodes=5, shifts=1))
+    record = score_record(trained, EvaluationRequest(data=store, episodes=5, shifts=1))
     assert record.shifts == 1
     assert " --shifts 1" in record.evaluate
     assert "over shifts of 1 px" in results_page({"tiny.json": record})
@@ -65,7 +65,7 @@ def test_the_command_writes_a_record_that_is_read_back(trained, tmp_path, monkey
 
 def test_weights_of_the_package_are_refused_before_they_are_scored(monkeypatch, store):
     monkeypatch.setattr(module, "evaluate_run", lambda *_: pytest.fail("scored"))
-    request = Request(data=store, episodes=4)
+    request = EvaluationRequest(data=store, episodes=4)
     with pytest.raises(InputError, match="a record is of a training: give the folder of the run"):
         score_record(Path("pretrained:omniglot-5way-1shot"), request)
 

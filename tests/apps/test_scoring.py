@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.scoring import score as scoring
 from bilevel_apps.scoring.score import episode_accuracies, nearest_pixel, score, score_episodes
 from bilevel_data import open_store
@@ -43,7 +43,7 @@ def test_equal_episodes_have_no_spread_and_one_alone_is_no_score():
 
 @pytest.mark.parametrize("pixels", [1, 20 * 256 * 3, 10**9])
 def test_score_does_not_depend_on_the_batch(opened, config, monkeypatch, pixels):
-    task = make_task(config(), (16, 16, 1), CPU)
+    task = make_learner(config(), (16, 16, 1), CPU)
     sizes, results = [], []
 
     def classify(episodes):

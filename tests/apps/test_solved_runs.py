@@ -8,7 +8,7 @@ import torch
 
 from bilevel_apps.config import load_preset, parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.few_shot import FewShotClassifier
 from bilevel_apps.predict.export import TOLERANCE, export_run
 from bilevel_apps.runs.load import load_run
@@ -35,7 +35,7 @@ def images(classes, shots, seed=0):
 
 
 def test_what_fits_heads_is_learned_and_kept(solved):
-    solver = load_run(solved, "cpu").task.solver
+    solver = load_run(solved, "cpu").learner.solver
     fresh = heads.HeadSolver(len(solver.running_mean))
     assert solver.running_mean.abs().max() > 0
     for name, value in solver.named_parameters():
@@ -45,13 +45,15 @@ def test_what_fits_heads_is_learned_and_kept(solved):
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(solved, config, tmp_path):
     train(config(**CHANGES, train__steps=3, train__schedule="constant"), tmp_path, resume=False)
     train(config(**CHANGES), tmp_path, resume=True)
-    whole, again = (load_run(folder, "cpu").task.state_dict() for folder in (solved, tmp_path))
+    whole, again = (load_run(folder, "cpu").learner.state_dict() for folder in (solved, tmp_path))
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name
 
 
 def test_evaluation_says_which_head_and_how_calibrated(solved):
-    report = evaluate_run(solved, Request(split="val", episodes=4, shot=2, baselines=True))
+    report = evaluate_run(
+        solved, EvaluationRequest(split="val", episodes=4, shot=2, baselines=True)
+    )
     assert (report["steps"], report["head"]) == (None, "heads at their optimum")
     assert 0 <= report["calibration_error"] <= 1
     assert {"nearest class mean", "logistic regression"} <= report["baselines"].keys()
@@ -59,13 +61,15 @@ def test_evaluation_says_which_head_and_how_calibrated(solved):
 
 
 def test_steps_stand_beside_the_optimum(solved):
-    report = evaluate_run(solved, Request(split="val", episodes=4, steps=(1, 5), lr=(0.1,)))
+    report = evaluate_run(
+        solved, EvaluationRequest(split="val", episodes=4, steps=(1, 5), lr=(0.1,))
+    )
     assert [row["steps"] for row in report["curve"]] == [1, 5, None]
-    single = evaluate_run(solved, Request(split="val", episodes=4, steps=(5,), lr=(0.1,)))
+    single = evaluate_run(solved, EvaluationRequest(split="val", episodes=4, steps=(5,), lr=(0.1,)))
     assert single["steps"] == 5
     assert single["accuracy"] == report["curve"][1]["accuracy"]
     with pytest.raises(InputError, match="--steps"):
-        evaluate_run(solved, Request(split="val", episodes=4, lr=(0.1,)))
+        evaluate_run(solved, EvaluationRequest(split="val", episodes=4, lr=(0.1,)))
 
 
 def test_a_classifier_takes_any_numbers_of_pictures(solved):
@@ -87,7 +91,7 @@ def test_an_exported_program_gives_the_same_answers(solved, tmp_path):
 @pytest.mark.parametrize("card", list_pretrained(), ids=lambda card: card.tag)
 def test_weights_in_the_package_are_solved(card):
     run = load_run(Path(f"pretrained:{card.tag}"), "cpu")
-    assert run.task.inner.steps is None
+    assert run.learner.inner.steps is None
     assert {n: v for n, v in card.head.items() if v <= 0} == {}
 
 

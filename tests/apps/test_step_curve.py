@@ -10,8 +10,8 @@ from PIL import Image
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.curve import best_of, curve_of
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
-from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
+from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring import feature_table as tables
 from bilevel_apps.scoring import heads as head_scoring
@@ -36,7 +36,7 @@ def sampler_of(opened, *, rotations, seed=0):
 
 
 def task_of(config, norm):
-    task = make_task(config(model__norm=norm, inner__lr=1.0), (16, 16, 1), CPU)
+    task = make_learner(config(model__norm=norm, inner__lr=1.0), (16, 16, 1), CPU)
     for module in task.modules():  # running averages that are not those of a fresh network
         if hasattr(module, "running_mean"):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -114,7 +114,7 @@ def test_heads_are_trained_in_parts(opened, config, monkeypatch):
 
 
 def test_divergence_costs_only_the_inner_loop_that_diverges(opened, config):
-    task = make_task(config(model__unit_length=False, inner__lr=1.0), (16, 16, 1), CPU)
+    task = make_learner(config(model__unit_length=False, inner__lr=1.0), (16, 16, 1), CPU)
     sampler = sampler_of(opened, rotations=False)
     none, far, near = InnerLoop(0, 1e38), InnerLoop(10, 1e38), InnerLoop(10, 0.1)
     found = head_scores(task, sampler, inner=[none, far, near], episodes=4, device=CPU)
@@ -193,7 +193,7 @@ def test_choosing_t(command, copy):
     report = json.loads(found.out)
     best = best_of(report["curve"], InnerLoop(5, report["lr"]))["steps"]
     assert report["chosen"] == {"steps": best, "lr": None}
-    assert load_run(copy, "cpu").task.steps == best
+    assert load_run(copy, "cpu").learner.steps == best
     choice = json.loads((copy / "chosen.json").read_text())
     assert (choice["steps"], choice["lr"]) == (best, None)
     assert choice["curve"] == report["curve"]
@@ -228,8 +228,8 @@ def test_a_chosen_step_size_is_taken(command, copy):
     path = copy / "chosen.json"
     path.write_text(json.dumps({"steps": 9, "lr": 0.02, "checkpoint_sha256": own.sha256}))
     run = load_run(copy, "cpu")
-    assert run.task.inner == InnerLoop(9, pytest.approx(0.02, rel=1e-6))
-    assert run.trained_inner == own.task.inner == own.trained_inner
+    assert run.learner.inner == InnerLoop(9, pytest.approx(0.02, rel=1e-6))
+    assert run.trained_inner == own.learner.inner == own.trained_inner
     words = ["eval", copy, "--split", "val", "--episodes", 12]
     asked = ["--steps", 9, "--lr", 0.02]
     chosen = json.loads(command(*words, "--json").out)
@@ -237,7 +237,7 @@ def test_a_chosen_step_size_is_taken(command, copy):
     given = json.loads(command(*words, *asked, "--json").out)
     assert chosen["accuracy"] == given["accuracy"]
     told = command(*words, *asked).out.splitlines()[0]
-    assert f"T = 9 (trained with 5), η = 0.02 ({own.task.inner.lr:.3g} after training)" in told
+    assert f"T = 9 (trained with 5), η = 0.02 ({own.learner.inner.lr:.3g} after training)" in told
     # A curve over T alone keeps what was chosen before.
     path.write_text(json.dumps({"steps": 9, "lr": 0.02, "checkpoint_sha256": own.sha256}))
     again = json.loads(command(*words, "--steps", "3,9", "--choose", "--json").out)
@@ -248,12 +248,12 @@ def test_a_chosen_step_size_is_taken(command, copy):
 def test_a_chosen_t_belongs_to_its_checkpoint(command, copy, capsys):
     path = copy / "chosen.json"
     path.write_text(json.dumps({"steps": 2, "checkpoint_sha256": "0" * 64}))
-    assert load_run(copy, "cpu").task.steps == 5
+    assert load_run(copy, "cpu").learner.steps == 5
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith(f"warning: {path}: T = 2 was chosen for weights that are no longer")
     sha256 = load_run(copy, "cpu").sha256
     path.write_text(json.dumps({"steps": 2, "checkpoint_sha256": sha256}))
-    assert load_run(copy, "cpu").task.steps == 2
+    assert load_run(copy, "cpu").learner.steps == 2
     head = command("eval", copy, "--episodes", 2).out.splitlines()[0]
     assert "T = 2 (trained with 5)" in head
 
@@ -317,7 +317,7 @@ def test_no_choice_on_the_classes_of_another_store(command, copy, make_store):
 
 def test_a_folder_that_cannot_be_written_costs_the_picture(copy, monkeypatch, capsys):
     monkeypatch.setattr("os.access", lambda *_: False)
-    request = Request(split="val", episodes=3, steps=(1, 3), device="cpu")
+    request = EvaluationRequest(split="val", episodes=3, steps=(1, 3), device="cpu")
     report = evaluate_run(copy, request)
     assert "picture" not in report
     assert len(report["curve"]) == 3
@@ -344,4 +344,4 @@ def test_own_divergence_is_status_1(command, tmp_path, config):
 def test_one_episode_is_refused_before_any_is_scored(trained, monkeypatch):
     monkeypatch.setattr("bilevel_apps.evaluate.evaluate.load_run", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="episodes=1: fewer than two"):
-        evaluate_run(trained, Request(episodes=1))
+        evaluate_run(trained, EvaluationRequest(episodes=1))

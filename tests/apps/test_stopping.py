@@ -64,7 +64,7 @@ def script(monkeypatch, scores):
     def scripted(training, tracker):
         found = module.Score(accuracy=scores[training.step], ci95=0.0, episodes=4)
         with monkeypatch.context() as scored:
-            scored.setattr(module, "score_task", lambda *_, **__: found)
+            scored.setattr(module, "score_learner", lambda *_, **__: found)
             return whole(training, tracker)
 
     monkeypatch.setattr(module, "_validate", scripted)
@@ -201,7 +201,7 @@ def test_a_limit_that_comes_later_says_that_it_counts_from_there(tmp_path, train
 
 def test_patience_ends_a_run(tmp_path, config, monkeypatch, capsys):
     constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
-    monkeypatch.setattr(module, "score_task", lambda *_, **__: constant)
+    monkeypatch.setattr(module, "score_learner", lambda *_, **__: constant)
     folder = tmp_path / "run"
     chosen = config(train__steps=100, train__patience=2)
     assert train(chosen, folder, resume=False) == constant

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.predict.export import export_run
 from bilevel_apps.predict.predict import PredictRequest, predict_pictures
 from bilevel_apps.runs.checkpoint import load_checkpoint
@@ -42,7 +42,7 @@ def test_a_network_of_timm(tmp_path, config, store):
     longer = config(train__steps=2, **settings)
     train(RunFolder(folder).continued(longer), folder, resume=True)
     assert load_checkpoint(folder / "last.safetensors").record["step"] == 2
-    report = evaluate_run(folder, Request(episodes=2, device="cpu"))
+    report = evaluate_run(folder, EvaluationRequest(episodes=2, device="cpu"))
     assert 0 <= report["accuracy"] <= 1
     images = open_store(store).load("test").images.reshape(6, 20, 16, 16)
     for c in range(2):

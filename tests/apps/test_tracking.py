@@ -11,7 +11,7 @@ import pytest
 
 from bilevel_apps.compare.tracked import read_run
 from bilevel_apps.errors import RunError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.sweep import Plan, sweep
@@ -216,7 +216,7 @@ def test_evaluation_is_logged_to_the_run(runs, tracked, capsys):
     train(tracked(), folder, resume=False)
     client, run_id = client_of(folder)
     client.set_terminated(run_id, status="KILLED")
-    report = evaluate_run(folder, Request(episodes=5, track=True, device="cpu"))
+    report = evaluate_run(folder, EvaluationRequest(episodes=5, track=True, device="cpu"))
     run = client.get_run(run_id)
     assert run.data.metrics["test/5way-1shot/accuracy"] == report["accuracy"]
     assert run.data.metrics["test/5way-1shot/ci95"] == report["ci95"]
@@ -227,7 +227,9 @@ def test_evaluation_is_logged_to_the_run(runs, tracked, capsys):
 def test_a_curve_is_logged_by_t_beside_the_runs_score(runs, tracked):
     folder = runs / "run"
     train(tracked(), folder, resume=False)
-    request = Request(split="val", steps=(1, 50), lr=(0.01, 0.1), track=True, device="cpu")
+    request = EvaluationRequest(
+        split="val", steps=(1, 50), lr=(0.01, 0.1), track=True, device="cpu"
+    )
     evaluate_run(folder, replace(request, episodes=4))
     report = evaluate_run(folder, replace(request, episodes=5))
     client, run_id = client_of(folder)
@@ -248,7 +250,7 @@ def test_a_curve_is_logged_by_t_beside_the_runs_score(runs, tracked):
 def test_a_choice_that_is_tracked_has_the_score_of_what_is_chosen(runs, tracked):
     folder = runs / "run"
     train(tracked(model__filters=16), folder, resume=False)
-    request = Request(split="val", episodes=20, steps=(1, 5, 50), device="cpu")
+    request = EvaluationRequest(split="val", episodes=20, steps=(1, 5, 50), device="cpu")
     report = evaluate_run(folder, replace(request, choose=True, track=True))
     client, run_id = client_of(folder)
     (best,) = [r for r in report["curve"] if r["steps"] == report["chosen"]["steps"]]
@@ -258,7 +260,7 @@ def test_a_choice_that_is_tracked_has_the_score_of_what_is_chosen(runs, tracked)
 
 
 def test_evaluation_of_an_untracked_run_warns(trained, capsys):
-    evaluate_run(trained, Request(episodes=2, track=True, device="cpu"))
+    evaluate_run(trained, EvaluationRequest(episodes=2, track=True, device="cpu"))
     (warning,) = warnings_of(capsys)
     assert "was not tracked" in warning
 

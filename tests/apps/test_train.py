@@ -303,7 +303,7 @@ def test_validation_encodes_an_image_once(tmp_path, config, monkeypatch):
     assert sum(encoded) <= 6 * 20  # the images of the split; 30 episodes have 600
     run = load_run(tmp_path / "run", "cpu")
     sampler = run.sampler(run.store(None), "val", seed=chosen.seed, rotations=False)
-    alone = episode_accuracies(run.task.accuracies, sampler, episodes=30, device=run.device)
+    alone = episode_accuracies(run.learner.accuracies, sampler, episodes=30, device=run.device)
     assert best == score(alone)
 
 
@@ -331,7 +331,7 @@ def test_validation_changes_nothing(tmp_path, config, trained):
 
 def test_ties_keep_the_earlier_best(tmp_path, config, monkeypatch):
     constant = module.Score(accuracy=0.5, ci95=0.0, episodes=4)
-    monkeypatch.setattr(module, "score_task", lambda *_, **__: constant)
+    monkeypatch.setattr(module, "score_learner", lambda *_, **__: constant)
     assert train(config(), tmp_path / "run", resume=False) == constant
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").record["step"] == 2
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").record["best_step"] == 2
@@ -532,7 +532,7 @@ def test_divergence_in_validation(tmp_path, config, monkeypatch):
     def diverge(*_, **__):
         raise DivergenceError("the inner run grows")
 
-    monkeypatch.setattr(module, "score_task", diverge)
+    monkeypatch.setattr(module, "score_learner", diverge)
     with pytest.raises(RunError, match="validation after hyper-iteration 2: the inner run grows"):
         train(config(), tmp_path / "run", resume=False)
 

@@ -9,13 +9,13 @@ import torch
 import yaml
 
 from apps.test_distributed import Torchrun, together
-from bilevel_apps.runs.build import episode_sampler, make_task
+from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.scoring import feature_table
 from bilevel_apps.scoring import heads as head_scores
 from bilevel_apps.scoring import score as scoring
-from bilevel_apps.scoring.task import task_accuracies
+from bilevel_apps.scoring.learner import learner_accuracies
 from bilevel_apps.system.signals import Interrupted
 from bilevel_apps.tracking.tracker import Tracker
 from bilevel_apps.training import loop as module
@@ -187,7 +187,7 @@ def test_a_run_ends_with_the_validation_that_is_made_again(
         return validate(training, tracker)
 
     monkeypatch.setattr(module, "_validate", watch)
-    monkeypatch.setattr(module, "score_task", scripted)
+    monkeypatch.setattr(module, "score_learner", scripted)
     stopped = {"minutes": 1, "patience": 2}[ended]
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
@@ -205,7 +205,7 @@ def test_processes_give_a_validation_up_together(store, config, small_parts, par
     spec = {"way": 5, "shot": 1, "query": 3}
     sampler = episode_sampler(open_store(store), "val", spec, keys="", seed=0, rotations=False)
     norm, owner, name = PARTS[part]
-    task = make_task(config(model__norm=norm), (16, 16, 1), CPU)
+    task = make_learner(config(model__norm=norm), (16, 16, 1), CPU)
     signals, whole = ([], []), getattr(owner, name)
 
     def signalled(*arguments, **options):
@@ -216,7 +216,7 @@ def test_processes_give_a_validation_up_together(store, config, small_parts, par
     def work(process):
         mine = signals[process.rank]
         try:
-            return task_accuracies(
+            return learner_accuracies(
                 task, sampler, episodes=9, device=CPU, processes=process, signals=mine
             ).tolist()
         except Interrupted:
@@ -226,7 +226,9 @@ def test_processes_give_a_validation_up_together(store, config, small_parts, par
         patch.setattr(owner, name, signalled)
         found = [result for result, _ in together(2, work)]
     given_up = 0 in asked if part == "heads" else bool(asked)
-    expected = None if given_up else task_accuracies(task, sampler, episodes=9, device=CPU).tolist()
+    expected = (
+        None if given_up else learner_accuracies(task, sampler, episodes=9, device=CPU).tolist()
+    )
     assert found == [expected, expected]
 
 

@@ -601,7 +601,7 @@ def test_examples_refuse_impossible_splits():
         load_tuning("digits", ["trusted=2000"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_diabetes_beats_a_single_penalty(tmp_path):
     rows = run(load_tuning("diabetes"), tmp_path / "run")["figures"]
     key = "test mean squared error"
@@ -610,7 +610,7 @@ def test_diabetes_beats_a_single_penalty(tmp_path):
     assert rows["tuned"][key] < rows["start"][key]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_digits_beat_a_regression_on_the_corrupted_labels(tmp_path):
     rows = run(load_tuning("digits"), tmp_path / "run")["figures"]
     key, refitted = "test error %", "refitted, test error %"

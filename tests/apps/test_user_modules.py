@@ -8,7 +8,7 @@ import pytest
 from bilevel_apps.cli import data as command_line
 from bilevel_apps.config import parse_config
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import make_task
+from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.system.hardware import choose_device
 from bilevel_apps.system.plugins import import_asked
@@ -93,7 +93,7 @@ def command(tmp_path, monkeypatch, capsys):
 
 def task():
     config = parse_config({"data": "x.h5", "model": {"name": "tiny"}}, "test")
-    return make_task(config, (8, 8, 1), choose_device("cpu"))
+    return make_learner(config, (8, 8, 1), choose_device("cpu"))
 
 
 @pytest.mark.parametrize("asked", ["own_model", "own_model.py", " , own_model,"])
@@ -135,7 +135,7 @@ def test_a_file_of_a_run_names_no_code(command, tmp_path):
     """The name of a model in a checkpoint or a configuration imports nothing."""
     config = parse_config({"data": "x.h5", "model": {"name": "own_model:Tiny"}}, "test")
     with pytest.raises(InputError, match="no model 'own_model:Tiny'"):
-        make_task(config, (8, 8, 1), choose_device("cpu"))
+        make_learner(config, (8, 8, 1), choose_device("cpu"))
     assert "own_model" not in sys.modules
     assert Path("own_model.py").exists()
 
@@ -163,8 +163,8 @@ def test_a_backbone_a_method_and_a_loop_come_from_one_file(config, store, tmp_pa
     import_asked()
     train(config(**chosen, train__steps=2, model__filters=None), tmp_path / "run", resume=False)
     run = load_run(tmp_path / "run", "cpu")
-    assert type(run.task).__name__ == "Scaled"
-    assert run.task.log_scale.exp().item() == pytest.approx(3.0, rel=0.2)
+    assert type(run.learner).__name__ == "Scaled"
+    assert run.learner.log_scale.exp().item() == pytest.approx(3.0, rel=0.2)
     learner, score = sys.modules["own_method"].loop(open_store(store), steps=2)
     assert learner.log_scale.exp().item() != 2.0
     assert 0 <= score.accuracy <= 1

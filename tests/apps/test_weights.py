@@ -55,7 +55,7 @@ def test_training_begins_with_them_and_resumes_without_them(tmp_path, config, pl
     chosen = config(model__weights=str(plain), train__average=0.5)
     opened, device = open_store(chosen.data), torch.device("cpu")
     begun = prepare(chosen, RunFolder(tmp_path / "new"), opened, device, ALONE)
-    for task in (begun.task, begun.scored):
+    for task in (begun.learner, begun.scored):
         assert equal(task.backbone.state_dict(), learned(trained))
     train(chosen.model_copy(), tmp_path / "run", resume=False)
     plain.unlink()

@@ -375,3 +375,33 @@ def test_reptile_with_one_task_and_rate_one_ends_where_the_task_does():
     for name, w in end.items():
         theta = made.adapted.network.get_parameter(name)
         torch.testing.assert_close(theta.detach() - theta.grad, w)
+
+
+@pytest.mark.parametrize(
+    "case", ["maml", "fomaml", "boil", "meta-sgd", "maml++", "reptile", "learned-optimizer"]
+)
+def test_the_run_of_several_episodes_is_that_of_each(case, monkeypatch):
+    batch = episodes(count=3)
+
+    def found(together):
+        made = learner(case).train()
+        assert made.goes_together(batch.support)
+        if not together:
+            monkeypatch.setattr(type(made), "goes_together", lambda *_: False)
+        made.loss(batch).backward()
+        return [p.grad for p in made.parameters() if p.grad is not None], logits(made, batch)
+
+    (grads, scores), (others, alone) = found(True), found(False)
+    torch.testing.assert_close(scores, alone)
+    for mine, theirs in zip(grads, others, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("case", ["imaml", "meta-lstm"])
+def test_what_would_mix_episodes_takes_them_one_by_one(case):
+    assert not learner(case).goes_together(episodes().support)
+
+
+def test_more_steps_than_sizes_were_learned_for_are_warned_of():
+    with pytest.warns(UserWarning, match="learned for T = 1"):
+        learner("meta-sgd", test_steps=3)

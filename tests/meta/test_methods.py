@@ -22,6 +22,8 @@ APPROXIMATE = {
 }
 # Trained without labels, they find classes where images of one are alike.
 UNSUPERVISED = {"neural-statistician"}
+# Methods for which a class with more images than another is no class of the same kind.
+EVEN = {"relation", "snail"}
 SHOT = 2
 CENTRAL = 1e-7
 
@@ -166,6 +168,20 @@ def test_degenerate_images_give_finite_numbers(case, kind):
     made.loss(batch).backward()
     grads = [p.grad for p in made.parameters() if p.grad is not None]
     assert all(grad.isfinite().all() for grad in grads)
+
+
+@each
+def test_uneven_shots_are_taken_or_refused(case):
+    made, batch = learner(case).eval(), episodes()
+    labels = batch.support_labels.clone()
+    labels[:, labels[0] == WAY - 1] = 0  # moved to class 0, but for one
+    labels[:, -1] = WAY - 1
+    batch = replace(batch, support_labels=labels)
+    if case in EVEN:
+        with pytest.raises(ValueError, match="of each class"):
+            made.scores(batch)
+    else:
+        assert made.scores(batch).isfinite().all()
 
 
 @each

@@ -74,7 +74,7 @@ def test_nothing_is_drawn_in_a_pass(name):
 
 
 @needed
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_model_can_be_one():
     models = torchvision_module("torchvision.models")
     dims = {}

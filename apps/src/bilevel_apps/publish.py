@@ -64,6 +64,7 @@ def publish_run(folder: Path, out: Path, request: PublishRequest) -> list[Path]:
         if (out / name).exists():
             raise InputError(f"{out / name}: exists already: choose another --tag, or remove it")
     run = load_run(folder, "cpu")
+    run.require_pictures("publishing")
     content = _weights(run)
     card = _card(run, content, request)
     return write_files(out, dict(zip(names, (content, card.to_json().encode()), strict=True)))
@@ -117,7 +118,7 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             f"{store.path}: its images are not those that the run was trained on: name the run's "
             "own store with --data"
         )
-    model, task = run.config.model, run.representation
+    model, learner = run.config.model, run.representation
     height, width, channels = run.image_shape
     accuracy = tuple(_measured(path, run) for path in request.reports)
     try:
@@ -135,11 +136,11 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
             },
             normalization=model.norm,
             unit_length=model.unit_length,
-            steps=task.steps,
+            steps=learner.steps,
             # In float64, so that the logarithm is the model's own again.
-            step_size=float(task.log_lr.detach().double().exp()),
-            scale=float(task.log_scale.detach().double().exp()),
-            head=_head_numbers(task),
+            step_size=float(learner.log_lr.detach().double().exp()),
+            scale=float(learner.log_scale.detach().double().exp()),
+            head=_head_numbers(learner),
             accuracy=accuracy,
             training=_training(run, store.manifest.name),
             sha256=hashlib.sha256(content).hexdigest(),
@@ -150,11 +151,11 @@ def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
     return card
 
 
-def _head_numbers(task: HyperRepresentation) -> dict[str, float] | None:
+def _head_numbers(learner: HyperRepresentation) -> dict[str, float] | None:
     """Return what a `heads.HeadSolver` is made of, but for its running mean."""
-    if task.solver is None:
+    if learner.solver is None:
         return None
-    numbers = task.solver.named_parameters()
+    numbers = learner.solver.named_parameters()
     return {name.removeprefix("log_"): float(x.detach().double().exp()) for name, x in numbers}
 
 

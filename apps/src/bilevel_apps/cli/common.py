@@ -27,12 +27,14 @@ __all__ = [
     "Seed",
     "Shot",
     "Split",
+    "Steps",
     "Threads",
     "Track",
     "Trained",
     "Way",
     "make_app",
     "run_app",
+    "steps_of",
 ]
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -67,6 +69,12 @@ Shifts = Annotated[
         help="Average features over nine places of the picture, so far apart; nine times the work.",
     ),
 ]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T|optimum", help="Inner steps of the head, or its optimum; else the run's."
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(
@@ -74,6 +82,22 @@ Seed = Annotated[
         help="Which episodes; with val, the run's own seed gives those that chose its checkpoint.",
     ),
 ]
+
+
+def steps_of(text: str) -> tuple[int | None, ...]:
+    """Return the T of `--steps`, each once, in order; None, the last, is the optimum.
+
+    Raises:
+        InputError: other words.
+    """
+    words = {word.strip() for word in text.split(",")}
+    numbers = words - {"optimum"}
+    if not all(word.isdecimal() and len(word) < 10 for word in numbers):
+        raise InputError(
+            f"--steps {text}: expected whole numbers ≥ 0 with commas between, such as 1,3,5,8, or "
+            "optimum"
+        )
+    return (*sorted({int(word) for word in numbers}), *[None] * ("optimum" in words))
 
 
 def make_app(help_text: str) -> typer.Typer:

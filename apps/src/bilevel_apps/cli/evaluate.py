@@ -25,6 +25,7 @@ from bilevel_apps.cli.common import (
     Way,
     make_app,
     run_app,
+    steps_of,
 )
 from bilevel_apps.errors import InputError
 
@@ -39,14 +40,15 @@ Where rotated copies count as classes, the accuracy on upright classes alone is 
 
 With several T or η, such as --steps 1,3,5,8,12,20, it prints and draws the accuracy at each, on the
 same episodes, and its difference to the run's own. --choose makes the best one the run's own, for
-later commands: DIR/chosen.json says so, and deleting that file undoes it.
+later commands: DIR/chosen.json says so, and deleting that file undoes it. The optimum of a run that
+was trained with T steps takes numbers that are estimated on its training and validation classes.
 
 A step size that was learned for one image a class is too large for several: there a smaller one
 with more steps is more accurate.
 
 Example:
 
-  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20 --choose
+  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20,optimum --choose
 
   bilevel-eval runs/omniglot --split test --episodes 600
 
@@ -79,7 +81,10 @@ def evaluate(
     shifts: Shifts = 0,
     steps: Annotated[
         str | None,
-        typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
+        typer.Option(
+            metavar="T[,T…]|optimum",
+            help="Inner steps, or the optimum; several give the accuracy at each.",
+        ),
     ] = None,
     lr: Annotated[
         str | None,
@@ -107,9 +112,9 @@ def evaluate(
 ) -> None:
     """Load the run, score it, print."""
     del debug
-    from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+    from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 
-    request = Request(
+    request = EvaluationRequest(
         data=data,
         split=split,
         episodes=episodes,
@@ -119,7 +124,7 @@ def evaluate(
         overlap=overlap,
         norm=norm,
         shifts=shifts,
-        steps=() if steps is None else _numbers(steps),
+        steps=() if steps is None else steps_of(steps),
         lr=() if lr is None else _sizes(lr),
         choose=choose,
         plot=plot,
@@ -133,16 +138,6 @@ def evaluate(
         print(json.dumps(report))
     else:
         _print(report)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the T of `--steps`, each once, in order."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and len(word) < 10 for word in words):
-        raise InputError(
-            f"--steps {text}: expected whole numbers ≥ 0 with commas between, such as 1,3,5,8"
-        )
-    return tuple(sorted({int(word) for word in words}))
 
 
 def _sizes(text: str) -> tuple[float, ...]:
@@ -160,7 +155,8 @@ def _sizes(text: str) -> tuple[float, ...]:
 
 def _print(report: dict[str, Any]) -> None:
     steps, trained = report["steps"], report["trained_steps"]
-    other_head = "heads at their optimum" if trained is None else trained
+    at_optimum = "heads at their optimum"
+    other_head = at_optimum if trained is None else f"T = {trained}" if steps is None else trained
     note = "" if steps == trained else f" (trained with {other_head})"
     lr, learned = report["lr"], report["trained_lr"]
     note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
@@ -198,7 +194,9 @@ def _print_curve(report: dict[str, Any]) -> None:
     name = "the optimum" if own.steps is None else f"T = {own.steps}"
     name += f", η = {own.lr:.3g}" if several else ""
     head = f"{'η':>8}  " if several else ""
-    print(f"\n  {head}{'T':>5}  {'accuracy':>16}  {f'difference to {name}':>22}")
+    upright = "upright" in report
+    alone = f"  {'upright alone':>16}" if upright else ""
+    print(f"\n  {head}{'T':>5}  {'accuracy':>16}{alone}  {f'difference to {name}':>22}")
     for row in report["curve"]:
         at = (f"{row['lr']:8.3g}  " if several else "") + f"{_steps_of(row):>5}"
         if row["accuracy"] is None:
@@ -207,13 +205,18 @@ def _print_curve(report: dict[str, Any]) -> None:
         same = (row["steps"], row["lr"]) == own
         paired = "" if same else _percent(row["difference"], 6, "+")
         mark = "  best" if row is best else ""
-        print(f"  {at}  {_percent(row, 6):>16}  {paired:>22}{mark}".rstrip())
+        alone = f"  {_upright(row):>16}" if upright else ""
+        print(f"  {at}  {_percent(row, 6):>16}{alone}  {paired:>22}{mark}".rstrip())
     if "picture" in report:
         print(f"\nwrote {report['picture']}")
     if "chosen" in report:
         from bilevel_apps.runs.chosen_inner import ChosenInner
 
         print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
+
+
+def _upright(row: dict[str, Any]) -> str:
+    return _percent(row["upright"], 6) if "upright" in row else "diverges"
 
 
 def _steps_of(row: dict[str, Any]) -> str:

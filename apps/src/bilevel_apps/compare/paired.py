@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from bilevel_apps.compare.tracked import TrackedRun
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.load import TrainedRun, load_run
+from bilevel_apps.scoring.learner import learner_accuracies
 from bilevel_apps.scoring.score import Score, check_count, score
-from bilevel_apps.scoring.task import task_accuracies
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_core import DivergenceError
 from bilevel_data import DataError, EpisodeSampler
@@ -63,7 +63,7 @@ def paired_scores(runs: Sequence[TrackedRun], episodes: EpisodeChoice) -> Paired
     a_i - b_i, and half its 95 % interval 1.96·std(a_i - b_i)/√n: narrower than that of two separate
     scores, because an episode that is hard for one run is hard for the other.
 
-    Cost: `task_accuracies` for each run.
+    Cost: `learner_accuracies` for each run.
 
     Raises:
         InputError: fewer than two episodes.
@@ -118,8 +118,8 @@ def _accuracies(
     if shape != run.image_shape:
         raise InputError(f"it takes images {run.image_shape}, but the episodes are of {shape}")
     with progress_bar(name, episodes.count) as show:
-        return task_accuracies(
-            run.task, sampler, episodes=episodes.count, device=run.device, progress=show
+        return learner_accuracies(
+            run.learner, sampler, episodes=episodes.count, device=run.device, progress=show
         )
 
 

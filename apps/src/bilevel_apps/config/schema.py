@@ -78,6 +78,18 @@ def _several(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _number_or_range(value: object) -> object:
+    """Refuse what is neither one number of things nor the lowest and the highest of them."""
+    bounds = value if isinstance(value, (list, tuple)) else (value, value)
+    whole = len(bounds) == 2 and all(type(bound) is int and bound >= 1 for bound in bounds)
+    if not whole or bounds[0] > bounds[1]:
+        raise PydanticCustomError("range", "expected a number from 1 up, or [LOWEST, HIGHEST]")
+    return value
+
+
+# One number, or a range that each meta-batch draws its own from.
+Drawn = Annotated[int | tuple[int, int], BeforeValidator(_number_or_range)]
+
 Option = Annotated[bool, Field(strict=True)] | Annotated[int, Field(strict=True)] | Number | str
 
 # One change of the pictures or a list of them.
@@ -109,7 +121,8 @@ class ModelSection(Section):
 
     name: str = Field(
         default="omniglot-net",
-        description="omniglot-net, c4l, rn, resnet12, torchvision:NAME or timm:NAME",
+        description="omniglot-net, c4l, rn, resnet12, torchvision:NAME, timm:NAME, or features: "
+        "those of a store of bilevel-data features",
     )
     norm: Literal["episode", "batch", "ghost", "support"] = Field(
         default="ghost", description="whose statistics normalise: episode, batch, ghost or support"
@@ -159,9 +172,14 @@ class TrainSection(Section):
     accumulate: Count = Field(
         default=1, description="parts in which a meta-batch passes, to save memory"
     )
-    way: Count | None = Field(default=None, description="classes in training; null: episode.way")
-    shot: Count | None = Field(
-        default=None, description="support images in training; null: episode.shot"
+    way: Drawn | None = Field(
+        default=None,
+        description="classes in training, or a range for each meta-batch to draw from, such as "
+        "[5, 20]; null: episode.way",
+    )
+    shot: Drawn | None = Field(
+        default=None,
+        description="support images in training, or a range, such as [1, 10]; null: episode.shot",
     )
     query: Count | None = Field(
         default=None, description="query images in training; null: episode.query"

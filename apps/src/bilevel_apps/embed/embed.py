@@ -22,6 +22,7 @@ from bilevel_apps.runs.load import TrainedRun, load_run
 from bilevel_apps.system.files import check_writable, write_files
 from bilevel_apps.system.terminal import say
 from bilevel_data import Store
+from bilevel_data.dataset import pixels_of
 
 __all__ = ["EmbedRequest", "Embedding", "embed_run"]
 
@@ -88,6 +89,7 @@ def embed_run(folder: Path, out: Path, request: EmbedRequest) -> Embedding:
     """
     check_writable(out)
     run = load_run(folder, request.device)
+    run.require_pictures("bilevel-embed")
     store = run.store(request.data)
     pairs, arrays = _pairs(run, store, request)
     images, names, more = _images_of(run, store, request)
@@ -136,7 +138,7 @@ def _images_of(
     labels = np.repeat(np.arange(split.num_classes), split.class_sizes)
     chosen = balanced(labels, request.images, np.random.default_rng(request.seed))
     say(f"encoding {len(chosen):,} images of {request.split_b}")
-    images = embed_images(run, split.images[chosen], labels[chosen], seed=request.seed)
+    images = embed_images(run, pixels_of(split.images[chosen]), labels[chosen], seed=request.seed)
     arrays: Arrays = {
         "features": images.features,
         "labels": images.labels,

@@ -43,7 +43,7 @@ class Embedded:
 
 def encoder_of(run: TrainedRun) -> Encoder:
     """Return what makes features of images in a run."""
-    return cast("Encoder", run.task.encoder)
+    return cast("Encoder", run.learner.encoder)
 
 
 def embed_episode(run: TrainedRun, sampler: EpisodeSampler) -> Embedded:

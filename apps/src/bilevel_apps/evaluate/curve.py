@@ -26,7 +26,7 @@ __all__ = ["best_of", "by_steps", "curve_of", "draw_curve", "picture_path"]
 Row = dict[str, Any]
 
 
-def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
+def curve_of(found: HeadScores, own: InnerLoop, upright: HeadScores | None = None) -> list[Row]:
     """Return for each η and T the accuracy and its difference to the run's own, each with ci95.
 
     The difference is taken episode by episode, so that what episodes have in common (a hard one is
@@ -35,6 +35,7 @@ def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
     Args:
         found: accuracies of the same episodes; those with the run's own T and η among them.
         own: the run's own.
+        upright: accuracies on upright classes alone, where others count too: a row has both.
     """
     rows: list[Row] = []
     loops = {*found.accuracies, *found.diverged}
@@ -53,6 +54,9 @@ def curve_of(found: HeadScores, own: InnerLoop) -> list[Row]:
                 "difference": {"accuracy": paired.accuracy, "ci95": paired.ci95},
             }
         )
+        if upright is not None and loop in upright.accuracies:
+            alone = score(upright.accuracies[loop])
+            rows[-1]["upright"] = {"accuracy": alone.accuracy, "ci95": alone.ci95}
     return rows
 
 

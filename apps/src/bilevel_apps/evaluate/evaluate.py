@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of, draw_curve, picture_path
-from bilevel_apps.runs.build import make_task
-from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.runs.build import make_learner
+from bilevel_apps.runs.chosen_inner import ChosenInner, numbers_of, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
+from bilevel_apps.runs.optimum import know_optimum
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.baselines import nearest_means, regressions
 from bilevel_apps.scoring.feature_table import feature_table
@@ -25,11 +28,12 @@ from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score,
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
+from bilevel_meta.adapt import far_from
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
 
-__all__ = ["Request", "evaluate_run"]
+__all__ = ["EvaluationRequest", "evaluate_run"]
 
 CALIBRATION_EPISODES = 64
 REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
@@ -37,15 +41,16 @@ REGRESSIONS = 50  # episodes that scikit-learn sees: it takes one at a time
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EvaluationRequest:
     """What to score; None stands for what the run was trained for.
 
     Attributes:
         overlap: query images may be support images too, as in the paper's released loader.
         norm: whose statistics normalise; `episode` gives the transductive figure.
         shifts: average each image's features over shifts by so many pixels; 0: over none.
-        steps: T; none takes the run's own; several give the accuracy at each.
-        lr: η; none takes the run's own; several give the accuracy at each.
+        steps: T, or None for the optimum; () takes the run's own; several give the accuracy at
+            each.
+        lr: η; () takes the run's own; several give the accuracy at each.
         choose: make the best of several T and η the run's own.
         plot: a PNG file for the curve over several T or η; None takes one in the run's folder.
     """
@@ -59,7 +64,7 @@ class Request:
     overlap: bool = False
     norm: str | None = None
     shifts: int = 0
-    steps: tuple[int, ...] = ()
+    steps: tuple[int | None, ...] = ()
     lr: tuple[float, ...] = ()
     choose: bool = False
     plot: Path | None = None
@@ -69,7 +74,7 @@ class Request:
     device: str = "auto"
 
 
-def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
+def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
     """Return what `bilevel-eval --json` prints.
 
     Raises:
@@ -79,12 +84,15 @@ def evaluate_run(folder: Path, request: Request) -> dict[str, Any]:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
-    if (request.steps or request.lr) and not isinstance(run.task, HyperRepresentation):
+    if None in request.steps:
+        know_optimum(run, request.data)
+    store = run.store(request.data)
+    run = run.for_store(store)
+    if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
         raise InputError(
             f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
             "them out, or train with other options"
         )
-    store = run.store(request.data)
     for option, asked in (("--choose", request.choose), ("--track", request.track)):
         if asked:
             _check_images(option, request.split, run, store)
@@ -120,16 +128,16 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
         known = ", ".join(Normalization)
         raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
     try:
-        return replace(run, task=run.task.varied(normalization=Normalization(norm)))
+        return replace(run, learner=run.learner.varied(normalization=Normalization(norm)))
     except ValueError as error:
         raise InputError(f"--norm {norm}: {error}") from None
 
 
-def _several(request: Request) -> bool:
+def _several(request: EvaluationRequest) -> bool:
     return len(request.steps) > 1 or len(request.lr) > 1
 
 
-def _check(folder: Path, request: Request) -> None:
+def _check(folder: Path, request: EvaluationRequest) -> None:
     """Refuse options that do not go together, before any work."""
     check_count(request.episodes)
     if request.choose and pretrained_tag(folder) is not None:
@@ -157,8 +165,9 @@ def _check(folder: Path, request: Request) -> None:
             )
     for option, numbers in (("--steps", request.steps), ("--lr", request.lr)):
         if request.track and len(numbers) == 1:
+            number = "optimum" if numbers[0] is None else f"{numbers[0]:g}"
             raise InputError(
-                f"--track with {option} {numbers[0]:g}: what is kept of a run is with its own T "
+                f"--track with {option} {number}: what is kept of a run is with its own T "
                 "and η: leave one of them out, or give several, for the curve"
             )
     for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
@@ -177,14 +186,16 @@ def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> Non
 
 
 def _scored(
-    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: Request
+    run: TrainedRun, store: Store, sampler: EpisodeSampler, request: EvaluationRequest
 ) -> dict[str, Any]:
     spec = sampler.spec
     own = _own(run, request)
     jobs = [(sampler, _loops(own, request))]
     if sampler.rotations and spec.way <= sampler.split.num_classes:
-        jobs.append((replace(sampler, rotations=False), [own]))
-    found = _measured("evaluating", run.task, jobs, run, request)
+        jobs.append((replace(sampler, rotations=False), jobs[0][1]))
+    found = _measured("evaluating", run.learner, jobs, run, request)
+    if line := far_from(_mean(found[0].surprise), str(run.path), run.step):
+        warn(line)
     report: dict[str, Any] = {
         **_entry(_sound("evaluating", found[0], own)),
         "calibration_error": found[0].calibration[own].error,
@@ -196,7 +207,7 @@ def _scored(
         "overlap": sampler.overlap,
         "trained_overlap": run.config.train.overlap,
         **own._asdict(),
-        "norm": str(run.task.normalization),
+        "norm": str(run.learner.normalization),
         "shifts": run.shifts,
         "trained_norm": run.config.model.norm,
         "split": request.split,
@@ -209,8 +220,10 @@ def _scored(
         "trained_steps": run.trained_inner.steps,
         "trained_lr": run.trained_inner.lr,
     }
+    if run.features is not None:
+        report["features"] = run.features
     if _several(request):
-        report["curve"] = curve_of(found[0], own)
+        report["curve"] = curve_of(found[0], own, *found[1:])
     if len(found) > 1:
         report["upright"] = _entry(_sound("upright", found[1], own))
     if request.baselines:
@@ -218,27 +231,29 @@ def _scored(
     return report
 
 
-def _own(run: TrainedRun, request: Request) -> InnerLoop:
+def _own(run: TrainedRun, request: EvaluationRequest) -> InnerLoop:
     """Return the run's own T and η, or those that are asked for in their place."""
-    steps, lr = inner_of(run.task)
+    steps, lr = inner_of(run.learner)
     if len(request.steps) == 1:
         (steps,) = request.steps
     if len(request.lr) == 1:
         (lr,) = request.lr
-    if request.lr and steps is None and not request.steps:
+    if request.lr and steps is None and set(request.steps) <= {None}:
         raise InputError(
-            "--lr: the run's heads are solved to their optimum, which takes no steps: give --steps "
-            "too, or leave it out"
+            "--lr: heads are solved to their optimum, which takes no steps: give T with "
+            "--steps too, or leave it out"
         )
     return InnerLoop(steps, lr)
 
 
-def _loops(own: InnerLoop, request: Request) -> list[InnerLoop]:
+def _loops(own: InnerLoop, request: EvaluationRequest) -> list[InnerLoop]:
     """Return every T with every η that is asked for, and the run's own."""
     # The own η is the exponential of a float32: nobody writes it to its last digit.
     lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
     asked = itertools.product(request.steps or [own.steps], lrs or [own.lr])
-    return sorted({own, *(InnerLoop(*pair) for pair in asked)}, key=by_steps)
+    # The optimum has no step size: it is one, whatever η others take.
+    loops = (InnerLoop(steps, own.lr if steps is None else lr) for steps, lr in asked)
+    return sorted({own, *loops}, key=by_steps)
 
 
 def _measured(
@@ -246,7 +261,7 @@ def _measured(
     task: Learner,
     jobs: Sequence[tuple[EpisodeSampler, Sequence[InnerLoop]]],
     run: TrainedRun,
-    request: Request,
+    request: EvaluationRequest,
 ) -> list[HeadScores]:
     """Return the heads' scores on the episodes of each sampler; one bar over all."""
     episodes, device = request.episodes, run.device
@@ -293,7 +308,11 @@ def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
 
 
 def _baselines(
-    own: InnerLoop, sampler: EpisodeSampler, store: Store, run: TrainedRun, request: Request
+    own: InnerLoop,
+    sampler: EpisodeSampler,
+    store: Store,
+    run: TrainedRun,
+    request: EvaluationRequest,
 ) -> dict[str, Any]:
     """Return the scores, on the same episodes, of what needs no training.
 
@@ -301,13 +320,18 @@ def _baselines(
     first episodes alone. The untrained network has the T and the normalisation that are asked for,
     and what else a training begins with.
     """
-    pixels = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
-    scores = {"raw-pixel nearest neighbour": _entry(pixels), **_by_features(sampler, run, request)}
-    fresh = make_task(run.config, run.image_shape, run.device)
-    untrained = fresh.varied(normalization=run.task.normalization)
+    nearest = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
+    by_features = _by_features(sampler, run, request)
+    if run.features is not None:  # there is no network to be untrained
+        return {"nearest neighbour": _entry(nearest), **by_features}
+    scores = {"raw-pixel nearest neighbour": _entry(nearest), **by_features}
+    fresh = make_learner(run.config, run.image_shape, run.device)
+    untrained = fresh.varied(normalization=run.learner.normalization)
     try:
         _calibrate(untrained, store, run)
-        own = InnerLoop(own.steps, inner_of(untrained).lr)
+        unknown = getattr(untrained, "solver", None) is None
+        steps = run.trained_inner.steps if own.steps is None and unknown else own.steps
+        own = InnerLoop(steps, inner_of(untrained).lr)
         (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
         scores["untrained network"] = _entry(_sound("untrained", found, own))
     except RunError as error:  # the run's own score is worth more than this one
@@ -315,13 +339,15 @@ def _baselines(
     return scores
 
 
-def _by_features(sampler: EpisodeSampler, run: TrainedRun, request: Request) -> dict[str, Any]:
+def _by_features(
+    sampler: EpisodeSampler, run: TrainedRun, request: EvaluationRequest
+) -> dict[str, Any]:
     """Return the scores of the baselines that see the run's features."""
-    if not isinstance(run.task, HeadLearner):  # its features change from episode to episode
+    if not isinstance(run.learner, HeadLearner):  # its features change from episode to episode
         return {}
     few = min(request.episodes, REGRESSIONS)
-    table = feature_table(run.task, [sampler], episodes=request.episodes, device=run.device)
-    batches = partial(encoded_episodes, run.task, sampler, device=run.device, table=table)
+    table = feature_table(run.learner, [sampler], episodes=request.episodes, device=run.device)
+    batches = partial(encoded_episodes, run.learner, sampler, device=run.device, table=table)
     means = score(nearest_means(batches(request.episodes), sampler.spec.way))
     regression = score(regressions(batches(few)))
     return {
@@ -339,7 +365,13 @@ def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
     for index in range(CALIBRATION_EPISODES):
         batch = untrained.take(sampler.batch(index, 1))
         with torch.no_grad():
-            untrained.encoder(batch.support, batch.query, training=True)
+            support, _ = untrained.encoder(batch.support, batch.query, training=True)
+        if isinstance(untrained, HyperRepresentation) and untrained.solver is not None:
+            untrained.solver.track(support)
+
+
+def _mean(values: NDArray[np.float64] | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
 def _entry(found: Score) -> dict[str, float]:
@@ -351,7 +383,10 @@ def _choose(folder: Path, run: TrainedRun, report: dict[str, Any]) -> None:
     best = best_of(report["curve"], InnerLoop(report["steps"], report["lr"]))
     learned = best["lr"] == run.trained_inner.lr
     chosen = ChosenInner(best["steps"], None if learned else best["lr"])
-    report["chosen"] = chosen._asdict()
+    if best["steps"] is None:
+        needed = None if run.trained_inner.steps is None else run.representation.solver
+        chosen = ChosenInner(optimum=None if needed is None else numbers_of(needed))
+    report["chosen"] = chosen.document()
     kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
     save_choice(folder, chosen, {key: report[key] for key in (*kept, "seed", "curve")})
 

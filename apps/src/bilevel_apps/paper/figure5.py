@@ -20,6 +20,7 @@ from bilevel_apps.paper.trained.cells import data_name, held_out
 from bilevel_apps.runs.load import TrainedRun, load_run
 from bilevel_apps.system.hardware import own_threads
 from bilevel_data import Store
+from bilevel_data.dataset import pixels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +110,8 @@ def _figures(trained: TrainedRun, store: Store, split: str, count: int, seed: in
     found = store.load(split)
     labels = np.repeat(np.arange(found.num_classes), found.class_sizes)
     chosen = balanced(labels, count, np.random.default_rng(seed), classes=CLASSES)
-    images: Embedded = embed_images(trained, found.images[chosen], labels[chosen], seed=seed)
+    pixels = pixels_of(found.images[chosen])
+    images: Embedded = embed_images(trained, pixels, labels[chosen], seed=seed)
     return compare_with_pixels(images, split)
 
 

@@ -46,6 +46,7 @@ def preparation_of(run: TrainedRun, data: Path | None) -> Preprocessing:
     Raises:
         InputError: the images are neither grey nor colour, or nothing says how they were made.
     """
+    run.require_pictures("bilevel-predict")
     height, width, channels = run.image_shape
     if channels not in (1, 3):
         raise InputError(

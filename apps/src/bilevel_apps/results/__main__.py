@@ -68,10 +68,10 @@ def add(
 ) -> None:
     """Evaluate a run and write the record of it."""
     del debug
-    from bilevel_apps.evaluate.evaluate import Request
+    from bilevel_apps.evaluate.evaluate import EvaluationRequest
     from bilevel_apps.results.score import score_record
 
-    request = Request(
+    request = EvaluationRequest(
         data=data,
         split=split,
         episodes=episodes,

@@ -10,7 +10,7 @@ from typing import Any
 
 from bilevel_apps.config import TrackingSection
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.paper.trained.cells import validations
 from bilevel_apps.paper.trained.table3 import TASKS
 from bilevel_apps.publish import command_of
@@ -27,7 +27,9 @@ __all__ = ["score_record"]
 KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "episodes", "shifts")
 
 
-def score_record(folder: Path, request: Request, *, machine: str | None = None) -> ScoreRecord:
+def score_record(
+    folder: Path, request: EvaluationRequest, *, machine: str | None = None
+) -> ScoreRecord:
     """Evaluate a run and return the record of it.
 
     The training's seconds are those that its checkpoint or the tracker knows of.
@@ -89,7 +91,7 @@ def _paper(data: str, network: str, way: int, shot: int) -> float | None:
     return None
 
 
-def _evaluation(data: str, request: Request, report: Mapping[str, Any]) -> str:
+def _evaluation(data: str, request: EvaluationRequest, report: Mapping[str, Any]) -> str:
     """Return the command of a score, with T and η where they are not those of the training."""
     words = ["bilevel-eval", "DIR", "--data", shlex.quote(f"{data}.h5"), "--split", request.split]
     words += ["--episodes", str(request.episodes), "--seed", str(request.seed)]

@@ -1,8 +1,9 @@
-"""From a configuration to the things it names: the store, episodes, the task."""
+"""From a configuration to the things it names: the store, episodes, the learner."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,34 @@ from torch import Tensor
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.system.plugins import VARIABLE
-from bilevel_data import DataError, EpisodeSampler, EpisodeSpec, Store, open_store
-from bilevel_meta.learner import Learner
+from bilevel_data import (
+    DataError,
+    EpisodeSampler,
+    EpisodeSpec,
+    ImageSplit,
+    Store,
+    VariedSampler,
+    VariedSpec,
+    open_store,
+)
+from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.variants import VARIANTS
 from bilevel_meta.registry import create_learner
-from bilevel_models import create_model, keep_freed_memory, list_models
+from bilevel_models import Precomputed, create_model, keep_freed_memory, list_models
 from bilevel_models.backbones.linear_output import with_linear_outputs
 
 __all__ = [
+    "FEATURES",
     "backbone_options",
+    "check_features",
     "check_size",
     "episode_sampler",
-    "make_task",
+    "make_learner",
     "model_tensors",
     "part_of",
     "settled_outputs",
     "store_of",
+    "training_sampler",
 ]
 
 
@@ -70,24 +83,78 @@ def episode_sampler(
         InputError: no such split, or it has too few classes or images.
         bilevel_data.DataError: the store is damaged.
     """
+    images = _split(store, split)
+    with _fitting(store, keys):
+        return EpisodeSampler(
+            images, EpisodeSpec(**spec), seed=seed, rotations=rotations, overlap=overlap
+        )
+
+
+def training_sampler(store: Store, config: Config) -> EpisodeSampler | VariedSampler:
+    """Read the training split and return a sampler of meta-batches.
+
+    Where way or shot is a range, each meta-batch draws its own, the same for all of its classes.
+
+    Raises:
+        InputError: no such split, or it has too few classes or images.
+        bilevel_data.DataError: the store is damaged.
+    """
+    episode, training = config.episode, config.train
+    way, shot = training.way or episode.way, training.shot or episode.shot
+    query = training.query or episode.query
+    keys = "train.way, train.shot or train.query; where null, those of episode"
+    rotations, overlap = bool(episode.rotations), training.overlap
+    if isinstance(way, int) and isinstance(shot, int):
+        return episode_sampler(
+            store,
+            "train",
+            {"way": way, "shot": shot, "query": query},
+            keys=keys,
+            seed=config.seed,
+            rotations=rotations,
+            overlap=overlap,
+        )
+    images = _split(store, "train")
+    with _fitting(store, keys):
+        return VariedSampler(
+            images,
+            VariedSpec(way=_range(way), shot=_range(shot), query=query, uneven=False),
+            seed=config.seed,
+            rotations=rotations,
+            overlap=overlap,
+            block=training.meta_batch,
+        )
+
+
+def _range(number: int | tuple[int, int]) -> tuple[int, int]:
+    return (number, number) if isinstance(number, int) else number
+
+
+def _split(store: Store, split: str) -> ImageSplit:
     if split not in store.splits:
         raise InputError(
             f"{store.path}: no split {split!r}: choose one that it has: {', '.join(store.splits)}"
         )
-    images = store.load(split)
+    return store.load(split)
+
+
+@contextmanager
+def _fitting(store: Store, keys: str) -> Iterator[None]:
+    """Say which keys a user would change where episodes do not fit a store."""
     try:
-        return EpisodeSampler(
-            images, EpisodeSpec(**spec), seed=seed, rotations=rotations, overlap=overlap
-        )
+        yield
     except DataError as error:
         raise InputError(f"{store.path}: {error} (change {keys})") from None
 
+
+FEATURES = "features"
+"""The name, as a model, of features that are in the store already."""
 
 PRETRAINED = ("baseline", "baseline++", "multiclass", "simpleshot")
 """Methods that train one classifier of all training classes."""
 
 
-def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device) -> Learner:
+def make_learner(config: Config, image_shape: tuple[int, ...], device: torch.device) -> Learner:
     """Return a learner with fresh weights, drawn from the configuration's seed.
 
     Args:
@@ -104,13 +171,7 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    try:
-        backbone = create_model(config.model.name, **backbone_options(config, image_shape))
-    except ValueError as error:
-        name = config.model.name
-        known = name in list_models() or name.startswith(("torchvision:", "timm:"))
-        hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
-        raise InputError(f"model.name={name}: {error}{hint}") from None
+    backbone = _make_backbone(config, image_shape)
     if config.method not in VARIANTS:
         learner = _make_other(config, backbone, image_shape)
         return learner.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload, no-any-return]
@@ -118,8 +179,6 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
         raise InputError(
             f"options={config.options}: method={config.method} has none; its settings are in inner"
         )
-    if config.model.outputs is not None:
-        backbone = with_linear_outputs(backbone, config.model.outputs)
     if config.method == "classic-train" and not config.inner.steps:
         raise InputError(
             f"inner.steps={config.inner.steps}: method=classic-train moves representation and "
@@ -139,6 +198,27 @@ def make_task(config: Config, image_shape: tuple[int, ...], device: torch.device
     )
     representation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return representation.to(device)
+
+
+def _make_backbone(config: Config, image_shape: tuple[int, ...]) -> torch.nn.Module:
+    """Return the network, with a linear layer at its end where one is asked for.
+
+    Raises:
+        InputError: there is no such model, or it does not fit the images.
+    """
+    name, outputs = config.model.name, config.model.outputs
+    try:
+        if name == FEATURES:
+            backbone: torch.nn.Module = Precomputed(image_shape[2])
+        else:
+            backbone = create_model(name, **backbone_options(config, image_shape))
+    except ValueError as error:
+        known = name in list_models() or name.startswith(("torchvision:", "timm:"))
+        hint = "" if known else f", or one that is registered by a module that {VARIABLE} names"
+        raise InputError(f"model.name={name}: {error}{hint}") from None
+    # Where one classifier of all classes is trained, but for multiclass, it is the method's own.
+    own = config.method in PRETRAINED and config.method not in VARIANTS
+    return backbone if outputs is None or own else with_linear_outputs(backbone, outputs)
 
 
 def _make_other(config: Config, backbone: torch.nn.Module, image_shape: tuple[int, ...]) -> Learner:
@@ -161,6 +241,44 @@ def _make_other(config: Config, backbone: torch.nn.Module, image_shape: tuple[in
         raise InputError(f"method={config.method}: {error} (model.norm, options)") from None
     learner.label_smoothing = config.train.label_smoothing
     return learner
+
+
+def check_features(config: Config, store: Store, learner: Learner) -> None:
+    """Refuse settings that do not suit features, or pictures.
+
+    Raises:
+        InputError: features are to go through a network, or pictures through none; the method moves
+            a network or has nothing to learn; or pictures are to be turned or changed.
+    """
+    features, name = store.manifest.features, config.model.name
+    if features is None:
+        if name == FEATURES:
+            raise InputError(
+                f"{store.path}: holds pictures, and model.name={FEATURES} takes the features that "
+                "`bilevel-data features` makes of them: make those, or name a network"
+            )
+        return
+    if name != FEATURES:
+        raise InputError(
+            f"{store.path}: holds features of {features}: set model.name={FEATURES}, or give the "
+            f"store of the pictures for model.name={name}"
+        )
+    if not isinstance(learner, HeadLearner):
+        raise InputError(
+            f"method={config.method}: moves the weights of a network, and {store.path} holds "
+            "features: choose a method with heads, such as hyper-representation or ridge"
+        )
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise InputError(
+            f"method={config.method}: has nothing to learn on features: set model.outputs=64, a "
+            "linear layer of so many outputs, or another method"
+        )
+    for key, given in (("augment", config.train.augment), ("small", config.train.small)):
+        if given:
+            raise InputError(
+                f"train.{key}={given}: {store.path} holds features, which cannot be changed as "
+                "pictures can: set it to null"
+            )
 
 
 def check_size(config: Config, image_shape: tuple[int, ...], size: int) -> None:

@@ -26,7 +26,15 @@ from bilevel_data.files.atomic import publish, temporary
 from bilevel_data.files.limits import MAX_CHECKPOINT_BYTES
 from bilevel_data.files.regular_file import read_plain
 
-__all__ = ["FORMAT", "REMEDY", "Checkpoint", "load_checkpoint", "load_plain", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "REMEDY",
+    "Checkpoint",
+    "load_checkpoint",
+    "load_plain",
+    "save_checkpoint",
+    "tensors_sha256",
+]
 
 FORMAT = "bilevel-checkpoint-1"
 ENTRY = "bilevel"
@@ -53,7 +61,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
     }
     record = json.dumps(checkpoint.record, sort_keys=True)
-    header = {"format": FORMAT, "record": record, "sha256": _digest(tensors, record)}
+    header = {"format": FORMAT, "record": record, "sha256": tensors_sha256(tensors, record)}
     # One entry of metadata: safetensors writes several in no fixed order, and equal checkpoints
     # are to be equal files.
     content = safetensors.torch.save(tensors, {ENTRY: json.dumps(header, sort_keys=True)})
@@ -108,7 +116,7 @@ def _checked(path: Path, content: bytes, tensors: dict[str, Tensor]) -> Checkpoi
             f"{REMEDY}"
         )
     record = str(header.get("record"))
-    if _digest(tensors, record) != header.get("sha256"):
+    if tensors_sha256(tensors, record) != header.get("sha256"):
         raise InputError(f"{path}: damaged: its contents do not match its SHA-256; restore a copy")
     try:
         parsed = json.loads(record)
@@ -131,7 +139,8 @@ def _header(content: bytes) -> dict[str, Any]:
     return header if isinstance(header, dict) else {}
 
 
-def _digest(tensors: Mapping[str, Tensor], record: str) -> str:
+def tensors_sha256(tensors: Mapping[str, Tensor], record: str = "") -> str:
+    """Return the SHA-256 of a text and of every tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(record.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

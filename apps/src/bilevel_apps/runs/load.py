@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import episode_sampler, make_task, model_tensors, store_of
+from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors, store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
-from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
+from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner, solver_of
 from bilevel_apps.runs.folder import RunFolder, moved_data
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
+from bilevel_apps.runs.weights import backbone_sha256
 from bilevel_apps.system.hardware import choose_device, set_threads
 from bilevel_data import (
     DataError,
@@ -27,11 +28,19 @@ from bilevel_data import (
     common_ink,
     open_store,
 )
+from bilevel_data.dataset import pixels_of
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_meta.shifts import over_shifts
+from bilevel_models import Precomputed
 
-__all__ = ["TrainedRun", "differently_prepared", "load_run", "load_trained", "run_of"]
+__all__ = [
+    "TrainedRun",
+    "differently_prepared",
+    "load_run",
+    "load_trained",
+    "run_of",
+]
 
 AS_TRAINED = ChosenInner()
 LOOKED_AT = 200  # images of a store that does not say what ink they have
@@ -44,7 +53,7 @@ class TrainedRun:
 
     Attributes:
         config: what was run.
-        task: the representation and its inner problem, with the T and η that were chosen for it
+        learner: the representation and its inner problem, with the T and η that were chosen for it
             since, or else those of the training.
         trained_inner: those of the training, η as it was learned.
         path: the checkpoint, best or last, or `pretrained:TAG`.
@@ -55,10 +64,11 @@ class TrainedRun:
         data: SHA-256 of the pixels of each split of the store that it was trained on.
         device: where the weights are.
         shifts: pixels by which images are moved to average their features; 0: they are not.
+        features: SHA-256 of the weights behind the features that it takes; None: it takes pictures.
     """
 
     config: Config
-    task: Learner
+    learner: Learner
     trained_inner: InnerLoop
     path: Path
     step: int
@@ -68,6 +78,7 @@ class TrainedRun:
     data: Mapping[str, str]
     device: torch.device
     shifts: int = 0
+    features: str | None = None
 
     def over_shifts(self, pixels: int) -> TrainedRun:
         """Return the run with features averaged over shifts of an image by so many pixels.
@@ -77,31 +88,84 @@ class TrainedRun:
         """
         if pixels == 0:
             return self
-        if not isinstance(self.task, HeadLearner):
+        if not isinstance(self.learner, HeadLearner):
             raise InputError(
                 f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
                 "no features to average: leave it out"
             )
-        return replace(self, task=over_shifts(self.task, pixels), shifts=pixels)
+        return replace(self, learner=over_shifts(self.learner, pixels), shifts=pixels)
+
+    def for_store(self, store: Store) -> TrainedRun:
+        """Return the run with a store's features in the place of its backbone, if it has some.
+
+        Raises:
+            InputError: features of another backbone, pictures for a run on features, or features
+                for a run whose own depend on the episode.
+        """
+        given = store.manifest.features
+        if given is None:
+            if self.features is not None:
+                raise InputError(
+                    f"{store.path}: holds pictures, and the run learned from features: give those "
+                    "that `bilevel-data features` makes of them, with the same weights "
+                    f"({self.features[:12]}…)"
+                )
+            return self
+        own = self.features
+        if own is None and isinstance(self.learner, HeadLearner):
+            own = backbone_sha256(self.learner.backbone)
+        if own != given.weights_sha256:
+            raise InputError(
+                f"{store.path}: holds features of {given}, not of the run's backbone "
+                f"({'it has none' if own is None else own[:12] + '…'}): give the store of the "
+                "pictures, or train on the features with model.name=features"
+            )
+        if self.features is not None:
+            return self
+        learner = cast("HeadLearner", self.learner)
+        if not learner.normalization.by_averages or self.shifts:
+            why = "--shifts" if self.shifts else f"norm={learner.normalization.value}"
+            raise InputError(
+                f"{store.path}: holds features of each picture by itself, which {why} changes: "
+                "give the store of the pictures"
+            )
+        return replace(
+            self,
+            learner=learner.behind(Precomputed(learner.dim)),
+            image_shape=store.image_shape,
+            features=own,
+        )
+
+    def require_pictures(self, command: str) -> None:
+        """Refuse what needs the backbone.
+
+        Raises:
+            InputError: the run learned from features.
+        """
+        if self.features is not None:
+            raise InputError(
+                f"{self.path}: learned from features, and {command} takes pictures: give the run "
+                "or the weights that the features are of"
+            )
 
     @property
     def representation(self) -> HyperRepresentation:
-        """The task, where heads of T steps are trained on it.
+        """The learner, where heads of T steps are trained on it.
 
         Raises:
             InputError: it is of a method that classifies in another way.
         """
-        if not isinstance(self.task, HyperRepresentation):
+        if not isinstance(self.learner, HyperRepresentation):
             raise InputError(
                 f"{self.path}: method={self.config.method} has no head of T steps, which this "
                 "needs: give a run of hyper-representation or one of its variants"
             )
-        return self.task
+        return self.learner
 
     @property
     def inner(self) -> InnerLoop:
         """T and η of the task; see `inner_of`."""
-        return inner_of(self.task)
+        return inner_of(self.learner)
 
     def store(self, path: Path | None) -> Store:
         """Open another store, or the one that the run was trained on.
@@ -112,7 +176,7 @@ class TrainedRun:
         """
         if path is not None or self.config.data is None:
             return store_of(path)
-        found = moved_data(self.config.data, self.path.parent, self._is_own)
+        found = moved_data(self.config.data, self.path.parent, self.is_own)
         if found is None:
             raise InputError(
                 f"{self.config.data}: the run's store is no longer there: give it with --data "
@@ -120,7 +184,7 @@ class TrainedRun:
             )
         return store_of(found)
 
-    def _is_own(self, path: Path) -> bool:
+    def is_own(self, path: Path) -> bool:
         """Say whether a file is a store of the images that the run was trained on."""
         try:
             splits = open_store(path).manifest.splits
@@ -184,12 +248,12 @@ def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> st
 
     Where a store does not say what ink its drawings have, their borders do.
     """
-    theirs = store.manifest.preprocessing
+    theirs, pictures = store.manifest.preprocessing, store.manifest.features is None
     if run.preprocessing is None or run.data.get(split.name) == split.sha256:
         return None
-    if theirs.ink is None and run.preprocessing.ink is not None:
+    if pictures and theirs.ink is None and run.preprocessing.ink is not None:
         step = max(1, len(split.images) // LOOKED_AT)
-        theirs = replace(theirs, ink=common_ink(split.images[::step]))
+        theirs = replace(theirs, ink=common_ink(pixels_of(split.images[::step])))
     found = theirs.differences(run.preprocessing)
     if not found:
         return None
@@ -256,25 +320,28 @@ def run_of(
     record = read_record(checkpoint, path)
     where = choose_device(device)
     set_threads(record.config.threads)
-    task = make_task(record.config, record.image_shape, where)
+    learner = make_learner(record.config, record.image_shape, where)
     # No error: the record's reader has compared names and shapes with those of this model.
-    task.load_state_dict(model_tensors(checkpoint.tensors))
-    trained = inner_of(task)
-    if not isinstance(task, HyperRepresentation):
+    learner.load_state_dict(model_tensors(checkpoint.tensors))
+    trained = inner_of(learner)
+    if not isinstance(learner, HyperRepresentation):
         chosen = AS_TRAINED
     if chosen.steps is not None:
-        task.steps = chosen.steps  # type: ignore[assignment]
-    if chosen.lr is not None and isinstance(task, HyperRepresentation):
-        task.set_lr(chosen.lr)
+        learner.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.optimum is not None and isinstance(learner, HyperRepresentation):
+        learner.steps, learner.solver = None, solver_of(chosen.optimum).to(where)
+    if chosen.lr is not None and isinstance(learner, HyperRepresentation):
+        learner.set_lr(chosen.lr)
     return TrainedRun(
         config=record.config,
-        task=task,
+        learner=learner,
         trained_inner=trained,
         path=path,
         step=record.step,
         sha256=str(checkpoint.file_sha256),
         image_shape=record.image_shape,
         preprocessing=_preprocessing(record.preprocessing, record.image_shape, path),
+        features=record.features,
         data=record.environment.data,
         device=where,
     )

@@ -22,7 +22,7 @@ from bilevel_apps.config import (
     short,
 )
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import make_task, model_tensors
+from bilevel_apps.runs.build import make_learner, model_tensors
 from bilevel_apps.runs.checkpoint import REMEDY, Checkpoint
 from bilevel_meta.learner import Learner
 
@@ -72,6 +72,7 @@ class RunRecord(BaseModel):
         image_shape: (height, width, channels) of the images.
         preprocessing: how the store says that its images were made; words, in a record of a
             version that had no more.
+        features: SHA-256 of the weights behind the features that were learned from, if any.
         environment: in which.
     """
 
@@ -89,6 +90,7 @@ class RunRecord(BaseModel):
     config: Config
     image_shape: tuple[Count, Count, Count]
     preprocessing: dict[str, Any] | str | None = None
+    features: str | None = None
     environment: Environment
 
     def as_json(self) -> dict[str, Any]:
@@ -96,7 +98,11 @@ class RunRecord(BaseModel):
 
         What does not count is left out: equal runs then have equal checkpoints.
         """
-        silent = {"seconds": self.seconds is None, "validated": self.validated}
+        silent = {
+            "seconds": self.seconds is None,
+            "validated": self.validated,
+            "features": self.features is None,
+        }
         return self.model_dump(mode="json", exclude={key for key in silent if silent[key]})
 
 
@@ -132,13 +138,13 @@ def _check_weights(checkpoint: Checkpoint, record: RunRecord, path: Path) -> Non
         InputError: the weights are not numbers, or of another model.
     """
     try:
-        task = _without_memory(record)
+        learner = _without_memory(record)
     except InputError as error:
         raise InputError(f"{path}: {error}; {REMEDY}") from None
     except (ValueError, RuntimeError, OverflowError):  # sizes beyond what can be counted
         raise _other_weights(path) from None
     weights = model_tensors(checkpoint.tensors)
-    if _kinds(weights) != _kinds(task.state_dict()):
+    if _kinds(weights) != _kinds(learner.state_dict()):
         raise _other_weights(path)
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
         raise InputError(f"{path}: its weights are not all finite numbers: {REMEDY}")
@@ -151,13 +157,13 @@ def _kinds(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.d
 def _without_memory(record: RunRecord) -> Learner:
     try:
         with torch.device("meta"):
-            return make_task(record.config, record.image_shape, torch.device("meta"))
+            return make_learner(record.config, record.image_shape, torch.device("meta"))
     except InputError:
         # Some networks of other libraries look at their weights' values while they are built. Their
         # sizes are the libraries' own, so a record cannot ask for more than those.
         if not record.config.model.name.startswith(("torchvision:", "timm:")):
             raise
-        return make_task(record.config, record.image_shape, torch.device("cpu"))
+        return make_learner(record.config, record.image_shape, torch.device("cpu"))
 
 
 def _other_weights(path: Path) -> InputError:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import model_tensors, part_of
-from bilevel_apps.runs.checkpoint import load_checkpoint, load_plain
+from bilevel_apps.runs.checkpoint import load_checkpoint, load_plain, tensors_sha256
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_models.backbones.torchvision import TorchvisionBackbone
 
-__all__ = ["load_backbone"]
+__all__ = ["backbone_sha256", "load_backbone"]
 
 
 def load_backbone(backbone: nn.Module, source: str) -> None:
@@ -50,6 +50,12 @@ def load_backbone(backbone: nn.Module, source: str) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
         raise InputError(f"model.weights={source}: not all finite numbers: give other weights")
     backbone.load_state_dict(found)
+
+
+def backbone_sha256(backbone: nn.Module) -> str:
+    """Return the SHA-256 of a backbone's weights and running averages, wherever they are."""
+    state = backbone.state_dict()
+    return tensors_sha256({name: each.cpu().contiguous() for name, each in state.items()})
 
 
 def _shape(tensor: Tensor | None) -> str:

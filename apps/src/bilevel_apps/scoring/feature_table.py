@@ -19,8 +19,9 @@ from torch import Tensor
 from bilevel_apps.scoring.score import BATCH_PIXELS, unless_stopped
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
+from bilevel_data.dataset import Images
 from bilevel_meta.learner import HeadLearner, Learner
-from bilevel_models import Normalization, as_images
+from bilevel_models import as_images
 
 __all__ = ["FeatureTable", "episode_keys", "feature_table"]
 
@@ -49,7 +50,7 @@ class FeatureTable:
 
 
 def feature_table(
-    task: Learner,
+    learner: Learner,
     samplers: Sequence[EpisodeSampler],
     *,
     episodes: int,
@@ -64,7 +65,7 @@ def feature_table(
     than a gigabyte.
 
     Args:
-        task: its encoder and its weights.
+        learner: its encoder and its weights.
         samplers: of one split.
         episodes: how many of each.
         device: where to encode, and to keep the features.
@@ -79,13 +80,12 @@ def feature_table(
     Cost: the backbone's forward pass over the distinct images, divided by the processes; memory for
     their features in each; one all-reduce of them.
     """
-    by_averages = task.normalization in (Normalization.GHOST, Normalization.BATCH)
-    if not (by_averages and isinstance(task, HeadLearner)):
+    if not (learner.normalization.by_averages and isinstance(learner, HeadLearner)):
         return None
     drawn = [keys for each in samplers for keys in episode_keys(each, 0, episodes)]
     wanted = np.unique(np.concatenate([keys.reshape(-1) for keys in drawn]))
     images = samplers[0].split.images
-    dim = cast("int", task.backbone.dim)
+    dim = cast("int", learner.backbone.dim)
     if len(wanted) * dim * torch.float32.itemsize > TABLE_BYTES:
         return None
     features = torch.zeros(len(wanted), dim, device=device)
@@ -95,7 +95,7 @@ def feature_table(
     mine = parts[processes.rank :: processes.size]
     for done, part in enumerate(unless_stopped(mine, signals, processes), 1):
         pixels = _turned(images, wanted[part])
-        features[part[0] : part[-1] + 1] = _encoded(task, pixels, device)
+        features[part[0] : part[-1] + 1] = _encoded(learner, pixels, device)
         progress(done / len(mine))
     processes.add(features)
     rows = np.full(4 * len(images), -1, dtype=np.int64)
@@ -116,7 +116,7 @@ def episode_keys(sampler: EpisodeSampler, first: int, count: int) -> tuple[Integ
     return support, query
 
 
-def _turned(images: NDArray[np.uint8], keys: Integers) -> NDArray[np.uint8]:
+def _turned(images: Images, keys: Integers) -> Images:
     """Return the images (n, height, width, channels) that keys 4 i + k stand for."""
     numbers, turns = np.divmod(keys, 4)
     pixels = images[numbers]
@@ -127,9 +127,9 @@ def _turned(images: NDArray[np.uint8], keys: Integers) -> NDArray[np.uint8]:
     return pixels
 
 
-def _encoded(task: HeadLearner, pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _encoded(learner: HeadLearner, pixels: Images, device: torch.device) -> Tensor:
     """Return the features (n, dim) of n > 1 images: to the encoder, one episode of one support."""
     images = as_images(pixels, device)[None]
     with torch.no_grad():
-        first, others = task.encoder(images[:, :1], images[:, 1:], training=False)
+        first, others = learner.encoder(images[:, :1], images[:, 1:], training=False)
     return torch.cat((first[0], others[0]))

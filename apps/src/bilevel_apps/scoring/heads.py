@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from bilevel_apps.scoring.calibration import Calibration
 from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
 from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
+from bilevel_apps.system.workers import in_threads
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
 from bilevel_meta.classifier import evaluating
@@ -37,11 +39,14 @@ class HeadScores:
         accuracies: of each episode, (episodes,), where the inner runs stayed finite.
         calibration: whether their probabilities are what they say.
         diverged: why there are none, for the others.
+        surprise: how far each episode is from the features of training, (episodes,), as of
+            `HeadSolver.surprise`; None where nothing is known of those.
     """
 
     accuracies: dict[InnerLoop, NDArray[np.float64]] = field(default_factory=dict)
     calibration: dict[InnerLoop, Calibration] = field(default_factory=dict)
     diverged: dict[InnerLoop, str] = field(default_factory=dict)
+    surprise: NDArray[np.float64] | None = None
 
 
 @final
@@ -57,7 +62,7 @@ class Encoded:
 
 
 def head_scores(
-    task: Learner,
+    learner: Learner,
     sampler: EpisodeSampler,
     *,
     inner: Sequence[InnerLoop],
@@ -67,10 +72,10 @@ def head_scores(
     progress: Callable[[int], None] = lambda _done: None,
     signals: Sequence[int] = (),
 ) -> HeadScores:
-    """Return what `task.accuracies` gives for each T and η, over the first episodes of a sampler.
+    """Return the accuracies of a learner for each T and η, over the first episodes of a sampler.
 
     Args:
-        task: the representation; its own T and η do not matter. A learner of another kind trains
+        learner: the representation; its own T and η do not matter. A learner of another kind trains
             heads in its own way, whatever T and η are.
         sampler: fixes the episodes.
         inner: the T and η.
@@ -85,32 +90,45 @@ def head_scores(
 
     Cost: the backbone's forward pass, once; the heads' sum of all T steps.
     """
+    solver = learner.solver if isinstance(learner, HyperRepresentation) else None
     scores = HeadScores(
+        surprise=None if solver is None else np.zeros(episodes),
         accuracies={loop: np.zeros(episodes) for loop in inner},
         calibration={loop: Calibration() for loop in inner},
     )
-    if not isinstance(task, HeadLearner):
-        _without_features(task, sampler, scores, episodes, device, progress, signals)
+    if not isinstance(learner, HeadLearner):
+        _without_features(learner, sampler, scores, episodes, device, progress, signals)
         return scores
-    batches = encoded_episodes(task, sampler, episodes, device, table)
-    for batch in unless_stopped(batches, signals):
+
+    def judged(make: Callable[[], Encoded]) -> tuple[Encoded, dict[InnerLoop, Tensor | str]]:
+        batch, loops = make(), list(scores.accuracies)
+        return batch, {loop: _logits(learner, batch, sampler.spec.way, loop) for loop in loops}
+
+    parts = _batches(learner, sampler, episodes, device, table)
+    own = table is not None and device.type == "cpu"  # else the backbone has all threads
+    threads = min(torch.get_num_threads(), len(parts)) if own else 1
+    for batch, found in unless_stopped(in_threads(judged, parts, threads), signals):
         done = batch.first + len(batch.support)
-        for loop in list(scores.accuracies):
-            try:
-                logits = _logits(task, batch, sampler.spec.way, loop)
-            except DivergenceError as error:
-                scores.diverged[loop] = str(error)
+        if solver is not None and scores.surprise is not None:
+            targets = heads.one_hot(batch.support_labels, sampler.spec.way, batch.support)
+            far = solver.surprise(batch.support, targets)
+            scores.surprise[batch.first : done] = far.cpu().numpy()
+        for loop, logits in found.items():
+            if loop in scores.diverged:
+                continue
+            if isinstance(logits, str):
+                scores.diverged[loop] = logits
                 del scores.accuracies[loop]
-            else:
-                right = heads.accuracy(logits, batch.query_labels)
-                scores.accuracies[loop][batch.first : done] = right.cpu().numpy()
-                scores.calibration[loop].add(logits.softmax(dim=-1), batch.query_labels)
+                continue
+            right = heads.accuracy(logits, batch.query_labels)
+            scores.accuracies[loop][batch.first : done] = right.cpu().numpy()
+            scores.calibration[loop].add(logits.softmax(dim=-1), batch.query_labels)
         progress(done)
     return scores
 
 
 def _without_features(
-    task: Learner,
+    learner: Learner,
     sampler: EpisodeSampler,
     scores: HeadScores,
     episodes: int,
@@ -122,8 +140,8 @@ def _without_features(
     for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         try:
-            with evaluating(task):
-                logits = task.scores(batch)
+            with evaluating(learner):
+                logits = learner.scores(batch)
         except DivergenceError as error:
             scores.diverged.update(dict.fromkeys(scores.accuracies, str(error)))
             scores.accuracies.clear()
@@ -136,59 +154,71 @@ def _without_features(
 
 
 def encoded_episodes(
-    task: HeadLearner,
+    learner: HeadLearner,
     sampler: EpisodeSampler,
     episodes: int,
     device: torch.device,
     table: FeatureTable | None,
 ) -> Iterator[Encoded]:
     """Yield the features of a sampler's first episodes, as `head_scores` takes them."""
+    return (make() for make in _batches(learner, sampler, episodes, device, table))
+
+
+def _batches(
+    learner: HeadLearner,
+    sampler: EpisodeSampler,
+    episodes: int,
+    device: torch.device,
+    table: FeatureTable | None,
+) -> Sequence[Callable[[], Encoded]]:
+    """Return what makes the features of some episodes each."""
     if table is None:
-        return _encoded(task, sampler, episodes, device)
-    return _looked_up(table, sampler, episodes)
+        parts = _parts(episodes, episodes_at_once(sampler))
+        return [partial(_encoded, learner, sampler, *part, device) for part in parts]
+    images = sampler.spec.way * (sampler.spec.shot + sampler.spec.query)
+    size = max(1, FEATURE_BYTES // (images * table.features[0].nbytes))
+    return [partial(_looked_up, table, sampler, *part) for part in _parts(episodes, size)]
 
 
 @torch.no_grad()
-def _logits(task: HeadLearner, batch: Encoded, way: int, inner: InnerLoop) -> Tensor:
-    """Return the logits (batch, way*query, way) of the episodes' heads."""
-    if isinstance(task, HyperRepresentation):
-        head = task.fit_head(batch.support, batch.support_labels, way, inner)
-        return heads.logits(head, batch.query)
-    other = task.fit_head(batch.support, batch.support_labels, way)
-    return head_logits(other, batch.query)
+def _logits(learner: HeadLearner, batch: Encoded, way: int, inner: InnerLoop) -> Tensor | str:
+    """Return the logits (batch, way*query, way) of the episodes' heads, or why there are none."""
+    images, labels = batch.support, batch.support_labels
+    try:
+        if isinstance(learner, HyperRepresentation):
+            return heads.logits(learner.fit_head(images, labels, way, inner), batch.query)
+        return head_logits(learner.fit_head(images, labels, way), batch.query)
+    except DivergenceError as error:
+        return str(error)
 
 
 def _encoded(
-    task: HeadLearner, sampler: EpisodeSampler, episodes: int, device: torch.device
-) -> Iterator[Encoded]:
+    learner: HeadLearner, sampler: EpisodeSampler, first: int, count: int, device: torch.device
+) -> Encoded:
     """Encode episodes with the statistics of their own."""
-    for first, count in _parts(episodes, episodes_at_once(sampler)):
-        images = to_device(sampler.batch(first, count), sampler.spec.way, device)
-        with torch.no_grad():
-            support, query = task.encoder(images.support, images.query, training=False)
-        yield Encoded(
-            first=first,
-            support=support,
-            query=query,
-            support_labels=images.support_labels,
-            query_labels=images.query_labels,
-        )
+    images = to_device(sampler.batch(first, count), sampler.spec.way, device)
+    with torch.no_grad():
+        support, query = learner.encoder(images.support, images.query, training=False)
+    return Encoded(
+        first=first,
+        support=support,
+        query=query,
+        support_labels=images.support_labels,
+        query_labels=images.query_labels,
+    )
 
 
-def _looked_up(table: FeatureTable, sampler: EpisodeSampler, episodes: int) -> Iterator[Encoded]:
+def _looked_up(table: FeatureTable, sampler: EpisodeSampler, first: int, count: int) -> Encoded:
     spec, device = sampler.spec, table.features.device
-    images = spec.way * (spec.shot + spec.query)
-    size = max(1, FEATURE_BYTES // (images * table.features[0].nbytes))
     classes = torch.arange(spec.way, device=device)
-    for first, count in _parts(episodes, size):
-        support, query = episode_keys(sampler, first, count)
-        yield Encoded(
-            first=first,
-            support=table.of(support),
-            query=table.of(query),
-            support_labels=classes.repeat_interleave(spec.shot).expand(count, -1),
-            query_labels=classes.repeat_interleave(spec.query).expand(count, -1),
-        )
+    support, query = episode_keys(sampler, first, count)
+    return Encoded(
+        first=first,
+        support=table.of(support),
+        query=table.of(query),
+        support_labels=classes.repeat_interleave(spec.shot).expand(count, -1),
+        query_labels=classes.repeat_interleave(spec.query).expand(count, -1),
+    )
 
 
 def _parts(total: int, size: int) -> Iterator[tuple[int, int]]:

@@ -19,8 +19,8 @@ from bilevel_apps.runs.build import store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, save_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Ending, RunRecord
+from bilevel_apps.scoring.learner import score_learner
 from bilevel_apps.scoring.score import Score
-from bilevel_apps.scoring.task import score_task
 from bilevel_apps.system.hardware import choose_device
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted, stop_request
@@ -36,7 +36,7 @@ from bilevel_apps.training.stopping import finished, stale
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
-from bilevel_meta.episodes import to_device
+from bilevel_meta.episodes import as_episodes
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 __all__ = ["train"]
@@ -80,7 +80,7 @@ def _prepare(config: Config, folder: RunFolder, store: Store, processes: Process
         use_own_gpu(processes)
     config = resolve(config, store, device, processes)
     training = prepare(config, folder, store, device, processes)
-    check_shareable(config, training.task, processes)
+    check_shareable(config, training.learner, processes)
     return training
 
 
@@ -196,19 +196,19 @@ def _settle(training: Training, tracker: Tracker, *, due: bool) -> Score | None:
 
 def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
     """Take the outer steps of one meta-batch; return what happened in the last, for the log."""
-    config, task = training.config.train, training.task
+    config, learner = training.config.train, training.learner
     lr = learning_rate(config.schedule, config.lr, training.step, config.steps)
     for group in training.optimizer.param_groups:
         group["lr"] = lr
-    episodes = to_device(batch, training.train_episodes.spec.way, training.device)
+    episodes = as_episodes(batch, training.device)
     over = finished(config, 0, training.clock.seconds()) is not None
     wish = bool(training.signals) or (over and training.processes.first)
-    steps = outer_steps(task, episodes, config.accumulate)
-    shared = shared_gradients(steps, task, episodes, training.processes, stop=wish)
+    steps = outer_steps(learner, episodes, config.accumulate)
+    shared = shared_gradients(steps, learner, episodes, training.processes, stop=wish)
     figures = {}
     try:
         for outer, stop in shared:
-            norm = clipped_norm(task, config.clip)
+            norm = clipped_norm(learner, config.clip)
             if not math.isfinite(norm):  # a step along it would spoil the weights that are saved
                 raise not_finite(training)
             training.optimizer.step()
@@ -225,7 +225,7 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
 
 
 def _scalars(training: Training) -> dict[str, float]:
-    model = training.task
+    model = training.learner
     if not isinstance(model, HyperRepresentation):
         return {}
     if model.solver is not None:
@@ -242,7 +242,7 @@ def _scalars(training: Training) -> dict[str, float]:
 def _validate(training: Training, tracker: Tracker) -> Score | None:
     """Score the validation episodes; keep the checkpoint and return the score if it is the best."""
     try:
-        found = score_task(
+        found = score_learner(
             training.scored,
             training.val_episodes,
             episodes=training.config.train.validate_episodes,

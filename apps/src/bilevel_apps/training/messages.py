@@ -18,14 +18,14 @@ __all__ = ["diverged", "not_finite", "say_beginning", "say_ending"]
 
 def say_beginning(training: Training) -> None:
     """Say what is trained, and where a resumed run goes on, if it does."""
-    config, task = training.config, training.task
-    parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    config, learner = training.config, training.learner
+    parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     spec = training.train_episodes.spec
     say(
         f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "
         f"{config.model.norm} normalisation, "
-        f"{inner_of(task)}; {config.train.meta_batch} episodes of {spec.way}-way "
-        f"{spec.shot}-shot a hyper-iteration; {training.device}, "
+        f"{inner_of(learner)}; {config.train.meta_batch} episodes of {_size(spec.way)}-way "
+        f"{_size(spec.shot)}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"
         + (f", {training.processes.size} processes" if training.processes.size > 1 else "")
     )
@@ -58,6 +58,12 @@ def not_finite(training: Training) -> RunError:
         f"after hyper-iteration {training.step}: the gradient of the weights is not finite: "
         f"lower train.lr, or use precision=float32; {_kept(training)}"
     )
+
+
+def _size(number: int | tuple[int, int]) -> str:
+    """Return a number of classes or images, or the lowest and the highest that there may be."""
+    low, high = number if isinstance(number, tuple) else (number, number)
+    return str(low) if low == high else f"{low}…{high}"
 
 
 def _longer(training: Training) -> str:

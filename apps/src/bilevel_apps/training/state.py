@@ -15,7 +15,15 @@ from torch import Tensor
 from bilevel_apps.config import Config
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import check_size, episode_sampler, make_task, part_of, settled_outputs
+from bilevel_apps.runs.build import (
+    check_features,
+    check_size,
+    episode_sampler,
+    make_learner,
+    part_of,
+    settled_outputs,
+    training_sampler,
+)
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Ending, Environment, RunRecord, read_record
@@ -28,7 +36,7 @@ from bilevel_apps.training.meter import Meter
 from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from bilevel_apps.training.stopping import Stopwatch, finished, stale
 from bilevel_apps.training.weight_average import WeightAverage, weight_average
-from bilevel_data import EpisodeSampler, Preprocessing, Store
+from bilevel_data import EpisodeSampler, Preprocessing, Store, VariedSampler
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_data.episodes.smaller import SmallerAtFirst
@@ -52,13 +60,14 @@ class Training:
 
     config: Config
     folder: RunFolder
-    task: Learner
+    learner: Learner
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
-    train_episodes: EpisodeSampler
+    train_episodes: EpisodeSampler | VariedSampler
     val_episodes: EpisodeSampler
     device: torch.device
     preprocessing: Preprocessing
+    features: str | None
     environment: Environment
     step: int = 0
     best_accuracy: float = -1.0
@@ -74,7 +83,7 @@ class Training:
     @property
     def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
-        return self.task if self.average is None else self.average.task
+        return self.learner if self.average is None else self.average.learner
 
     def batches(self) -> BatchSampler:
         """Return what makes this process's part of the meta-batches."""
@@ -91,7 +100,7 @@ class Training:
         """Return all that a resume needs."""
         limited = self.config.train.minutes is not None
         parts = {
-            "model": self.task.state_dict(),
+            "model": self.learner.state_dict(),
             "average": {} if self.average is None else self.average.state(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
@@ -108,6 +117,7 @@ class Training:
             config=self.config,
             image_shape=(height, width, channels),
             preprocessing=self.preprocessing.as_dict(),
+            features=self.features,
             environment=self.environment,
         )
         return Checkpoint(
@@ -122,7 +132,7 @@ class Training:
             InputError: the tensors are not those of this configuration.
         """
         try:
-            self.task.load_state_dict(part_of(tensors, "model"))
+            self.learner.load_state_dict(part_of(tensors, "model"))
             if self.average is not None:
                 self.average.load(part_of(tensors, "average"))
             load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
@@ -175,45 +185,35 @@ def prepare(
         bilevel_data.DataError: the store is damaged.
     """
     _check_parts(config, processes)
-    episode, training, rotations = config.episode, config.train, bool(config.episode.rotations)
-    train_episodes = episode_sampler(
-        store,
-        "train",
-        {
-            "way": training.way or episode.way,
-            "shot": training.shot or episode.shot,
-            "query": training.query or episode.query,
-        },
-        keys="train.way, train.shot or train.query; where null, those of episode",
-        seed=config.seed,
-        rotations=rotations,
-        overlap=training.overlap,
-    )
+    episode, training = config.episode, config.train
+    train_episodes = training_sampler(store, config)
     val_episodes = episode_sampler(
         store,
         "val",
         {"way": episode.way, "shot": episode.shot, "query": episode.query},
         keys="episode.way, episode.shot or episode.query",
         seed=config.seed,
-        rotations=rotations,
+        rotations=bool(episode.rotations),
     )
     image_shape = train_episodes.split.images.shape[1:]
-    task = make_task(config, image_shape, device)
+    learner = make_learner(config, image_shape, device)
+    check_features(config, store, learner)
     if training.small is not None:
         check_size(config, image_shape, training.small)
     if config.model.weights is not None and not folder.last.exists():
-        load_backbone(cast("torch.nn.Module", task.backbone), config.model.weights)
-    average = training.average
+        load_backbone(cast("torch.nn.Module", learner.backbone), config.model.weights)
+    average, features = training.average, store.manifest.features
     return Training(
         config=config,
         folder=folder,
-        task=task,
-        average=None if average is None else weight_average(task, average),
-        optimizer=make_optimizer(training, task),
+        learner=learner,
+        average=None if average is None else weight_average(learner, average),
+        optimizer=make_optimizer(training, learner),
         train_episodes=train_episodes,
         val_episodes=val_episodes,
         device=device,
         preprocessing=store.manifest.preprocessing,
+        features=None if features is None else features.weights_sha256,
         environment=Environment(
             threads=torch.get_num_threads(),
             processes=processes.size,

@@ -25,13 +25,13 @@ class WeightAverage:
 
     Attributes:
         decay: d in (0, 1): about 1/(1-d) hyper-iterations count.
-        task: the representation with weights θ̂, which nothing else changes.
+        learner: the representation with weights θ̂, which nothing else changes.
 
     Source: Adam: A Method for Stochastic Optimization (Kingma, Ba, 2015), section 7.2.
     """
 
     decay: float
-    task: Learner
+    learner: Learner
     _averages: list[Tensor]
     _followed: list[Tensor]
 
@@ -45,27 +45,27 @@ class WeightAverage:
 
     def state(self) -> dict[str, Tensor]:
         """Return θ̂ under the model's own names."""
-        return self.task.state_dict()
+        return self.learner.state_dict()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go back to a θ̂ that `state` gave."""
-        self.task.load_state_dict(state)
+        self.learner.load_state_dict(state)
 
 
-def weight_average(task: Learner, decay: float) -> WeightAverage:
+def weight_average(learner: Learner, decay: float) -> WeightAverage:
     """Return an average that follows the weights of a task; at first it equals them."""
-    model = copy.deepcopy(task).requires_grad_(False)
+    model = copy.deepcopy(learner).requires_grad_(False)
     # A model's state shares its memory, so these lists stay good while the weights change.
     pairs = [
         (mean, tensor)
         for mean, tensor in zip(
-            model.state_dict().values(), task.state_dict().values(), strict=True
+            model.state_dict().values(), learner.state_dict().values(), strict=True
         )
         if mean.is_floating_point()
     ]
     return WeightAverage(
         decay=decay,
-        task=model,
+        learner=model,
         _averages=[mean for mean, _ in pairs],
         _followed=[tensor for _, tensor in pairs],
     )

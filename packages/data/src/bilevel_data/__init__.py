@@ -7,6 +7,7 @@ from bilevel_data.episodes.loader import EpisodeLoader
 from bilevel_data.episodes.sampler import EpisodeSampler
 from bilevel_data.episodes.varied import MixedSampler, VariedSampler, VariedSpec
 from bilevel_data.errors import DataError, WriteError
+from bilevel_data.features import Features
 from bilevel_data.ink import Ink, common_ink, ink_of
 from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.sources import SOURCES, Source, load_source
@@ -24,6 +25,7 @@ __all__ = [
     "EpisodeLoader",
     "EpisodeSampler",
     "EpisodeSpec",
+    "Features",
     "ImageSplit",
     "Ink",
     "Lazy",

@@ -2,18 +2,45 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import cast, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel_data.errors import DataError
+from bilevel_data.features import Features
 from bilevel_data.preprocessing import Preprocessing
 
-__all__ = ["SPLIT_NAMES", "ImageSplit", "Images", "Lazy", "SourceData", "SourceSplit"]
+__all__ = [
+    "SPLIT_NAMES",
+    "ImageSplit",
+    "Images",
+    "Lazy",
+    "Pixels",
+    "SourceData",
+    "SourceSplit",
+    "pixels_of",
+]
 
 SPLIT_NAMES = ("train", "val", "test")
 
-Images = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
+# Pixels; or features, each vector an image of 1×1.
+Images = NDArray[np.uint8 | np.float32]
+
+
+def pixels_of(images: Images) -> Pixels:
+    """The images, if they are pictures.
+
+    Raises:
+        DataError: they are features.
+    """
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"expected pictures (uint8), found {images.dtype}: features cannot be changed as "
+            "pictures can: leave that out, or give the store of the pictures"
+        )
+    return cast("Pixels", images)
 
 
 @final
@@ -37,8 +64,8 @@ class SourceSplit:
         class_names: one name a class, different from one another.
         class_sizes: number of images of each class, each ≥ 1.
         image_shape: `(H, W, C)` of every image.
-        images: one `(class_sizes[c], H, W, C)` uint8 array a class, in order of class. Only
-            one of them needs to be in memory at a time.
+        images: one `(class_sizes[c], H, W, C)` uint8 array a class, in order of class; of features
+            `(class_sizes[c], 1, 1, dim)` float32. Only one of them needs to be in memory at a time.
     """
 
     name: str
@@ -63,6 +90,7 @@ class SourceData:
         splits: at most one of each split name.
         left_out: how many files or classes were passed over, by the reason.
         remarks: what the user should know, a line each.
+        features: what made them, where the images are features.
     """
 
     name: str
@@ -73,6 +101,7 @@ class SourceData:
     splits: tuple[SourceSplit, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    features: Features | None = None
 
 
 @final
@@ -82,7 +111,7 @@ class ImageSplit:
 
     Attributes:
         name: `"train"`, `"val"` or `"test"`.
-        images: `(N, H, W, C)` uint8, read-only.
+        images: `(N, H, W, C)` uint8, or features `(N, 1, 1, dim)` float32; read-only.
         offsets: `(C + 1,)` int64; class c is `images[offsets[c]:offsets[c + 1]]`.
         class_names: one name a class.
         sha256: SHA-256 of the pixels in C order, in hexadecimal.

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel_data.dataset import SourceData
+from bilevel_data.dataset import Images, SourceData
 from bilevel_data.errors import DataError
 
 __all__ = ["Twice", "folded", "image_keys", "same_images", "same_names"]
@@ -32,7 +32,7 @@ def same_names(names: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def image_keys(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def image_keys(images: Images) -> NDArray[np.uint64]:
     """A number of 64 bits for each of `(n, H, W, C)` images, equal for equal pixels.
 
     Two different ones of a million are taken for equal with a probability of 3e-8.
@@ -86,7 +86,7 @@ class Twice:
                 f"and {other!a}: join or rename them"
             )
 
-    def add(self, split: str, name: str, images: NDArray[np.uint8]) -> None:
+    def add(self, split: str, name: str, images: Images) -> None:
         """Note the images of a class."""
         self._classes.append((split, name))
         self._keys.append(image_keys(images))

@@ -12,6 +12,7 @@ are taken together is the caller's: one after the other, or under `torch.vmap`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -34,7 +35,7 @@ from bilevel_core import (
 from bilevel_meta.each_task import each_task, pays_to_vectorise
 from bilevel_models import OffsetNorm2d, differentiable_twice
 
-__all__ = ["Adaptation", "AdaptedNetwork", "StepSizes", "Weights"]
+__all__ = ["Adaptation", "AdaptedNetwork", "StepSizes", "Weights", "warn_beyond"]
 
 Weights: TypeAlias = dict[str, Tensor]
 Data: TypeAlias = dict[str, Any]
@@ -193,10 +194,15 @@ class AdaptedNetwork(nn.Module):
     def batch(self, t: int, data: Data) -> Data:
         """Return what step t sees of the data."""
         x, y = data["x"], data["y"]
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(t))
+        axis = y.ndim - 1  # examples come last, behind tasks that are taken together
+        order = torch.randperm(y.shape[axis], generator=torch.Generator().manual_seed(t))
         chosen = order[: self.adaptation.minibatch].to(y.device)
-        images = (x[0][chosen], *x[1:]) if isinstance(x, tuple) else x[chosen]
-        return {"x": images, "y": y[chosen]}
+        first = x[0] if isinstance(x, tuple) else x
+        images = first.index_select(axis, chosen)
+        return {
+            "x": (images, *x[1:]) if isinstance(x, tuple) else images,
+            "y": y.index_select(axis, chosen),
+        }
 
     def solve(
         self, data: Data, *, steps: int | None = None, lam: dict[str, Weights] | None = None
@@ -233,7 +239,9 @@ class AdaptedNetwork(nn.Module):
             y_query: their targets, (tasks, m, …).
             steps: as of `solve`.
         """
-        rest = self.lam()["rest"]
+        rest, trained = self.lam()["rest"], self.adaptation.steps
+        if self.adaptation.step_sizes is not StepSizes.FIXED and (steps or 0) > trained:
+            warn_beyond(trained, steps)
 
         def loss(x: Tensor, y: Tensor, x_query: Tensor, y_query: Tensor) -> Tensor:
             w = self.solve({"x": x, "y": y}, steps=steps)
@@ -242,6 +250,15 @@ class AdaptedNetwork(nn.Module):
         vectorise = pays_to_vectorise(self.network) and not self.adaptation.minibatch
         found = each_task(loss, x, y, x_query, y_query, vectorise=vectorise)
         return cast("Tensor", found)
+
+
+def warn_beyond(trained: int, steps: int | None) -> None:
+    """Warn that step sizes were learned for fewer steps than are asked for."""
+    warnings.warn(
+        f"T = {steps} with step sizes that were learned for T = {trained}: they may diverge beyond "
+        f"it, as those of Meta-SGD do on sinusoids: take at most {trained} steps",
+        stacklevel=3,
+    )
 
 
 def _start(lam: dict[str, Weights], data: Data) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -32,19 +32,19 @@ def each_task(
     if vectorise:
         together: Stacked = torch.vmap(function, chunk_size=chunk)(*inputs)
         return together
-    first = inputs[0]
-    count = len(first if isinstance(first, Tensor) else next(iter(first.values())))
-    found = [function(*(_of(x, i) for x in inputs)) for i in range(count)]
+    found = [function(*one) for one in zip(*map(_each, inputs), strict=True)]
     trees = [each for each in found if isinstance(each, dict)]
     if not trees:
         return torch.stack([each for each in found if isinstance(each, Tensor)])
     return {key: torch.stack([each[key] for each in trees]) for key in trees[0]}
 
 
-def _of(stacked: Stacked, index: int) -> Stacked:
+def _each(stacked: Stacked) -> Sequence[Stacked]:
+    # Not by index: the derivative of each would be as large as all.
     if isinstance(stacked, Tensor):
-        return stacked[index]
-    return {key: leaf[index] for key, leaf in stacked.items()}
+        return stacked.unbind()
+    columns = zip(*(leaf.unbind() for leaf in stacked.values()), strict=True)
+    return [dict(zip(stacked, leaves, strict=True)) for leaves in columns]
 
 
 def pays_to_vectorise(network: nn.Module) -> bool:

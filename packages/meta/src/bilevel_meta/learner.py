@@ -245,6 +245,17 @@ class HeadLearner(Learner):
             bfloat16=self.autocast,
         )
 
+    def behind(self, backbone: nn.Module) -> Self:
+        """Return a learner of the same λ, which both share, but for another backbone.
+
+        Args:
+            backbone: of as many features.
+        """
+        other = copy.copy(self)
+        # A copy of a module shares the table of its parts: without one of its own, both change.
+        other._modules = {**self._modules, "backbone": backbone}
+        return other
+
     @abstractmethod
     def fit_head(self, features: Tensor, labels: Tensor, way: int) -> heads.Head | FeatureHead:
         """Return one head an episode, linear (`heads.Head`) or of another kind.

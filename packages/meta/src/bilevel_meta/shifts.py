@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 from bilevel_meta.learner import HeadLearner
@@ -26,7 +25,4 @@ def over_shifts(learner: L, pixels: int) -> L:
     """
     if pixels == 0:
         return learner
-    other = copy.copy(learner)
-    # A copy of a module shares the table of its parts: without one of its own, both would change.
-    other._modules = {**learner._modules, "backbone": ShiftAveraged(learner.backbone, pixels)}
-    return other
+    return learner.behind(ShiftAveraged(learner.backbone, pixels))

@@ -5,6 +5,7 @@ from bilevel_models.allocator import keep_freed_memory
 from bilevel_models.backbone import Backbone
 from bilevel_models.backbones.conv_net import ConvNet, c4l, omniglot_net
 from bilevel_models.backbones.paper_resnet import ResidualNet, rn
+from bilevel_models.backbones.precomputed import Precomputed
 from bilevel_models.backbones.recomputed import differentiable_twice
 from bilevel_models.backbones.resnet12 import ResNet12, resnet12
 from bilevel_models.backbones.torchvision import TorchvisionBackbone, torchvision_backbone
@@ -28,6 +29,7 @@ __all__ = [
     "Encoder",
     "Normalization",
     "OffsetNorm2d",
+    "Precomputed",
     "ResNet12",
     "ResidualNet",
     "Statistics",

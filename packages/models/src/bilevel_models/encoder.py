@@ -25,13 +25,16 @@ from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, Stati
 __all__ = ["Encoder", "as_images"]
 
 
-def as_images(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+def as_images(pixels: NDArray[np.uint8 | np.float32], device: torch.device | str = "cpu") -> Tensor:
     """Return pixels (…, height, width, channels) as images (…, channels, height, width) in [0, 1].
 
-    The result keeps the pixels' order in memory (channels last), which convolutions prefer.
+    Features, which are float32, stay what they are. The result keeps the pixels' order in memory
+    (channels last), which convolutions prefer.
     """
     on_device = torch.from_numpy(pixels).to(device, non_blocking=True)
-    return on_device.to(torch.float32).div_(255).movedim(-1, -3)
+    if on_device.dtype == torch.uint8:
+        on_device = on_device.to(torch.float32).div_(255)
+    return on_device.movedim(-1, -3)
 
 
 @runtime_checkable

@@ -38,6 +38,11 @@ class Normalization(StrEnum):
         """Whether a query image's features are the same alone as among others."""
         return self is not Normalization.EPISODE
 
+    @property
+    def by_averages(self) -> bool:
+        """Whether running averages normalise in test: an image's features are then its own."""
+        return self in (Normalization.GHOST, Normalization.BATCH)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)

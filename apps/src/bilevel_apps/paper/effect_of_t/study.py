@@ -146,7 +146,7 @@ def _settings(characters: Characters, classes: int, length: Length) -> dict[str,
         "pixels": split.sha256,
         "examples": f"{EACH} a class to train on, {EACH} for validation, {characters.test_size()} "
         "for the test",
-        "features": f"{run.task.backbone.dim} of a {episode.way}-way {episode.shot}-shot "
+        "features": f"{run.learner.backbone.dim} of a {episode.way}-way {episode.shot}-shot "
         f"network that {_seen(characters)}, less their mean over the training examples",
         "network": run.sha256,
         "targets": "1 for the class and 0 for others, less 1/classes",

@@ -12,7 +12,7 @@ import torch
 
 from bilevel_apps.config import Config, load_preset, parse_config, with_settings
 from bilevel_apps.errors import InputError
-from bilevel_apps.evaluate.evaluate import Request, evaluate_run
+from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.runs.build import store_of
 from bilevel_apps.runs.checkpoint import load_checkpoint
@@ -52,7 +52,7 @@ class Cell:
     store: Path
     training: str = ""
     settings: tuple[str, ...] = ()
-    request: Request
+    request: EvaluationRequest
     like: tuple[str, ...] = ("model.name", "method")
 
     @property
@@ -76,7 +76,7 @@ def held_out(store: Path) -> str:
     return "test" if "test" in store_of(store).splits else "val"
 
 
-def unseen(split: str, **options: Any) -> Request:
+def unseen(split: str, **options: Any) -> EvaluationRequest:
     """Return a request for episodes of a split that no checkpoint was chosen on.
 
     Validations of a training take the episodes of its own seed; of other seeds are others of the
@@ -86,7 +86,7 @@ def unseen(split: str, **options: Any) -> Request:
         split: which.
         options: the others of the request.
     """
-    return Request(split=split, seed=VALIDATED if split == "val" else 0, **options)
+    return EvaluationRequest(split=split, seed=VALIDATED if split == "val" else 0, **options)
 
 
 def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:

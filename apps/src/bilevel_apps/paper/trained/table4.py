@@ -161,7 +161,7 @@ def _wider(common: Config) -> tuple[str, ...]:
             f"{MULTICLASS}: it has twice the filters of the other rows, but those of {model.name} "
             "are not known: give --set model.filters=N"
         )
-    way, shot = train.way or episode.way, train.shot or episode.shot
+    way, shot = _typical(train.way or episode.way), _typical(train.shot or episode.shot)
     images = train.meta_batch * way * (shot + (train.query or episode.query)) // 4
     batches = max(1, train.meta_batch // 4)
     return (
@@ -172,6 +172,11 @@ def _wider(common: Config) -> tuple[str, ...]:
         "train.shot=1",
         "train.query=1",
     )
+
+
+def _typical(number: int | tuple[int, int]) -> int:
+    """Return a number, or the middle of its range."""
+    return number if isinstance(number, int) else sum(number) // 2
 
 
 SAME_BUDGET: dict[str, Callable[[Config], tuple[str, ...]]] = {

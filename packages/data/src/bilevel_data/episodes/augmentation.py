@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from bilevel_data import EpisodeBatch
+from bilevel_data.dataset import pixels_of
 from bilevel_data.episodes.counter_random import uniform, words
 from bilevel_data.episodes.loader import BatchSampler
 
@@ -74,8 +75,8 @@ class Augmented:
         maps = self._draws("bilevel-data affine 1", (*shape[:2], MAP_DRAWS), episodes)
         return replace(
             batch,
-            support=self._changed(batch.support, draws[:, :support], maps[:, :support]),
-            query=self._changed(batch.query, draws[:, support:], maps[:, support:]),
+            support=self._changed(pixels_of(batch.support), draws[:, :support], maps[:, :support]),
+            query=self._changed(pixels_of(batch.query), draws[:, support:], maps[:, support:]),
         )
 
     def _draws(self, what: str, shape: tuple[int, int, int], episodes: range) -> Floats:

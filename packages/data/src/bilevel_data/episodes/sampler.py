@@ -38,8 +38,8 @@ class EpisodeSampler:
             an accuracy is too high: whoever reports it says so.
 
     Raises:
-        DataError: the split has too few classes, or a class has too few images, or the images
-            are not square and rotations are asked for.
+        DataError: the split has too few classes, or a class has too few images, or rotations
+            are asked for of images that are not square, or of features.
     """
 
     split: ImageSplit
@@ -159,6 +159,11 @@ def _check_fits(split: ImageSplit, spec: EpisodeSpec, *, rotations: bool, overla
             "lower one of them or give the class more images"
         )
         raise DataError(msg)
+    if rotations and split.images.dtype == np.float32:
+        raise DataError(
+            f"rotations turn pictures, but split {split.name!r} has features: turn rotations off, "
+            "or give the store of the pictures"
+        )
     height, width = split.images.shape[1:3]
     if rotations and height != width:
         msg = f"rotations need square images, but split {split.name!r} has {height}×{width}"

@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel_data.dataset import pixels_of
 from bilevel_data.episodes.episode import EpisodeBatch
 from bilevel_data.episodes.loader import BatchSampler
 
@@ -38,7 +39,9 @@ class SmallerAtFirst:
         if first >= self.episodes:
             return batch
         return replace(
-            batch, support=shrunk(batch.support, self.size), query=shrunk(batch.query, self.size)
+            batch,
+            support=shrunk(pixels_of(batch.support), self.size),
+            query=shrunk(pixels_of(batch.query), self.size),
         )
 
 

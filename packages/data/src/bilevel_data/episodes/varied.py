@@ -70,6 +70,7 @@ class VariedSampler:
         spec: what sizes an episode may have.
         seed: any whole number.
         rotations: as for `EpisodeSampler`.
+        overlap: as for `EpisodeSampler`.
         block: episodes of one size, ≥ 1, such as those of a meta-batch.
 
     Raises:
@@ -80,6 +81,7 @@ class VariedSampler:
     spec: VariedSpec
     seed: int = field(kw_only=True)
     rotations: bool = field(default=False, kw_only=True)
+    overlap: bool = field(default=False, kw_only=True)
     block: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -114,7 +116,9 @@ class VariedSampler:
         )
 
     def _of(self, spec: EpisodeSpec) -> EpisodeSampler:
-        return EpisodeSampler(self.split, spec, seed=self.seed, rotations=self.rotations)
+        return EpisodeSampler(
+            self.split, spec, seed=self.seed, rotations=self.rotations, overlap=self.overlap
+        )
 
     def _key(self) -> str:
         spec = self.spec

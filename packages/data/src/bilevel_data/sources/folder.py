@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bilevel_data.class_splits import PUBLISHED
-from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, SourceData, SourceSplit
+from bilevel_data.dataset import SPLIT_NAMES, Images, Lazy, Pixels, SourceData, SourceSplit
 from bilevel_data.errors import DataError
 from bilevel_data.files.limits import MAX_ENTRIES
 from bilevel_data.files.picture_folders import SUFFIXES, directories, pictures_and_strays, some
@@ -286,7 +286,7 @@ def _preparation(
     return replace(plain, ink=wanted, inverted=inverted), (note,)
 
 
-def _sample(files: list[Path], preparation: Preprocessing) -> Iterator[Images]:
+def _sample(files: list[Path], preparation: Preprocessing) -> Iterator[Pixels]:
     for file in files:
         try:
             yield preparation.fit(_picture(file, preparation.channels))

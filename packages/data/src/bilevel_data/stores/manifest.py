@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import numpy as np
+
 from bilevel_data.dataset import SPLIT_NAMES
 from bilevel_data.errors import DataError
+from bilevel_data.features import Features
 from bilevel_data.preprocessing import Preprocessing
 
 __all__ = ["FORMAT", "SCHEMA", "Manifest", "SplitInfo", "parse_manifest"]
 
 FORMAT = "bilevel-data store"
-SCHEMA = 2
-# In schema 1 `preprocessing` is a sentence, and `left_out` is missing.
-_FIRST = 1
+# In schema 1 `preprocessing` is a sentence, and `left_out` is missing. Stores of features alone
+# have schema 3, so that what reads no more than 2 reads every store of pictures.
+_FIRST, SCHEMA, _OF_FEATURES = 1, 2, 3
 _LIMIT = 2**31
 _TEXTS = ("name", "source", "licence")
 _KEYS = {"format", "schema", *_TEXTS, "preprocessing", "rotations_are_classes", "splits", "creator"}
@@ -68,10 +71,11 @@ class Manifest:
         splits: the splits by name, in the order train, val, test.
         creator: version of each package that wrote the file.
         left_out: how many files or classes were passed over when it was prepared, by the reason.
+        features: what made them, where the images are features: float32 of shape (1, 1, dim).
 
     Raises:
         DataError: a text is empty or unprintable, a number or hash is malformed, a split has a
-            wrong name, or a class is in two splits.
+            wrong name, a class is in two splits, or features are no vectors.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Manifest:
     splits: Mapping[str, SplitInfo]
     creator: Mapping[str, str]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         for key in _TEXTS:
@@ -101,6 +106,10 @@ class Manifest:
         _require(all(map(_is_text, versions)), "creator", "packages and versions", versions)
         counts = all(_is_text(k) and _is_count(v) for k, v in self.left_out.items())
         _require(counts, "left_out", "positive whole numbers by reason", dict(self.left_out))
+        if self.features is not None:
+            shapes = {info.image_shape for info in self.splits.values()}
+            vectors = len(shapes) == 1 and min(shapes)[:2] == (1, 1)
+            _require(vectors, "image_shape", "(1, 1, dim) of features in every split", shapes)
         every = [name for info in self.splits.values() for name in info.class_names]
         if len(set(every)) < len(every):
             msg = (
@@ -108,6 +117,11 @@ class Manifest:
                 "set hold different classes: rename or move it"
             )
             raise DataError(msg)
+
+    @property
+    def dtype(self) -> type[np.uint8 | np.float32]:
+        """The type of its images' numbers."""
+        return np.uint8 if self.features is None else np.float32
 
     def to_json(self) -> str:
         """The manifest as JSON text, keys in a fixed order; `parse_manifest` reads it back."""
@@ -120,11 +134,13 @@ class Manifest:
             }
             for name, info in self.splits.items()
         }
-        record: dict[str, object] = {"format": FORMAT, "schema": SCHEMA}
+        schema = SCHEMA if self.features is None else _OF_FEATURES
+        record: dict[str, object] = {"format": FORMAT, "schema": schema}
         record |= {key: getattr(self, key) for key in _TEXTS}
         record |= {"preprocessing": self.preprocessing.as_dict()}
         record |= {"rotations_are_classes": self.rotations_are_classes}
         record |= {"splits": splits, "creator": dict(self.creator), "left_out": dict(self.left_out)}
+        record |= {} if self.features is None else {"features": self.features.as_dict()}
         return json.dumps(record, ensure_ascii=False)
 
 
@@ -141,13 +157,17 @@ def parse_manifest(text: bytes | str) -> Manifest:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"manifest: expected format {FORMAT!r}: not a store of this package")
     schema = record.get("schema")
-    if isinstance(schema, bool) or schema not in (_FIRST, SCHEMA):
+    if isinstance(schema, bool) or schema not in (_FIRST, SCHEMA, _OF_FEATURES):
         msg = (
-            f"manifest: this version reads schema {_FIRST} and {SCHEMA}, found {_short(schema)}: "
-            "install the bilevel-data that wrote the file, or prepare it again"
+            f"manifest: this version reads schema {_FIRST} to {_OF_FEATURES}, found "
+            f"{_short(schema)}: install the bilevel-data that wrote the file, or prepare it again"
         )
         raise DataError(msg)
-    expected = _KEYS if schema == _FIRST else {*_KEYS, "left_out"}
+    expected = {
+        _FIRST: _KEYS,
+        SCHEMA: {*_KEYS, "left_out"},
+        _OF_FEATURES: {*_KEYS, "left_out", "features"},
+    }[schema]
     _require(set(record) == expected, "keys", sorted(expected), sorted(record))
     objects = ("splits", "creator", *(() if schema == _FIRST else ("left_out",)))
     for key in objects:
@@ -161,6 +181,7 @@ def parse_manifest(text: bytes | str) -> Manifest:
         splits=splits,
         creator=record["creator"],
         left_out=record.get("left_out", {}),
+        features=Features.from_dict(record["features"]) if schema == _OF_FEATURES else None,
     )
 
 

@@ -51,7 +51,7 @@ class Store:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)` of its images."""
+        """`(height, width, channels)` of its images; `(1, 1, dim)` of features."""
         return next(iter(self.manifest.splits.values())).image_shape
 
     def episodes(
@@ -92,14 +92,30 @@ class Store:
             DataError: there is no such split, it is larger than `MAX_SPLIT_BYTES`, or the file is
                 damaged or not what it says.
         """
+        info = self._info(split)
+        with open_hdf5(self.path) as root:
+            images, offsets = _check_split(root, split, info, self.manifest.dtype)
+            size = images.dtype.itemsize * prod(images.shape)
+            MAX_SPLIT_BYTES.check(split, size, "prepare a smaller store")
+            return _load(root, images, offsets, split, info, verify=verify)
+
+    def class_sizes(self, split: str) -> tuple[int, ...]:
+        """Number of images of each class of a split, without reading the images.
+
+        Raises:
+            DataError: as `load`.
+        """
+        info = self._info(split)
+        with open_hdf5(self.path) as root:
+            _, offsets = _check_split(root, split, info, self.manifest.dtype)
+            return tuple(np.diff(_ends(root, offsets, split, info)).tolist())
+
+    def _info(self, split: str) -> SplitInfo:
         info = self.manifest.splits.get(split)
         if info is None:
             have = ", ".join(self.splits)
             raise DataError(f"{self.path}: expected one of its splits ({have}), found {split!r}")
-        with open_hdf5(self.path) as root:
-            images, offsets = _check_split(root, split, info)
-            MAX_SPLIT_BYTES.check(split, prod(images.shape), "prepare a smaller store")
-            return _load(root, images, offsets, split, info, verify=verify)
+        return info
 
 
 def open_store(path: str | Path) -> Store:
@@ -112,7 +128,7 @@ def open_store(path: str | Path) -> Store:
     with open_hdf5(path) as root:
         manifest = _read_manifest(root)
         for split, info in manifest.splits.items():
-            _check_split(root, split, info)
+            _check_split(root, split, info, manifest.dtype)
     return Store(path=path, manifest=manifest)
 
 
@@ -150,26 +166,36 @@ def _read_manifest(root: Group) -> Manifest:
     return manifest
 
 
-def _check_split(root: Group, split: str, info: SplitInfo) -> tuple[Dataset, Dataset]:
+def _check_split(
+    root: Group, split: str, info: SplitInfo, dtype: type[np.generic]
+) -> tuple[Dataset, Dataset]:
     below = group(root, split)
     names(below, {"images", "class_offsets"})
-    images = dataset(below, "images", np.uint8, 4)
+    images = dataset(below, "images", dtype, 4)
     offsets = dataset(below, "class_offsets", np.int64, 1)
     _expect(f"{split}/images: shape", (info.images, *info.image_shape), images.shape)
     _expect(f"{split}/class_offsets: shape", (len(info.class_names) + 1,), offsets.shape)
     return images, offsets
 
 
-def _load(
-    root: Group, images: Dataset, offsets: Dataset, split: str, info: SplitInfo, *, verify: bool
-) -> ImageSplit:
+def _ends(root: Group, offsets: Dataset, split: str, info: SplitInfo) -> NDArray[np.int64]:
+    """Where each class begins, and the last one ends."""
     ends = cast("NDArray[np.int64]", read_array(root.file, offsets))
     _expect(f"{split}/class_offsets: ends", (0, info.images), (int(ends[0]), int(ends[-1])))
     # Compared pairwise: a difference of two hostile numbers could overflow.
     _expect(f"{split}/class_offsets: rising", True, bool((ends[1:] > ends[:-1]).all()))
+    return ends
+
+
+def _load(
+    root: Group, images: Dataset, offsets: Dataset, split: str, info: SplitInfo, *, verify: bool
+) -> ImageSplit:
+    ends = _ends(root, offsets, split, info)
     pixels = cast("Images", read_array(root.file, images, checked=not verify))
     if verify:
         _expect(f"{split}/images: SHA-256", info.sha256, sha256(pixels.data).hexdigest())
+    if pixels.dtype == np.float32:
+        _expect(f"{split}/images: all finite", True, bool(np.isfinite(pixels).all()))
     return ImageSplit(
         name=split,
         images=pixels,

@@ -8,6 +8,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
@@ -168,6 +169,7 @@ def _manifest(source: SourceData, hashes: dict[str, str]) -> Manifest:
         splits=splits,
         creator={name: _version(name) for name in ("bilevel-data", "numpy", "pillow", "h5py")},
         left_out=dict(source.left_out),
+        features=source.features,
     )
 
 
@@ -221,8 +223,10 @@ def _write(
             report(images)
 
         with h5py.File(_create(scratch, disk)) as file:
+            dtype: np.dtype[Any] = np.dtype("u1" if source.features is None else "<f4")
             hashes = {
-                split.name: _write_split(file, split, checked, twice) for split in source.splits
+                split.name: _write_split(file, split, dtype, checked, twice)
+                for split in source.splits
             }
             manifest = _manifest(source, hashes)
             text = np.frombuffer(manifest.to_json().encode(), dtype=np.uint8)
@@ -243,7 +247,11 @@ def _create(scratch: Path, disk: SteadyFile) -> h5f.FileID:
 
 
 def _write_split(
-    file: h5py.File, split: SourceSplit, report: Callable[[int], None], twice: Twice
+    file: h5py.File,
+    split: SourceSplit,
+    dtype: np.dtype[Any],
+    report: Callable[[int], None],
+    twice: Twice,
 ) -> str:
     plan = h5p.create(h5p.GROUP_CREATE)
     plan.set_obj_track_times(False)
@@ -251,17 +259,17 @@ def _write_split(
     offsets = np.concatenate([[0], np.cumsum(split.class_sizes)]).astype(np.int64)
     _write_array(group, "class_offsets", offsets)
     count, shape = int(offsets[-1]), split.image_shape
-    rows = min(count, max(1, _CHUNK_BYTES // int(np.prod(shape))))
+    rows = min(count, max(1, _CHUNK_BYTES // (dtype.itemsize * int(np.prod(shape)))))
     images = group.create_dataset(
         "images",
         shape=(count, *shape),
-        dtype=np.uint8,
+        dtype=dtype,
         chunks=(rows, *shape),
         fletcher32=True,
     )
     digest, classes = sha256(), 0
     for c, array in enumerate(split.images):
-        _check_class(split, c, array)
+        _check_class(split, c, array, dtype)
         pixels = np.ascontiguousarray(array)
         images[offsets[c] : offsets[c + 1]] = pixels
         digest.update(pixels.data)
@@ -276,16 +284,21 @@ def _write_split(
     return digest.hexdigest()
 
 
-def _check_class(split: SourceSplit, c: int, array: Images) -> None:
+def _check_class(split: SourceSplit, c: int, array: Images, dtype: np.dtype[Any]) -> None:
     if c >= len(split.class_names):
         raise DataError(f"split {split.name}: the source gave more classes than it declared")
     expected = (split.class_sizes[c], *split.image_shape)
-    if array.dtype != np.uint8 or array.shape != expected:
+    if array.dtype != dtype or array.shape != expected:
         msg = (
-            f"split {split.name}, class {split.class_names[c]!r}: expected uint8 {expected}, "
+            f"split {split.name}, class {split.class_names[c]!r}: expected {dtype} {expected}, "
             f"found {array.dtype} {array.shape}"
         )
         raise DataError(msg)
+    if not np.isfinite(array).all():
+        raise DataError(
+            f"split {split.name}, class {split.class_names[c]!r}: features that are not finite: "
+            "use other weights"
+        )
 
 
 def _write_array(group: h5py.Group, name: str, array: NDArray[np.generic]) -> None:

@@ -197,3 +197,8 @@ class LearnedOptimizer(Maml):
     ) -> None:
         shared = CoordinatewiseLstm(hidden, scale=scale)
         super().__init__(backbone, steps=steps, dynamics=shared.steps, learned=shared, **settings)
+
+    @property
+    def number_by_number(self) -> bool:
+        """Whether a step of a number of w sees no other: each has an LSTM state of its own."""
+        return True

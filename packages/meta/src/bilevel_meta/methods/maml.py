@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast, final
+from types import NoneType
+from typing import Any, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_core import ConjugateGradient, Dynamics, Engine, Implicit, Unrolled
-from bilevel_meta.adaptation import Adaptation, AdaptedNetwork, StepSizes, Weights
+from bilevel_core import (
+    Adam,
+    Checkpointed,
+    ConjugateGradient,
+    Dynamics,
+    Engine,
+    GradientDescent,
+    Implicit,
+    Reverse,
+    Unrolled,
+)
+from bilevel_meta.adaptation import (
+    Adaptation,
+    AdaptedNetwork,
+    StepSizes,
+    Weights,
+    warn_beyond,
+)
 from bilevel_meta.diet import Diet
 from bilevel_meta.each_task import each_task, pays_to_vectorise
 from bilevel_meta.learner import Learner, named_backbone
@@ -22,6 +39,26 @@ __all__ = ["Boil", "FirstOrderMaml", "ImplicitMaml", "Maml", "MetaSgd"]
 
 CHUNK = 16
 """Episodes at once where they are taken together: more do not make a GPU faster by much."""
+
+IMAGES = 32
+"""Support images at once where weights of their own have no loop: their patches fit a cache."""
+
+
+class _TakesEach(Protocol):
+    """A backbone that passes several tasks at once, each with its weights, as `ConvNet` does."""
+
+    @property
+    def has_forward_each(self) -> bool: ...
+
+    def forward_each(self, images: Tensor) -> Tensor: ...
+
+
+def support_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of one task's logits, or the sum of the means of several."""
+    if scores.ndim == 2:
+        return functional.cross_entropy(scores, labels)
+    total = functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
+    return len(scores) * total
 
 
 @final
@@ -38,7 +75,15 @@ class WithHead(nn.Module):
         self.backbone, self.head = backbone, nn.Linear(cast("int", backbone.dim), way)
 
     def forward(self, images: Tensor, statistics: Statistics, once: bool = False) -> Tensor:
-        """Return logits (n, way); `once` says that only first derivatives will be asked for."""
+        """Return logits (n, way); `once` says that only first derivatives will be asked for.
+
+        Of images (tasks, n, …), logits (tasks, n, way), all tasks at once: weights then may have an
+        axis over tasks.
+        """
+        if images.ndim == 5:
+            features = cast("_TakesEach", self.backbone).forward_each(images)
+            weight, bias = self.head.weight, self.head.bias
+            return features @ weight.mT + (bias.unsqueeze(-2) if bias.ndim == 2 else bias)
         quick = getattr(self.backbone, "forward_sets", None) if once else None
         if quick is not None and images.device.type == "cpu" and statistics == EACH_SET:
             features = quick(images, [len(images)], track=False)
@@ -101,6 +146,8 @@ class Maml(Learner):
         self.normalization = Normalization(norm)
         self.check_statistics(self.normalization)
         self.way, self.test_steps = way, test_steps
+        if step_sizes is not StepSizes.FIXED and (test_steps or 0) > steps:
+            warn_beyond(steps, test_steps)
         adaptation = Adaptation(
             steps=steps,
             step_size=step_size,
@@ -115,7 +162,7 @@ class Maml(Learner):
         )
         self.adapted = AdaptedNetwork(
             WithHead(named_backbone(backbone, image_shape), way or 1),
-            functional.cross_entropy,
+            support_loss,
             adaptation,
             learned,
         )
@@ -147,21 +194,48 @@ class Maml(Learner):
             bilevel_core.DivergenceError: an inner run diverges.
         """
         self._check_way(way)
-        vectorise = pays_to_vectorise(self) and not self.adapted.adaptation.minibatch
-        solve = partial(self.solve, way=way)
-        found = each_task(solve, support, labels, vectorise=vectorise, chunk=CHUNK)
-        weights = cast("Weights", found)
+        weights = self.solve_all(support, labels, way)
         by_support = self.normalization is Normalization.SUPPORT
         return AdaptedClassifier(self.adapted, weights, support if by_support else None)
 
+    def solve_all(self, images: Tensor, labels: Tensor, way: int) -> Weights:
+        """Return w_T of each episode: at once, by the backbone or `vmap`, or one by one."""
+        solve = partial(self.solve, way=way)
+        if self.goes_together(images):
+            size = max(1, IMAGES // images.shape[1])
+            parts = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+            found = [solve(*part) for part in parts]
+            return {name: torch.cat([w[name] for w in found]) for name in found[0]}
+        vectorise = pays_to_vectorise(self) and not self.adapted.adaptation.minibatch
+        weights = each_task(solve, images, labels, vectorise=vectorise, chunk=CHUNK)
+        return cast("Weights", weights)
+
+    def goes_together(self, images: Tensor) -> bool:
+        """Say whether one inner run can be that of several episodes.
+
+        The gradient of the sum of their losses in the weights of one is that of its own. Steps that
+        mix numbers of w, or see the loss, and solvers on all of w would mix episodes too.
+        """
+        adaptation = self.adapted.adaptation
+        path = isinstance(adaptation.engine, (Unrolled, Reverse, Checkpointed))
+        offered = bool(getattr(self.backbone, "has_forward_each", False))
+        return path and self.number_by_number and offered and images.device.type == "cpu"
+
+    @property
+    def number_by_number(self) -> bool:
+        """Whether a step of a number of w sees no other, nor the loss."""
+        return isinstance(self.adapted.adaptation.dynamics, (Adam, GradientDescent, NoneType))
+
     def solve(self, images: Tensor, labels: Tensor, way: int) -> Weights:
-        """Return w_T of one episode."""
+        """Return w_T of one episode, or of several with an axis over them in front of all."""
         data = {"x": (images, EACH_SET), "y": labels}
         lam = self.adapted.lam()
         if self.way is None:
             for leaf in ("head.weight", "head.bias"):
                 (_, *dim) = lam["start"][leaf].shape
                 lam["start"][leaf] = images.new_zeros(way, *dim)
+        if images.ndim == 5:
+            lam["start"] = {k: w.expand(len(images), *w.shape) for k, w in lam["start"].items()}
         return self.adapted.solve(data, steps=self.steps, lam=lam)
 
     def _check_way(self, way: int) -> None:

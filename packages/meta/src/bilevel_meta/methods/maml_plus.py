@@ -6,7 +6,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bilevel_meta.adaptation import StepSizes, Weights
 from bilevel_meta.diet import Diet
@@ -76,9 +75,11 @@ class MamlPlus(Maml):
         return {name: leaf[min(t, len(leaf) - 1)] for name, leaf in rows}
 
     def path(self, images: Tensor, labels: Tensor) -> list[Weights]:
-        """Return w_1 … w_T of one episode, each with the offsets of its step."""
+        """Return w_1 … w_T of one episode or of several, each with the offsets of its step."""
         lam, found = self.adapted.lam(), []
         w, data = lam["start"], {"x": (images, EACH_SET), "y": labels}
+        several = images.shape[:-4]
+        w = {name: leaf.expand(*several, *leaf.shape) for name, leaf in w.items()}
         for t in range(self.steps):
             # Derivatives pass from step to step, as each is a function of the last.
             here = {
@@ -89,7 +90,8 @@ class MamlPlus(Maml):
                 },
             }
             w = self.adapted.solve(data, steps=1, lam=here)
-            found.append({**w, **self.offsets_at(t + 1)})
+            after = self.offsets_at(t + 1).items()
+            found.append(w | {name: leaf.expand(*several, *leaf.shape) for name, leaf in after})
         return found
 
     def solve(self, images: Tensor, labels: Tensor, way: int) -> Weights:
@@ -103,20 +105,25 @@ class MamlPlus(Maml):
             return super().loss(batch)
         episodes = self.take(batch)
         self._check_way(episodes.way)
-        total = episodes.support.new_zeros(())
-        for i in range(len(episodes.support)):
-            path = self.path(episodes.support[i], episodes.support_labels[i])
-            for w, share in zip(path, self.shares(), strict=True):
-                total = total + share * self._query_loss(w, episodes, i)
+        paths = self._paths(episodes)
+        losses = [self._query_loss(w, episodes) for w in paths]
         self.seen += 1
-        return total / len(episodes.support)
+        shared = zip(self.shares(), losses, strict=True)
+        return torch.stack([share * loss for share, loss in shared]).sum()
 
-    def _query_loss(self, w: Weights, episodes: Episodes, i: int) -> Tensor:
-        one = {name: leaf[None] for name, leaf in w.items()}
+    def _paths(self, episodes: Episodes) -> list[Weights]:
+        """Return w_1 … w_T, each with an axis over episodes."""
+        images, labels = episodes.support, episodes.support_labels
+        if self.goes_together(images):
+            return self.path(images, labels)
+        each = [self.path(*one) for one in zip(images, labels, strict=True)]
+        return [
+            {name: torch.stack([w[name] for w in step]) for name in step[0]}
+            for step in zip(*each, strict=True)
+        ]
+
+    def _query_loss(self, w: Weights, episodes: Episodes) -> Tensor:
         by_support = self.normalization is Normalization.SUPPORT
-        reference = episodes.support[i : i + 1] if by_support else None
-        scores = AdaptedClassifier(self.adapted, one, reference).logits(episodes.query[i : i + 1])
-        smoothing = self.label_smoothing
-        return functional.cross_entropy(
-            scores[0], episodes.query_labels[i], label_smoothing=smoothing
-        )
+        reference = episodes.support if by_support else None
+        scores = AdaptedClassifier(self.adapted, w, reference).logits(episodes.query)
+        return self.judge(scores, episodes.query_labels)

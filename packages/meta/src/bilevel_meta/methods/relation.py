@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_meta.class_means import class_means
+from bilevel_meta.class_means import class_means, require_even
 from bilevel_meta.diet import Diet
 from bilevel_meta.learner import Encoding, HeadLearner
 from bilevel_models import ConvNet, OffsetNorm2d, heads
@@ -71,7 +71,12 @@ class Relation(HeadLearner):
         self.relation = nn.Sequential(*layers, nn.Flatten(), *last)
 
     def fit_head(self, features: Tensor, labels: Tensor, way: int) -> _Related:
-        """Return the sum of each class's maps."""
+        """Return the sum of each class's maps.
+
+        Raises:
+            ValueError: classes with more images than others, whose sums would be larger.
+        """
+        require_even(labels, way, "relation")
         counts = heads.one_hot(labels, way, features).sum(dim=1).unsqueeze(-1)
         return _Related(self, class_means(features, labels, way) * counts)
 

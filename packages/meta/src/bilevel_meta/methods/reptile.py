@@ -62,10 +62,8 @@ class Reptile(Maml):
         self._check_way(episodes.way)
         images = episodes.united()
         with torch.no_grad():
-            tasks = zip(images.support, images.support_labels, strict=True)
-            ends = [self.solve(*task, episodes.way) for task in tasks]
+            ends = self.solve_all(images.support, images.support_labels, episodes.way)
         total = episodes.support.new_zeros(())
         for name, theta in self.adapted.lam()["start"].items():
-            mean = torch.stack([w[name] for w in ends]).mean(dim=0)
-            total = total + ((theta.detach() - mean) * theta).sum()
+            total = total + ((theta.detach() - ends[name].mean(dim=0)) * theta).sum()
         return total

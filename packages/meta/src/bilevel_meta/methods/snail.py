@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bilevel_meta.class_means import require_even
 from bilevel_meta.diet import Diet
 from bilevel_meta.learner import Encoding, HeadLearner
 from bilevel_models import heads
@@ -65,13 +66,15 @@ class Snail(HeadLearner):
         """Return what every block makes of the support images.
 
         Raises:
-            ValueError: another way or number of support images than the network was made for.
+            ValueError: another way or number of support images than the network was made for, or
+                more of one class than of another.
         """
         if (way, features.shape[1]) != (self.way, self.way * self.shot):
             raise ValueError(
                 f"way={way} with {features.shape[1]} support images: the network was made for "
                 f"way={self.way} and shot={self.shot}: use those, or make and train another one"
             )
+        require_even(labels, way, "snail")
         x = torch.cat((features, heads.one_hot(labels, way, features)), dim=-1)
         inputs = []
         for block in self.blocks:
@@ -123,11 +126,16 @@ class TemporalConvolution(nn.Module):
 
 @final
 class CausalAttention(nn.Module):
-    """x_t ↦ [x_t, Σ_{s≤t} softmax_s(⟨q_t, k_s⟩ / √keys) v_s]."""
+    """x_t ↦ [x_t, Σ_{s≤t} softmax_s(⟨q_t, k_s⟩ / √keys) v_s].
+
+    Queries and keys begin as the same map: a position then looks most at those that are like it,
+    and need not find out first that this is of use.
+    """
 
     def __init__(self, dim: int, keys: int, values: int) -> None:
         super().__init__()
         self.query, self.key = nn.Linear(dim, keys), nn.Linear(dim, keys)
+        self.query.load_state_dict(self.key.state_dict())
         self.value = nn.Linear(dim, values)
 
     def forward(self, x: Tensor) -> Tensor:

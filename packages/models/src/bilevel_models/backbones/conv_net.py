@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bilevel_models.backbones.fused.conv_block import Plan, block
+from bilevel_models.backbones.fused.own_weights import own_block
 from bilevel_models.backbones.sizes import check_sizes, halved
 from bilevel_models.normalization import EACH_SET, OffsetNorm2d, Statistics
 
@@ -89,6 +90,29 @@ class ConvNet(nn.Module):
             )
             x = block(x, convolution.weight, norm.bias, plan)
         return torch.flatten(x, 1)
+
+    def forward_each(self, images: Tensor) -> Tensor:
+        """Return features (tasks, n, dim) of images (tasks, n, channels, size, size).
+
+        What `forward` gives task by task, each with its own statistics, in one pass whose
+        derivative can be taken twice. Under `torch.func.functional_call` weights may have an axis
+        over tasks in front: then each task has its own.
+
+        Raises:
+            NotImplementedError: the network pools; see `has_forward_each`.
+        """
+        if not self.has_forward_each:
+            raise NotImplementedError("a network that pools passes task by task: call it")
+        x = images.movedim(-3, -1)
+        layers = zip(self.convolutions, self.norms, strict=True)
+        for convolution, norm in cast("Iterator[tuple[nn.Conv2d, OffsetNorm2d]]", layers):
+            x = own_block(x, convolution.weight, norm.bias, norm.eps)
+        return x.movedim(-1, -3).flatten(2)
+
+    @property
+    def has_forward_each(self) -> bool:
+        """Whether `forward_each` is at hand: it is of networks that do not pool."""
+        return not self.pool
 
 
 def omniglot_net(*, channels: int = 1, image_size: int = 28, filters: int = 64) -> ConvNet:

@@ -78,10 +78,14 @@ def parse_dataset(
 
 
 def _check_type(content: bytes, dtype: np.dtype[np.generic]) -> None:
-    size, signed = dtype.itemsize, dtype.kind == "i"
-    # Class 0 in the low half of the first byte, little-endian, no padding, all bits in use.
-    plain = bytes((8 * signed, 0, 0)) + size.to_bytes(4, "little") + bytes((0, 0, 8 * size, 0))
-    if not content or content[0] & 0xF or content[1:] != plain:
+    size, real = dtype.itemsize, dtype.kind == "f"
+    # The class is in the low half of the first byte. Little-endian, no padding, all bits in use.
+    if real:  # float32 of IEEE 754: where its sign, exponent and mantissa are
+        plain = bytes((0x20, 31, 0, 4, 0, 0, 0, 0, 0, 32, 0, 23, 8, 0, 23, 127, 0, 0, 0))
+    else:
+        sign = 8 * (dtype.kind == "i")
+        plain = bytes((sign, 0, 0)) + size.to_bytes(4, "little") + bytes((0, 0, 8 * size, 0))
+    if not content or content[0] & 0xF != real or content[1:] != plain:
         raise DataError(f"expected numbers of type {dtype}, found another type")
 
 

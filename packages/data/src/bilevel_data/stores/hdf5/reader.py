@@ -117,7 +117,7 @@ def dataset(parent: Group, name: str, dtype: type[np.generic], rank: int) -> Dat
     Args:
         parent: the group that holds it.
         name: its name.
-        dtype: expected type of its numbers, `np.uint8` or `np.int64`.
+        dtype: expected type of its numbers, `np.uint8`, `np.int64` or `np.float32`.
         rank: expected number of axes.
 
     Raises:

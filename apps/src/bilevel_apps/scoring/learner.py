@@ -18,11 +18,11 @@ from bilevel_data import EpisodeSampler
 from bilevel_meta.learner import Learner
 from bilevel_meta.methods.hyper_representation import inner_of
 
-__all__ = ["score_task", "task_accuracies"]
+__all__ = ["learner_accuracies", "score_learner"]
 
 
-def score_task(
-    task: Learner,
+def score_learner(
+    learner: Learner,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -30,16 +30,16 @@ def score_task(
     processes: Processes = ALONE,
     signals: Sequence[int] = (),
 ) -> Score:
-    """Return the score over what `task_accuracies` returns for the same arguments."""
+    """Return the score over what `learner_accuracies` returns for the same arguments."""
     return score(
-        task_accuracies(
-            task, sampler, episodes=episodes, device=device, processes=processes, signals=signals
+        learner_accuracies(
+            learner, sampler, episodes=episodes, device=device, processes=processes, signals=signals
         )
     )
 
 
-def task_accuracies(
-    task: Learner,
+def learner_accuracies(
+    learner: Learner,
     sampler: EpisodeSampler,
     *,
     episodes: int,
@@ -48,10 +48,10 @@ def task_accuracies(
     processes: Processes = ALONE,
     signals: Sequence[int] = (),
 ) -> NDArray[np.float64]:
-    """Return what `task.accuracies` gives for each of the first episodes, (episodes,).
+    """Return what `learner.accuracies` gives for each of the first episodes, (episodes,).
 
     Args:
-        task: what is scored.
+        learner: what is scored.
         sampler: fixes the episodes.
         episodes: how many.
         device: where to compute.
@@ -69,7 +69,7 @@ def task_accuracies(
     episode where their features depend on it; and the heads' steps.
     """
     table = feature_table(
-        task,
+        learner,
         [sampler],
         episodes=episodes,
         device=device,
@@ -79,7 +79,7 @@ def task_accuracies(
     )
     if table is None:
         return episode_accuracies(
-            task.accuracies,
+            learner.accuracies,
             sampler,
             episodes=episodes,
             device=device,
@@ -89,7 +89,7 @@ def task_accuracies(
         )
     # Heads are cheap, and the first process's answer is the same one for all.
     found = processes.from_first(
-        lambda: _from_table(task, table, sampler, episodes, device, signals)
+        lambda: _from_table(learner, table, sampler, episodes, device, signals)
     )
     if found is None:
         raise Interrupted
@@ -97,7 +97,7 @@ def task_accuracies(
 
 
 def _from_table(
-    task: Learner,
+    learner: Learner,
     table: FeatureTable,
     sampler: EpisodeSampler,
     episodes: int,
@@ -105,10 +105,10 @@ def _from_table(
     signals: Sequence[int],
 ) -> NDArray[np.float64] | None:
     """Return the accuracies, or nothing where a signal has come."""
-    own = inner_of(task)
+    own = inner_of(learner)
     try:
         found = head_scores(
-            task,
+            learner,
             sampler,
             inner=[own],
             episodes=episodes,
