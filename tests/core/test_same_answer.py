@@ -349,6 +349,9 @@ def test_nothing_is_kept_of_a_call(engine: Engine):
     assert [ref() for ref in seen] == [None] * 3
 
 
+SEVERAL = torch.tensor([0.1, 0.2], dtype=torch.float64)
+
+
 def halved(lam: torch.Tensor, t: int) -> torch.Tensor:
     return lam / 2
 
@@ -358,9 +361,10 @@ def halved(lam: torch.Tensor, t: int) -> torch.Tensor:
     [
         lambda: GradientDescent(step_size=0.1),
         lambda: GradientDescent(step_size=halved),
+        lambda: GradientDescent(step_size=SEVERAL),
         lambda: FirstOrder(GradientDescent(step_size=halved)),
     ],
-    ids=["number", "function", "nested"],
+    ids=["number", "function", "tensor", "nested"],
 )
 def test_dynamics_that_are_made_anew_are_checked_once(make):
     steps = []
@@ -369,7 +373,9 @@ def test_dynamics_that_are_made_anew_are_checked_once(make):
         steps.append(w)
         return (w**2).sum()
 
-    problem = Problem(inner=inner, outer=lambda w, lam: w.sum() * lam, init=lambda lam: lam[None])
+    problem = Problem(
+        inner=inner, outer=lambda w, lam: w.sum() * lam, init=lambda lam: lam.expand(2)
+    )
     taken = []
     for _ in range(3):
         steps.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, final
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from bilevel_core.types import Array, Tree
 
@@ -23,7 +23,7 @@ class Passed:
     def __init__(self) -> None:
         self._found: set[Hashable] = set()
         self._by_value: dict[Hashable, Passed] = {}
-        self._by_object: WeakKeyDictionary[Any, Passed] = WeakKeyDictionary()
+        self._by_object: dict[int, tuple[ref[Any], Passed]] = {}
 
     def of(self, dynamics: Any) -> set[Hashable] | None:
         """Return a set to remember in, or None where the dynamics cannot be found again."""
@@ -32,28 +32,36 @@ class Passed:
             try:
                 for part in path:
                     node = node._next(part)
-            except TypeError:  # a part is not hashable, or not to be held weakly
+            except TypeError:  # a part cannot be held weakly
                 continue
             return node._found
         return None
 
     def _next(self, part: Any) -> Passed:
         if isinstance(part, VALUES):
-            return self._by_value.setdefault((type(part), part), Passed())
-        return self._by_object.setdefault(part, Passed())
+            value = type(part), part
+            if value not in self._by_value:
+                self._by_value[value] = Passed()
+            return self._by_value[value]
+        table, key = self._by_object, id(part)
+        if key not in table:
+            table[key] = ref(part, lambda _: table.pop(key, None)), Passed()
+        return table[key][1]
 
 
-VALUES = (int, float, str, type, type(None))
+VALUES = (int, float, str, type(None))
 
 
 def _parts(thing: Any) -> Iterator[Any]:
-    """Yield what tells dynamics from others: classes and fields of dataclasses, else the thing."""
-    if not is_dataclass(thing) or isinstance(thing, type):
+    """Yield what tells dynamics from others: classes, and what is in their fields."""
+    if isinstance(thing, type) or not (is_dataclass(thing) or isinstance(thing, tuple)):
         yield thing
         return
+    held = thing if isinstance(thing, tuple) else [getattr(thing, f.name) for f in fields(thing)]
     yield type(thing)
-    for part in fields(thing):
-        yield from _parts(getattr(thing, part.name))
+    yield len(held)
+    for part in held:
+        yield from _parts(part)
 
 
 @final
@@ -69,6 +77,7 @@ class Problem:
         batches: where the inner objective is stochastic, what step t sees of the data. `batches(t)`
             is called for t = 1 … T and its value handed on as `inner(w, lam, batch)`. It must be a
             function of t alone: engines that run a step again rely on the same batch.
+        passed: what the checks have found good; not to be set.
 
     Where a solve is given `data`, each of the four has it as its last argument: `inner(w, lam,
     data)`, `outer(w, lam, data)`, `init(lam, data)`, and `batches(t, data)`, whose value stands in
