@@ -24,6 +24,8 @@ from measuring import (
 )
 from stream_sides import SIDES, STEPS, Step, prepare
 
+from bilevel_models import keep_freed_memory
+
 OURS = ("ours", "by hand")
 AGREE = 2e-3
 MOST = {
@@ -162,6 +164,7 @@ def main() -> None:
         options.count, options.repeats = 2, 1
     if device_of(options) is None:
         return
+    keep_freed_memory()
     rows: list[Row] = []
     judged: list[Verdict] = []
     for framework, problems in SIDES.items():

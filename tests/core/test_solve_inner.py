@@ -381,14 +381,19 @@ def test_transforms_of_torch_go_around_it(engine):
     same(lam.grad, sum(alone(lams[0], j) for j in rows))
 
 
-def test_a_second_transform_is_refused():
-    known = ridge()
+def test_a_second_derivative_is_refused_within_transforms_too():
+    known = linear_map()
+    problem = known.problem
 
-    def value(lam):
-        return outer_objective(known.problem, DESCENT, lam, steps=3)
+    def total(lam):  # the cotangent of w_T is a constant: what depends on λ is the way back alone
+        return solve_inner(problem, DESCENT, lam, steps=3).sum()
 
     with pytest.raises(RuntimeError, match="take engine=Unrolled"):
-        torch.func.jacrev(torch.func.grad(value))(known.lam)
+        torch.func.jacrev(torch.func.grad(total))(known.lam)
+    lam = known.lam.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(total(lam), lam, create_graph=True)
+    with pytest.raises(RuntimeError, match="take engine=Unrolled"):
+        slope.sum().backward()
 
 
 def test_the_implicit_engine_says_on_the_way_back_that_it_cannot():

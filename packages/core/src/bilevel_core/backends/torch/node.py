@@ -69,8 +69,8 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         call, saved = ctx.call, iter(ctx.saved_tensors)
         flat = [other[0] if other else next(saved) for other in ctx.others]
-        lam, start, data = rebuild(call.inputs, flat)
-        lam, start = map_leaves(lambda x: x.detach(), (lam, start))
+        *given_in, data = rebuild(call.inputs, flat)
+        lam, start = map_leaves(lambda x: x.detach(), given_in)
         memory = rebuild(call.memory, list(saved))
         given = [
             torch.zeros(shape, dtype=dtype, device=device) if c is None else c
@@ -84,7 +84,7 @@ class _Solve(torch.autograd.Function):
         products = tuple(leaves(map_leaves(lambda _, g: g, (lam, start), found)))
         if torch.is_grad_enabled():
             products = _Once.apply(  # type: ignore[no-untyped-call]
-                len(products), *products, *leaves((lam, start)), *given
+                len(products), *products, *leaves(given_in), *given
             )
         return (None, *products, *(None for _ in leaves(data)))
 
