@@ -47,7 +47,7 @@ def pictures(tmp_path, store):
 
 
 def evaluated(folder, **changes):
-    return evaluate_run(folder, EvaluationRequest(**VAL | changes))
+    return evaluate_run(folder, EvaluationRequest(**VAL | changes)).as_json()
 
 
 def test_a_run_of_t_steps_is_asked_for_its_optimum(copy, pictures, capsys):
@@ -143,7 +143,7 @@ def test_a_store_that_is_gone_is_asked_for(config, make_store, tmp_path, picture
     train(config(data=str(path), train__steps=1), tmp_path / "run", resume=False)
     moved = path.rename(tmp_path / "elsewhere.h5")
     wanted = PredictRequest(**pictures, steps=(None,))
-    with pytest.raises(InputError, match="give it with --data"):
+    with pytest.raises(InputError, match="give it with `data`"):
         predict_pictures(tmp_path / "run", wanted)
     given = PredictRequest(**pictures, steps=(None,), data=moved)
     assert predict_pictures(tmp_path / "run", given).inner.steps is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,10 @@ from bilevel_apps.cli.common import (
     steps_of,
 )
 from bilevel_apps.errors import InputError
+
+if TYPE_CHECKING:
+    from bilevel_apps.evaluate.report import CurvePoint, EvaluationReport
+    from bilevel_apps.scoring.score import Score
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
 
@@ -135,7 +139,7 @@ def evaluate(
     )
     report = evaluate_run(folder, request)
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(report.as_json()))
     else:
         _print(report)
 
@@ -153,78 +157,72 @@ def _sizes(text: str) -> tuple[float, ...]:
     return tuple(sorted(sizes))
 
 
-def _print(report: dict[str, Any]) -> None:
-    steps, trained = report["steps"], report["trained_steps"]
-    at_optimum = "heads at their optimum"
-    other_head = at_optimum if trained is None else f"T = {trained}" if steps is None else trained
-    note = "" if steps == trained else f" (trained with {other_head})"
-    lr, learned = report["lr"], report["trained_lr"]
-    note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
-    norm, trained_norm = report["norm"], report["trained_norm"]
-    other = "" if norm == trained_norm else f" (trained with {trained_norm})"
-    other += f", features over shifts of {report['shifts']} px" * bool(report["shifts"])
-    other += ", queries may be support images" * report["overlap"]
-    other += ", trained where they may" * report["trained_overlap"]
+def _print(report: EvaluationReport) -> None:
+    own, trained = report.inner, report.trained_inner
+    other_head: object = "heads at their optimum"
+    if trained.steps is not None:
+        other_head = f"T = {trained.steps}" if own.steps is None else trained.steps
+    note = "" if own.steps == trained.steps else f" (trained with {other_head})"
+    note += "" if own.lr == trained.lr else f", η = {own.lr:.3g} ({trained.lr:.3g} after training)"
+    other = "" if report.norm == report.trained_norm else f" (trained with {report.trained_norm})"
+    other += f", features over shifts of {report.shifts} px" * bool(report.shifts)
+    other += ", queries may be support images" * report.overlap
+    other += ", trained where they may" * report.trained_overlap
     print(
-        f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
-        f"{report['split']}, {report['head']}{note}, {norm} normalisation{other}; "
-        f"{Path(report['checkpoint']).name} of hyper-iteration {report['checkpoint_step']}"
+        f"{report.way}-way {report.shot}-shot, {report.score.episodes} episodes of "
+        f"{report.split}, {report.head}{note}, {report.norm} normalisation{other}; "
+        f"{Path(report.checkpoint).name} of hyper-iteration {report.checkpoint_step}"
     )
-    classes = "upright and rotated classes" if "upright" in report else "accuracy"
-    rows = {classes: report}
-    if "upright" in report:
-        rows["upright classes alone"] = report["upright"]
-    for name, row in report.get("baselines", {}).items():
-        rows[f"baseline: {name}"] = row
-    for name, row in rows.items():
-        few = "" if row is report or "episodes" not in row else f" ({row['episodes']} episodes)"
-        print(f"  {name:38} {_percent(row, 6)}{few}")
-    print(f"  {'error of calibration':38} {100 * report['calibration_error']:6.2f} %")
-    if "curve" in report:
+    classes = "accuracy" if report.upright is None else "upright and rotated classes"
+    rows = {classes: report.score}
+    if report.upright is not None:
+        rows["upright classes alone"] = report.upright
+    for name, found in (report.baselines or {}).items():
+        rows[f"baseline: {name}"] = found
+    for name, found in rows.items():
+        fewer = found.episodes != report.score.episodes
+        few = f" ({found.episodes} episodes)" if fewer else ""
+        print(f"  {name:38} {_percent(found, 6)}{few}")
+    if report.calibration_error is not None:
+        print(f"  {'error of calibration':38} {100 * report.calibration_error:6.2f} %")
+    if report.curve:
         _print_curve(report)
+    if report.picture is not None:
+        print(f"\nwrote {report.picture}")
+    if report.chosen is not None:
+        print(f"{report.chosen} is the run's own now: chosen.json keeps it")
 
 
-def _print_curve(report: dict[str, Any]) -> None:
+def _print_curve(report: EvaluationReport) -> None:
     from bilevel_apps.evaluate.curve import best_of
-    from bilevel_meta.methods.hyper_representation import InnerLoop
 
-    own = InnerLoop(report["steps"], report["lr"])
-    best = best_of(report["curve"], own)
-    several = len({row["lr"] for row in report["curve"]}) > 1
+    own = report.inner
+    best = best_of(report.curve, own)
+    several = len({point.inner.lr for point in report.curve}) > 1
     name = "the optimum" if own.steps is None else f"T = {own.steps}"
     name += f", η = {own.lr:.3g}" if several else ""
     head = f"{'η':>8}  " if several else ""
-    upright = "upright" in report
+    upright = report.upright is not None
     alone = f"  {'upright alone':>16}" if upright else ""
     print(f"\n  {head}{'T':>5}  {'accuracy':>16}{alone}  {f'difference to {name}':>22}")
-    for row in report["curve"]:
-        at = (f"{row['lr']:8.3g}  " if several else "") + f"{_steps_of(row):>5}"
-        if row["accuracy"] is None:
+    for point in report.curve:
+        steps, lr = point.inner
+        at = (f"{lr:8.3g}  " if several else "") + f"{'∞' if steps is None else steps:>5}"
+        if point.score is None or point.difference is None:
             print(f"  {at}  {'diverges':>16}")
             continue
-        same = (row["steps"], row["lr"]) == own
-        paired = "" if same else _percent(row["difference"], 6, "+")
-        mark = "  best" if row is best else ""
-        alone = f"  {_upright(row):>16}" if upright else ""
-        print(f"  {at}  {_percent(row, 6):>16}{alone}  {paired:>22}{mark}".rstrip())
-    if "picture" in report:
-        print(f"\nwrote {report['picture']}")
-    if "chosen" in report:
-        from bilevel_apps.runs.chosen_inner import ChosenInner
-
-        print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
+        paired = "" if point.inner == own else _percent(point.difference, 6, "+")
+        mark = "  best" if point is best else ""
+        alone = f"  {_upright(point):>16}" if upright else ""
+        print(f"  {at}  {_percent(point.score, 6):>16}{alone}  {paired:>22}{mark}".rstrip())
 
 
-def _upright(row: dict[str, Any]) -> str:
-    return _percent(row["upright"], 6) if "upright" in row else "diverges"
+def _upright(point: CurvePoint) -> str:
+    return "diverges" if point.upright is None else _percent(point.upright, 6)
 
 
-def _steps_of(row: dict[str, Any]) -> str:
-    return "∞" if row["steps"] is None else str(row["steps"])
-
-
-def _percent(row: dict[str, Any], width: int, sign: str = "") -> str:
-    return f"{100 * row['accuracy']:{sign}{width}.2f} ± {100 * row['ci95']:.2f} %"
+def _percent(found: Score, width: int, sign: str = "") -> str:
+    return f"{100 * found.accuracy:{sign}{width}.2f} ± {100 * found.ci95:.2f} %"
 
 
 def main() -> None:

@@ -211,14 +211,14 @@ def _check_picture(
     if path is None:
         return
     if path.suffix.lower() != ".png":
-        raise InputError(f"--picture {path}: expected a name that ends in .png")
+        raise InputError(f"`picture`={path}: expected a name that ends in .png")
     try:
         ours = {file.resolve() for files in (*support.values(), query) for file in files}
         taken = any(p.is_dir() or p.resolve() in ours for p in page_files(path, len(query)))
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"--picture {path}: cannot write here ({error.strerror})") from None
+        raise InputError(f"`picture`={path}: cannot write here ({error.strerror})") from None
     if taken:
-        raise InputError(f"--picture {path}: is a folder or one of the pictures: choose another")
+        raise InputError(f"`picture`={path}: is a folder or one of the pictures: choose another")
     check_writable(path.parent)
 
 

@@ -90,7 +90,7 @@ class TrainedRun:
             return self
         if not isinstance(self.learner, HeadLearner):
             raise InputError(
-                f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
+                f"`shifts`={pixels}: method={self.config.method} moves the whole network: it has "
                 "no features to average: leave it out"
             )
         return replace(self, learner=over_shifts(self.learner, pixels), shifts=pixels)
@@ -179,8 +179,8 @@ class TrainedRun:
         found = moved_data(self.config.data, self.path.parent, self.is_own)
         if found is None:
             raise InputError(
-                f"{self.config.data}: the run's store is no longer there: give it with --data "
-                "FILE.h5"
+                f"{self.config.data}: the run's store is no longer there: give it with "
+                "`data`=FILE.h5"
             )
         return store_of(found)
 
@@ -236,7 +236,7 @@ class TrainedRun:
             store,
             split,
             spec,
-            keys="--way, --shot, --query or --split",
+            keys="`way`, `shot`, `query` or `split`",
             seed=seed,
             rotations=rotations,
             overlap=overlap,
@@ -284,7 +284,7 @@ def load_run(folder: Path, device: str) -> TrainedRun:
     run.load_config()  # says what is wrong where the folder is no run's
     path = run.best if run.best.exists() else run.last
     if not path.exists():
-        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
+        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with `resume`")
     checkpoint = load_checkpoint(path)
     chosen = chosen_inner(folder, str(checkpoint.file_sha256))
     return run_of(checkpoint, path, device, chosen=chosen)
