@@ -183,7 +183,7 @@ def test_a_module_begins_with_its_documented_numbers_and_takes_the_features_prec
     h, labels, _ = task()
     solver = heads.HeadSolver(5)
     begun = (solver.log_shrinkage, solver.log_temperature, solver.log_decay)
-    assert [float(number.exp()) for number in begun] == pytest.approx([1.0, 20.0, 0.03])
+    assert [number.detach().exp().item() for number in begun] == pytest.approx([1.0, 20.0, 0.03])
     found = solver.fit_labels(h, labels, 3)
     expected = solver.double().fit_labels(h, labels, 3)
     for name in expected:
