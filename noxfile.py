@@ -186,7 +186,15 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check types with mypy, strictly, in the environment of `tests`."""
     sources = (f"{package}/src" for package in PACKAGES)
-    session.run(python_of_tests(session), "-m", "mypy", *sources, external=True)
+    session.run(
+        python_of_tests(session),
+        "-m",
+        "mypy",
+        *sources,
+        "tools/results",
+        "tools/publish",
+        external=True,
+    )
 
 
 @nox.session
@@ -269,7 +277,7 @@ def docs(session: nox.Session) -> None:
 def results(session: nox.Session) -> None:
     """Make docs/results.md and the README's table from docs/records (-- check: compare them)."""
     install_all(session)
-    session.run("python", "-m", "bilevel_apps.results", *(session.posargs or ["write"]), env=ENV)
+    session.run("python", "-m", "tools.results", *(session.posargs or ["write"]), env=ENV)
 
 
 @nox.session

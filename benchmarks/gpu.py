@@ -64,7 +64,7 @@ def training(name: str, out: Path, store: Path, seconds: float) -> list[Step]:
     settings += ["train.lr=1e-3", "train.validate_every=1000", "tracking.enabled=false"]
     run, chosen = str(out / name), [w for each in settings for w in ("--set", each)]
     train = ("-m", "bilevel_apps.cli.train", "--preset", preset, "--data", str(store))
-    score = ("-m", "bilevel_apps.results", "add", run, "--data", str(store), "--split", "val")
+    score = ("-m", "tools.results", "add", run, "--data", str(store), "--split", "val")
     return [
         Step(
             name=f"{name}, {minutes:.1f} min",

@@ -92,7 +92,7 @@ class Row:
     interval: float
     calibration: float
     means: float
-    regression: float
+    regression: float | None
     descent: float
     behind: float
     behind_interval: float
@@ -146,6 +146,12 @@ def kinds(part: Part) -> Iterator[tuple[int, ...]]:
         yield tuple(min(shot, part.most) for shot in shots)
 
 
+def name_of(shots: Sequence[int]) -> str:
+    """Return what a kind of task is called: 5x1 has five classes of one picture."""
+    equal = len(set(shots)) == 1
+    return f"{len(shots)}x{shots[0]}" if equal else ",".join(map(str, shots))
+
+
 def measure(
     name: str, part: Part, path: Path, options: argparse.Namespace
 ) -> tuple[list[Row], dict[tuple[int, ...], NDArray[np.float64]]]:
@@ -154,6 +160,8 @@ def measure(
     rows: list[Row] = []
     accuracies: dict[tuple[int, ...], NDArray[np.float64]] = {}
     for shots in kinds(part):
+        if options.kinds and name_of(shots) not in options.kinds:
+            continue
         row, accuracies[shots] = compare(name, part, found, solver, scale, shots, options)
         rows.append(row)
         print_row(row)
@@ -194,7 +202,7 @@ def compare(
     mine = 100 * torch.cat(right).numpy()
     others = {
         "means": 100 * torch.cat(means).numpy(),
-        "regression": 100 * np.array(regression),
+        **({"regression": 100 * np.array(regression)} if regression else {}),
         "descent": max((100 * torch.cat(x).numpy() for x in grid.values()), key=np.mean),
     }
     behind = max((x - mine[: len(x)] for x in others.values()), key=np.mean)
@@ -207,7 +215,7 @@ def compare(
         calibration=100 * calibration_error(torch.cat(probabilities), truth),
         behind=float(behind.mean()),
         behind_interval=_half(behind),
-        **{key: float(value.mean()) for key, value in others.items()},
+        **{key: float(others[key].mean()) if key in others else None for key in BASELINES},
     )
     return row, mine
 
@@ -239,9 +247,10 @@ def _descended(
 def print_row(row: Row) -> None:
     """Print a row as part of a table."""
     shots = str(row.shots[0]) if len(set(row.shots)) == 1 else ", ".join(map(str, row.shots))
+    regression = "" if row.regression is None else f"{row.regression:.1f}"
     print(
         f"| {row.part}, {len(row.shots)}-way | {shots} | {row.default:.1f} ± {row.interval:.1f} "
-        f"| {row.calibration:.1f} | {row.means:.1f} | {row.regression:.1f} | {row.descent:.1f} "
+        f"| {row.calibration:.1f} | {row.means:.1f} | {regression} | {row.descent:.1f} "
         f"| {row.behind:+.1f} ± {row.behind_interval:.1f} |",
         flush=True,
     )
@@ -292,8 +301,9 @@ def parse() -> argparse.Namespace:
     parser = make_parser(__doc__, repeats=None)
     parser.add_argument("--stores", type=Path, default=Path(), help="folder of NAME.h5")
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
-    parser.add_argument("--tasks", type=int, default=300, help="of each kind")
-    parser.add_argument("--regressions", type=int, default=40, help="of them by scikit-learn")
+    parser.add_argument("--kinds", nargs="+", default=[], help="such as 5x1 2,1,1,1,1; else all")
+    parser.add_argument("--tasks", type=int, default=600, help="of each kind")
+    parser.add_argument("--regressions", type=int, default=200, help="of them by scikit-learn")
     options = parser.parse_args()
     if options.quick:
         options.tasks = options.regressions = CHUNK

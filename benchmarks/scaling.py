@@ -128,7 +128,7 @@ def make_learner(precision: str, device: torch.device) -> HyperRepresentation:
 
 def run(learner: HyperRepresentation, episodes: Episodes) -> float:
     """Make one hypergradient; return the loss."""
-    return shared_hypergradient(learner, episodes, ALONE, stop=False)[0].loss
+    return shared_hypergradient(learner, episodes, ALONE, stop=False).loss
 
 
 def make_episodes(setting: Setting, device: torch.device) -> Episodes:
@@ -198,7 +198,7 @@ def make_member(
     )
     task = make_learner(precision, torch.device("cpu")).varied(steps=setting.steps)
     with connected(processes):
-        yield lambda _: shared_hypergradient(task, episodes, processes, stop=False)[0].loss
+        yield lambda _: shared_hypergradient(task, episodes, processes, stop=False).loss
 
 
 def start_group(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from tools.results import __main__ as results
 
 from bilevel_apps.cli import train
 from bilevel_apps.config import load_preset, parse_config, with_settings
-from bilevel_apps.results import __main__ as results
 
 ROOT = Path(__file__).parents[1]
 OUT, STORE = Path("out"), Path("mini.h5")
@@ -64,7 +64,7 @@ def test_trainings_fill_the_time_that_is_left(benchmark, name):
     config = parse_config(with_settings(load_preset(found["preset"]), found["assignments"]), "it")
     assert config.model.name == name
     assert config.train.minutes == pytest.approx(1)  # 40 s are for what is around it
-    assert score_step.words[:2] == ("-m", "bilevel_apps.results")
+    assert score_step.words[:2] == ("-m", "tools.results")
     scored = parsed(results.app, score_step.words[2:])
     assert (scored["folder"], scored["split"], scored["device"]) == (OUT / name, "val", "cuda")
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools.results import BEGIN, END
 
 from bilevel_apps.config import list_presets
-from bilevel_apps.results import BEGIN, END
 from bilevel_data import load_source, write_store
 from forked import run_alone
 

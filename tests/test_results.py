@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools.results import BEGIN, END, read_records, results_page, with_table
+from tools.results.__main__ import main
 
 from bilevel_apps.errors import InputError
-from bilevel_apps.results import BEGIN, END, read_records, results_page, with_table
-from bilevel_apps.results.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 RECORDS, PAGE, README = ROOT / "docs" / "records", ROOT / "docs" / "results.md", ROOT / "README.md"

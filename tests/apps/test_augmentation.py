@@ -12,7 +12,8 @@ from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import Training, prepare
+from bilevel_apps.training.prepare import prepare
+from bilevel_apps.training.state import Training
 from bilevel_data import EpisodeSampler, open_store
 from bilevel_data.episodes.augmentation import (
     LUMA,
@@ -238,6 +239,6 @@ def test_training_images_alone_are_changed(tmp_path, config, monkeypatch):
     train(config(train__steps=2), tmp_path / "b", resume=False)
     assert all(isinstance(sampler, EpisodeSampler) for sampler in used)
     with_, without = made
-    assert isinstance(with_.whole, Augmented)
-    assert with_.whole.changes == {"flip"}
-    assert isinstance(without.whole, EpisodeSampler)
+    assert isinstance(with_, Augmented)
+    assert with_.changes == {"flip"}
+    assert isinstance(without, EpisodeSampler)

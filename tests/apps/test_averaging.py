@@ -9,7 +9,7 @@ from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring.score import score_episodes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.weight_average import weight_average
+from bilevel_apps.training.optimizer import weight_average
 
 SHAPE, CPU = (16, 16, 1), torch.device("cpu")
 
@@ -31,11 +31,11 @@ def test_it_is_the_weighted_mean(config, decay, steps):
     task.double()
     average = weight_average(task, decay)
     seen = []
-    for step, state in enumerate(walk(task, steps), start=1):
-        average.follow(step)
+    for state in walk(task, steps):
+        average.update_parameters(task)
         seen.append(state)
     weights = [decay ** (steps - i) for i in range(1, steps + 1)]
-    found = average.state()
+    found = average.module.state_dict()
     assert found.keys() == seen[0].keys()
     assert {"log_lr", "log_scale", "backbone.norms.0.running_var"} <= found.keys()
     for name, tensor in found.items():
@@ -46,11 +46,11 @@ def test_it_is_the_weighted_mean(config, decay, steps):
 def test_following_leaves_the_weights_alone(config):
     task = make_learner(config(), SHAPE, CPU)
     average = weight_average(task, 0.5)
-    for step, state in enumerate(walk(task, 3), start=1):
-        average.follow(step)
+    for state in walk(task, 3):
+        average.update_parameters(task)
         assert all(torch.equal(task.state_dict()[k], v) for k, v in state.items())
-    assert not any(p.requires_grad for p in average.learner.parameters())
-    assert average.learner.backbone is not task.backbone
+    assert not any(p.requires_grad for p in average.module.parameters())
+    assert average.module.backbone is not task.backbone
 
 
 def test_the_average_is_scored_saved_and_evaluated(tmp_path, config):
@@ -110,4 +110,4 @@ def test_an_average_keeps_the_tasks_other_choices(config):
     task = make_learner(config(inner__steps=7, model__norm="support"), SHAPE, CPU)
     average = weight_average(task, 0.5)
     for name in ("steps", "normalization", "unit_length", "autocast", "through", "united"):
-        assert getattr(average.learner, name) == getattr(task, name)
+        assert getattr(average.module, name) == getattr(task, name)

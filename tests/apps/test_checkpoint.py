@@ -159,7 +159,7 @@ def test_not_ours(tmp_path):
 def test_a_record_that_is_not_json(tmp_path, record):
     """With a digest that is right, as whoever makes a file can make it."""
     path, tensors = tmp_path / "other.safetensors", {"w": torch.ones(2)}
-    header = {"format": FORMAT, "record": record, "sha256": module._digest(tensors, record)}
+    header = {"format": FORMAT, "record": record, "sha256": module.tensors_sha256(tensors, record)}
     safetensors.torch.save_file(tensors, path, {"bilevel": json.dumps(header)})
     with pytest.raises(InputError, match="its record is not JSON: restore a copy"):
         load_checkpoint(path)
@@ -195,7 +195,7 @@ def test_missing_empty_and_a_folder(tmp_path):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["write_bytes", "publish"])
+@pytest.mark.parametrize("moment", ["write_bytes", "commit"])
 def test_a_failed_write_leaves_the_old_one(small, monkeypatch, moment):
     path, kept = small
     before = path.read_bytes()
@@ -208,8 +208,8 @@ def test_a_failed_write_leaves_the_old_one(small, monkeypatch, moment):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    if moment == "publish":
-        monkeypatch.setattr(module, "publish", fail)
+    if moment == "commit":
+        monkeypatch.setattr(module, "commit", fail)
     else:
         monkeypatch.setattr(Path, "write_bytes", fail_half_way)
     with pytest.raises(RunError, match=r"cannot write the checkpoint .*No space left"):
@@ -243,7 +243,7 @@ def test_bytes_are_on_the_disk_before_the_name(small, monkeypatch):
     def look(scratch, target):
         seen.append((load_checkpoint(scratch), scratch.parent == target.parent, scratch != target))
 
-    monkeypatch.setattr(module, "publish", look)
+    monkeypatch.setattr(module, "commit", look)
     saved = make(w=torch.zeros(5))
     save_checkpoint(path, saved)
     ((loaded, beside, other),) = seen

@@ -15,10 +15,13 @@ import torch
 import yaml
 from PIL import Image
 
+from bilevel_apps.cli.common import with_flags
+from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring.learner import score_learner
+from bilevel_apps.system.hardware import choose_device
 
 TEXT = "not a store\n" * 100
 
@@ -694,3 +697,14 @@ def test_prepare_a_family_by_name(command, pictures, tmp_path):
     assert "  absent: test\n" in found.out
     refused = command(*words, "--source", pictures, "--overwrite", "--option", "fractions=[1]")
     assert "fractions: expected three numbers" in refused.error
+
+
+def test_errors_name_parameters_and_the_command_line_its_flags(command, trained):
+    with pytest.raises(InputError) as refused:
+        choose_device("tpu")
+    assert refused.value.parameter == "device"
+    assert InputError("no parameter is at fault").parameter is None
+    said = with_flags("`min_pictures`, `split`=val and `axes`=seed=0,1: nothing of `these words`")
+    assert said == "--min-pictures, --split val and --sweep seed=0,1: nothing of `these words`"
+    found = command("eval", trained, "--device", "tpu")
+    assert (found.status, found.error[:21]) == (2, "error: --device tpu: ")

@@ -195,7 +195,7 @@ def test_not_an_assignment(assignment):
 @pytest.mark.parametrize("value", ["[1", "2001-99-99", "'a", "!!int x", "!!python/name:os.system"])
 def test_a_value_that_is_not_yaml(value):
     message = refused(with_settings, {}, [f"train.steps={value}"])
-    assert message.startswith(f"--set train.steps={value}: not valid YAML")
+    assert message.startswith(f"`assignments`=train.steps={value}: not valid YAML")
 
 
 def test_a_value_is_not_a_section():

@@ -35,9 +35,10 @@ from bilevel_apps.training.data_parallel import (
 )
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import prepare
+from bilevel_apps.training.prepare import prepare
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_data import open_store
+from bilevel_meta import evaluation
 from bilevel_meta.episodes import to_device
 from forked import run_together
 
@@ -141,11 +142,11 @@ def test_a_divided_hyper_iteration_is_the_whole_one(sampler, config, norm, size)
             found = shared_hypergradient(mine, in_double(batch), process, stop=False)
         return found
 
-    for (outcome, stop), sums in together(size, work):
+    for outcome, sums in together(size, work):
         assert sums == len(steps)  # one all-reduce a hyper-iteration
         assert outcome.loss == pytest.approx(whole.loss, rel=1e-12)
         assert outcome.accuracy == pytest.approx(whole.accuracy, rel=1e-12)
-        assert stop is False
+        assert outcome.stop is False
     grads = {name: p.grad for name, p in expected.named_parameters()}
     assert sum(bool(grad.abs().max() > 0) for grad in grads.values()) > 6
     for mine in copies:
@@ -164,7 +165,7 @@ def test_all_stop_when_one_was_asked_to(sampler, config, asked):
     def work(process):
         batch = in_double(sampler.batch(process.rank, 1))
         stop = asked[process.rank]
-        return shared_hypergradient(copies[process.rank], batch, process, stop=stop)[1]
+        return shared_hypergradient(copies[process.rank], batch, process, stop=stop).stop
 
     assert [stop for stop, _ in together(2, work)] == [any(asked)] * 2
 
@@ -172,9 +173,9 @@ def test_all_stop_when_one_was_asked_to(sampler, config, asked):
 def test_alone_nothing_is_shared(sampler, config):
     task, other = task_of(config), task_of(config)
     episodes = in_double(sampler.batch(0, 2))
-    outcome, stop = shared_hypergradient(task, episodes, ALONE, stop=True)
-    assert stop is True
-    assert [outcome] == list(outer_steps(other, episodes))
+    outcome = shared_hypergradient(task, episodes, ALONE, stop=True)
+    (own,) = outer_steps(other, episodes)
+    assert outcome == replace(own, stop=True)
     for mine, its in zip(task.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine.grad, its.grad)
     assert Shard(whole=sampler, processes=ALONE).batch(3, 2).query.shape[0] == 2
@@ -199,7 +200,7 @@ def test_shards_are_the_meta_batch_in_order(sampler):
 def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
     """Also where a process has no batch at all."""
     task = make_learner(config(), (16, 16, 1), CPU)
-    monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 16 * 256 * 2)
 
     def work(process):
         return scoring.score_episodes(
@@ -216,7 +217,7 @@ def test_a_divided_score_is_the_whole_one(sampler, config, monkeypatch, size):
 def test_a_divided_validation_is_the_whole_one(sampler, config, monkeypatch, norm, size):
     """Each image is encoded by one process alone, where its features do not depend on others."""
     task = make_learner(config(model__norm=norm), (16, 16, 1), CPU)
-    monkeypatch.setattr(scoring, "BATCH_PIXELS", 16 * 256 * 2)
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 16 * 256 * 2)
     monkeypatch.setattr(tables, "BATCH_PIXELS", 256 * 20)
     encoded, whole = [], tables._encoded
 

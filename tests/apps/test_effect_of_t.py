@@ -190,7 +190,7 @@ def test_stores_that_do_not_fit(trained, make_store):
 def test_full_asks_for_all_its_classes(trained, store, tmp_path):
     item = load_item("figure3")
     asked = ItemRequest(out=tmp_path, track=False, data=(store,), runs=(str(trained),))
-    with pytest.raises(InputError, match=r"--scale full draws 100 classes.* has 6"):
+    with pytest.raises(InputError, match=r"`scale`=full draws 100 classes.* has 6"):
         run_item(item, replace(asked, scale=Scale.FULL))
 
 

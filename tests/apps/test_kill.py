@@ -91,8 +91,8 @@ MOMENTS = {
     "in a validation": lambda: around(feature_table, "_encoded", after=die),
     "after a validation": lambda: around(module, "score_learner", after=die),
     "half-way through a checkpoint": half_way,
-    "before a checkpoint has its name": lambda: around(checkpoint, "publish", before=die),
-    "after a checkpoint has its name": lambda: around(checkpoint, "publish", after=die),
+    "before a checkpoint has its name": lambda: around(checkpoint, "commit", before=die),
+    "after a checkpoint has its name": lambda: around(checkpoint, "commit", after=die),
 }
 
 def run(folder, **train):

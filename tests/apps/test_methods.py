@@ -36,7 +36,7 @@ from bilevel_apps.training import loop as train_module
 from bilevel_apps.training.data_parallel import shared_gradients
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import prepare, resolve
+from bilevel_apps.training.prepare import prepare, resolve
 from bilevel_core import Direct, DivergenceError, GradientDescent, Problem, Reverse, hypergradient
 from bilevel_data import (
     EpisodeSampler,
@@ -453,8 +453,8 @@ def test_two_processes_come_to_what_one_comes_to(name, mode):
 
         def shared(part):
             own = outer_steps(mine, part)
-            for outcome, stop in shared_gradients(own, mine, part, process, stop=rank == 1):
-                assert stop is True
+            for outcome in shared_gradients(own, mine, part, process, stop=rank == 1):
+                assert outcome.stop is True
                 yield outcome
 
         told[rank] = descend_along(mine, shared(shares[rank]), rate=0.3), process.sums
@@ -478,7 +478,7 @@ def test_alone_the_method_is_left_as_it_is(name):
     task, other, episodes = *(task_for(name, Normalization.GHOST) for _ in "ab"), make_episodes()
     steps = outer_steps(task, episodes)
     found = list(shared_gradients(steps, task, episodes, ALONE, stop=True))
-    assert found == [(outcome, True) for outcome in outer_steps(other, episodes)]
+    assert found == [replace(outcome, stop=True) for outcome in outer_steps(other, episodes)]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

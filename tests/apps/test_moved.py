@@ -143,7 +143,7 @@ def test_the_store_of_a_run_that_was_moved(trained, store, tmp_path, make_store)
     run = load_run(folder, "cpu")
     gone = str(tmp_path / "gone" / "s.h5")
     run.__dict__["config"] = run.config.model_copy(update={"data": gone})
-    with pytest.raises(InputError, match=r"s\.h5: .* --data FILE\.h5"):
+    with pytest.raises(InputError, match=r"s\.h5: .* `data`=FILE\.h5"):
         run.store(None)
     shutil.copy(make_store(seed=3), tmp_path / "runs" / "s.h5")  # of its name alone
     shutil.copy(store, tmp_path / "s.h5")
@@ -200,6 +200,6 @@ def test_a_run_that_moves(tmp_path, config, store, monkeypatch, capsys):
     assert (chosen.id, chosen.folder) == (run_id, folder.path)
     report = evaluate_run(folder.path, EvaluationRequest(episodes=3, track=True, device="cpu"))
     metrics = client.get_run(run_id).data.metrics
-    assert metrics["test/5way-1shot/accuracy"] == report["accuracy"]
+    assert metrics["test/5way-1shot/accuracy"] == report.score.accuracy
     assert not old.exists()
     assert {path.name for path in tmp_path.iterdir()} == {ODD}

@@ -59,8 +59,8 @@ def test_a_run_of_every_method(method, tmp_path, config, store):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
     report = evaluate_run(whole, EvaluationRequest(episodes=3, baselines=method == "maml"))
-    assert 0 <= report["accuracy"] <= 1
-    assert report["norm"] == changes["model__norm"]
+    assert 0 <= report.score.accuracy <= 1
+    assert report.norm == changes["model__norm"]
 
     images = open_store(store).load("test").images
     shown = np.concatenate([images[20 * k : 20 * k + 1] for k in range(5)])
@@ -112,10 +112,10 @@ def test_another_normalization_that_does_not_suit_is_refused(tmp_path, config):
     folder = tmp_path / "run"
     changes = settings_of("maml") | {"train__steps": 1}
     train(config(**changes), folder, resume=False)
-    with pytest.raises(InputError, match="--norm batch"):
+    with pytest.raises(InputError, match="`norm`=batch"):
         evaluate_run(folder, EvaluationRequest(episodes=2, norm="batch"))
     report = evaluate_run(folder, EvaluationRequest(episodes=2, norm="episode"))
-    assert report["norm"] == "episode"
+    assert report.norm == "episode"
 
 
 def test_every_learner_is_a_value_of_the_configuration():

@@ -84,7 +84,7 @@ def test_a_cell_is_a_run_that_is_scored_as_any_other(tmp_path, characters):
     report, document = computed("table3", tmp_path, characters, only=only)
     (row,) = report.rows
     folder = tmp_path / "table3" / "quick" / "omniglot-5way-1shot-seed-0"
-    again = evaluate_run(folder, Evaluation(data=characters, episodes=8))
+    again = evaluate_run(folder, Evaluation(data=characters, episodes=8)).as_json()
     assert row["accuracy"] == pytest.approx(100 * again["accuracy"])
     assert row["upright"] == pytest.approx(100 * again["upright"]["accuracy"])
     assert (row["normalisation"], row["T"], row["paper"]) == ("ghost", again["steps"], 98.6)
@@ -157,7 +157,7 @@ def test_a_run_is_scored_on_the_episodes_of_the_cell(tmp_path, characters, train
     only, runs = ("omniglot-5way-5shot",), (f"omniglot-5way-5shot={trained}",)
     report, _ = computed("table3", tmp_path, characters, only=only, runs=runs, assignments=())
     asked = Evaluation(data=characters, episodes=8, way=5, shot=5)
-    assert report.rows[0]["accuracy"] == 100 * evaluate_run(trained, asked)["accuracy"]
+    assert report.rows[0]["accuracy"] == 100 * evaluate_run(trained, asked).score.accuracy
 
 
 def test_a_run_of_something_else_is_refused(tmp_path, characters, trained):
@@ -213,7 +213,10 @@ def test_omniglot_at_full_scale_is_one_training(tmp_path, characters):
 def scored(accuracy, **more):
     """A part with an accuracy of an interval of one per cent."""
     pixels = {"raw-pixel nearest neighbour": {"accuracy": 0.4, "ci95": 0.01}}
-    result = {"accuracy": accuracy, "ci95": 0.01, "baselines": pixels, "way": 5, **more}
+    sizes = {"way": 5, "shot": 1, "query": 15, "episodes": 100, "steps": 5, "lr": 0.1, "seed": 0}
+    where = {"norm": "ghost", "split": "test", "split_sha256": "", "rotations": False}
+    found = {"accuracy": accuracy, "ci95": 0.01, "baselines": pixels, "checkpoint_sha256": ""}
+    result = sizes | where | found | more
     return [Part(key="", seconds=0.0, result=result)]
 
 
@@ -239,7 +242,7 @@ def test_table3_takes_the_store_of_each_cell(tmp_path, characters, named):
     glyphs = named("glyphs", seed=1)
     with pytest.raises(InputError, match=r"is about mini-imagenet and omniglot, but .* glyphs"):
         computed("table3", tmp_path, glyphs, scale=Scale.FULL)
-    with pytest.raises(InputError, match="no store of mini-imagenet: give it with --data too"):
+    with pytest.raises(InputError, match="no store of mini-imagenet: give it with `data` too"):
         computed(
             "table3",
             tmp_path,
@@ -292,7 +295,9 @@ def test_table4_gives_multiclass_as_much_work(preset, changes):
 
 def test_a_network_whose_filters_are_not_known():
     changed = with_settings(load_preset("paper/mini-imagenet-c4l-5way-1shot"), ["model.name=rn"])
-    with pytest.raises(InputError, match=r"those of rn are not known: give --set model\.filters=N"):
+    with pytest.raises(
+        InputError, match=r"those of rn are not known: give `assignments`=model\.filters=N"
+    ):
         table4._wider(parse_config(changed, "test"))
 
 
@@ -454,28 +459,32 @@ def test_pixel_distance_is_the_root_mean_square():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("table3", {}, "no data: give --data FILE.h5"),
-        ("figure5", {}, "no data: give --data FILE.h5"),
-        ("table3", {"only": ("omniglot",)}, "--only omniglot: table3 has no such part: choose one"),
-        ("figure1", {"only": ("x",)}, "--only x: figure1 has no such part: choose none"),
-        ("figure1", {"assignments": ("seed=1",)}, "figure1 trains no network: leave --set out"),
-        ("figure1", {"runs": ("x",)}, "figure1 shows no run: leave --run out"),
-        ("table3", {"runs": ("x",)}, "--run x: expected PART=DIR with PART one of omniglot-5way"),
+        ("table3", {}, "no data: give `data`=FILE.h5"),
+        ("figure5", {}, "no data: give `data`=FILE.h5"),
+        ("table3", {"only": ("omniglot",)}, "`only`=omniglot: table3 has no such part: choose one"),
+        ("figure1", {"only": ("x",)}, "`only`=x: figure1 has no such part: choose none"),
+        (
+            "figure1",
+            {"assignments": ("seed=1",)},
+            "figure1 trains no network: leave `assignments` out",
+        ),
+        ("figure1", {"runs": ("x",)}, "figure1 shows no run: leave `runs` out"),
+        ("table3", {"runs": ("x",)}, "`runs`=x: expected PART=DIR with PART one of omniglot-5way"),
         ("table4", {"runs": ("approx=",)}, "expected PART=DIR"),
-        ("table4", {"runs": ("approx=a", "approx=b")}, "--run approx=b: a was given for the same"),
+        ("table4", {"runs": ("approx=a", "approx=b")}, "`runs`=approx=b: a was given for the same"),
         (
             "table4",
             {"only": ("approx",), "runs": ("multiclass=a",)},
-            "--only leaves multiclass out",
+            "`only` leaves multiclass out",
         ),
         ("table4", {"assignments": ("method=approx",)}, "are what they are by their method"),
         ("figure6", {"assignments": ("inner.steps=2",)}, "are what they are by their inner.steps"),
         ("figure6", {"assignments": ("inner={steps: 2}",)}, "what they are by their inner.steps"),
         ("table3", {"assignments": ("model.name=c4l",)}, "are what they are by their model.name"),
-        ("table4", {"assignments": ("seed=7",)}, "--set seed: use --seeds for it"),
-        ("table3", {"assignments": ("data=x.h5",)}, "--set data: use --data for it"),
-        ("figure6", {"assignments": ("tracking.enabled=true",)}, "use --track for it"),
-        ("table5", {"data": (Path("x.h5"),)}, "--data x.h5: table5 takes no store"),
+        ("table4", {"assignments": ("seed=7",)}, "`assignments`=seed: use `seeds` for it"),
+        ("table3", {"assignments": ("data=x.h5",)}, "`assignments`=data: use `data` for it"),
+        ("figure6", {"assignments": ("tracking.enabled=true",)}, "use `track` for it"),
+        ("table5", {"data": (Path("x.h5"),)}, "`data`=x.h5: table5 takes no store"),
     ],
 )
 def test_options_that_an_item_cannot_use(tmp_path, name, options, message):

@@ -395,7 +395,7 @@ def test_the_ink_of_drawings(recorded, tmp_path):
         np.testing.assert_array_equal(found.support_images, expected.support_images)
     inverted = predict_pictures(run, request(bright, ink="invert"))
     np.testing.assert_array_equal(inverted.query_images, 255 - expected.query_images)
-    with pytest.raises(InputError, match="--ink white"):
+    with pytest.raises(InputError, match="`ink`=white"):
         predict_pictures(run, request(dark, ink="white"))
 
 

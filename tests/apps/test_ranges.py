@@ -9,7 +9,7 @@ from bilevel_apps.system.processes import Processes
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import prepare
+from bilevel_apps.training.prepare import prepare
 from bilevel_data import EpisodeSampler, VariedSampler, open_store
 
 ALONE = Processes()

@@ -144,7 +144,7 @@ def test_parameters_sort_as_numbers():
 
 
 def test_a_key_that_no_run_has_is_refused():
-    with pytest.raises(InputError, match="--sort val/acuracy: no run has it: try val/accuracy"):
+    with pytest.raises(InputError, match="`sort`=val/acuracy: no run has it: try val/accuracy"):
         compare_runs([A, B], CompareRequest(sort="val/acuracy"))
     assert names(compare_runs([C], CompareRequest())[0]) == ["a"]  # nobody asked for it
 
@@ -366,7 +366,7 @@ def test_the_database_is_found_where_training_puts_it(tmp_path, monkeypatch):
 def test_a_port_in_use_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"--port {port}: cannot be used .*: give another"):
+        with pytest.raises(InputError, match=f"`port`={port}: cannot be used .*: give another"):
             serve("sqlite:///any.db", port, tell=pytest.fail)
     with pytest.raises(InputError, match="a server already: open it in a browser"):
         serve("http://127.0.0.1:1", 0, tell=pytest.fail)

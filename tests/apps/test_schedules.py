@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from bilevel_apps.training.schedules import learning_rate
+from bilevel_apps.training.optimizer import learning_rate
 
 LR = 3e-3
 

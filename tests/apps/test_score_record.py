@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools.results import read_records, results_page
+from tools.results import score as module
+from tools.results.__main__ import main
+from tools.results.score import score_record
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
+from bilevel_apps.paper.published import published_accuracy
 from bilevel_apps.paper.trained.table3 import TASKS
-from bilevel_apps.results import read_records, results_page
-from bilevel_apps.results import score as module
-from bilevel_apps.results.__main__ import main
-from bilevel_apps.results.score import _paper, score_record
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.system import machine as machines
 from bilevel_apps.system.machine import machine_name, versions
@@ -22,7 +23,7 @@ def test_the_record_is_what_evaluation_says(trained, store):
     request = EvaluationRequest(data=store, episodes=5, shot=2, norm="episode", seed=3)
     record = score_record(trained, request)
     report = evaluate_run(trained, request)
-    assert (record.accuracy, record.ci95) == (report["accuracy"], report["ci95"])
+    assert (record.accuracy, record.ci95) == (report.score.accuracy, report.score.ci95)
     assert (record.way, record.shot, record.query, record.episodes) == (5, 2, 3, 5)
     assert (record.norm, record.transductive, record.rotations) == ("episode", True, False)
     assert (record.hyper_iterations, record.seconds, record.upright) == (6, None, None)
@@ -71,11 +72,11 @@ def test_weights_of_the_package_are_refused_before_they_are_scored(monkeypatch, 
 
 
 def test_the_paper_has_a_figure_for_each_of_its_tasks():
-    assert _paper("omniglot", "omniglot-net", 20, 1) == 95.5
-    assert _paper("mini-imagenet", "rn", 5, 1) == 50.54
-    assert _paper("mini-imagenet", "c4l", 5, 5) == 61.9
-    assert _paper("mini-imagenet", "resnet12", 5, 5) is None
-    assert _paper("glyphs", "omniglot-net", 5, 1) is None
+    assert published_accuracy("omniglot", "omniglot-net", 20, 1) == 95.5
+    assert published_accuracy("mini-imagenet", "rn", 5, 1) == 50.54
+    assert published_accuracy("mini-imagenet", "c4l", 5, 5) == 61.9
+    assert published_accuracy("mini-imagenet", "resnet12", 5, 5) is None
+    assert published_accuracy("glyphs", "omniglot-net", 5, 1) is None
     assert len(TASKS) == 8
 
 

@@ -11,6 +11,7 @@ from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.scoring import score as scoring
 from bilevel_apps.scoring.score import episode_accuracies, nearest_pixel, score, score_episodes
 from bilevel_data import open_store
+from bilevel_meta import evaluation
 from bilevel_meta.episodes import Episodes
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def test_score_does_not_depend_on_the_batch(opened, config, monkeypatch, pixels)
         results.append(task.accuracies(episodes))
         return results[-1]
 
-    monkeypatch.setattr(scoring, "BATCH_PIXELS", pixels)
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", pixels)
     found = score_episodes(classify, sampler_of(opened), episodes=7, device=CPU)
     assert sizes == {1: [1] * 7, 20 * 256 * 3: [3, 3, 1], 10**9: [7]}[pixels]
     single = torch.cat([task.accuracies(each) for each in _one_by_one(opened, 7)])
@@ -82,7 +83,7 @@ def test_a_seed_fixes_the_episodes(opened):
 
 
 def test_progress_counts_episodes(opened, monkeypatch):
-    monkeypatch.setattr(scoring, "BATCH_PIXELS", 20 * 256 * 2)
+    monkeypatch.setattr(evaluation, "BATCH_PIXELS", 20 * 256 * 2)
     done = []
     score_episodes(nearest_pixel, sampler_of(opened), episodes=5, device=CPU, progress=done.append)
     assert done == [2, 4, 5]

@@ -1,5 +1,6 @@
 """Runs whose heads are solved to their optimum: trained, resumed, scored, used and exported."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from bilevel_apps.config import load_preset, parse_config
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
+from bilevel_apps.evaluate.report import CLASS_MEANS, REGRESSION, EvaluationReport
 from bilevel_apps.few_shot import FewShotClassifier
 from bilevel_apps.predict.export import TOLERANCE, export_run
 from bilevel_apps.runs.load import load_run
@@ -54,21 +56,22 @@ def test_evaluation_says_which_head_and_how_calibrated(solved):
     report = evaluate_run(
         solved, EvaluationRequest(split="val", episodes=4, shot=2, baselines=True)
     )
-    assert (report["steps"], report["head"]) == (None, "heads at their optimum")
-    assert 0 <= report["calibration_error"] <= 1
-    assert {"nearest class mean", "logistic regression"} <= report["baselines"].keys()
-    assert report["baselines"]["logistic regression"]["episodes"] == 4
+    assert (report.inner.steps, report.head) == (None, "heads at their optimum")
+    assert 0 <= report.calibration_error <= 1
+    assert {CLASS_MEANS, REGRESSION} <= report.baselines.keys()
+    assert report.baselines[REGRESSION].episodes == 4
+    assert EvaluationReport.of(json.loads(json.dumps(report.as_json()))) == report
 
 
 def test_steps_stand_beside_the_optimum(solved):
     report = evaluate_run(
         solved, EvaluationRequest(split="val", episodes=4, steps=(1, 5), lr=(0.1,))
     )
-    assert [row["steps"] for row in report["curve"]] == [1, 5, None]
+    assert [point.inner.steps for point in report.curve] == [1, 5, None]
     single = evaluate_run(solved, EvaluationRequest(split="val", episodes=4, steps=(5,), lr=(0.1,)))
-    assert single["steps"] == 5
-    assert single["accuracy"] == report["curve"][1]["accuracy"]
-    with pytest.raises(InputError, match="--steps"):
+    assert single.inner.steps == 5
+    assert single.score == report.curve[1].score
+    with pytest.raises(InputError, match="`steps`"):
         evaluate_run(solved, EvaluationRequest(split="val", episodes=4, lr=(0.1,)))
 
 

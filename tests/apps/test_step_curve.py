@@ -11,13 +11,14 @@ from PIL import Image
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.curve import best_of, curve_of
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
+from bilevel_apps.evaluate.report import CurvePoint, EvaluationReport
 from bilevel_apps.runs.build import episode_sampler, make_learner
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.scoring import feature_table as tables
 from bilevel_apps.scoring import heads as head_scoring
 from bilevel_apps.scoring.feature_table import episode_keys, feature_table
 from bilevel_apps.scoring.heads import HeadScores, head_scores
-from bilevel_apps.scoring.score import episode_accuracies, score
+from bilevel_apps.scoring.score import Score, episode_accuracies, score
 from bilevel_data import open_store
 from bilevel_meta.methods.hyper_representation import InnerLoop
 
@@ -134,23 +135,29 @@ FOUND = HeadScores(
 
 def test_differences_are_paired():
     one, five, nine = curve_of(FOUND, InnerLoop(5, 0.1))
-    assert [(row["steps"], row["lr"]) for row in (one, five, nine)] == [
-        (1, 0.1),
-        (5, 0.1),
-        (9, 0.1),
-    ]
+    assert [point.inner for point in (one, five, nine)] == [(1, 0.1), (5, 0.1), (9, 0.1)]
     paired = score(np.array([-0.1, -0.2, 0.0]))
-    assert one["accuracy"] == pytest.approx(0.5)
-    assert one["difference"]["accuracy"] == pytest.approx(-0.1)
-    assert one["difference"]["ci95"] == pytest.approx(paired.ci95)
-    assert paired.ci95 < one["ci95"] / 2  # what the episodes have in common has gone
-    assert five["difference"] == {"accuracy": 0.0, "ci95": 0.0}
-    assert nine == {"steps": 9, "lr": 0.1, "accuracy": None, "ci95": None, "difference": None}
+    assert one.score.accuracy == pytest.approx(0.5)
+    assert one.difference.accuracy == pytest.approx(-0.1)
+    assert one.difference.ci95 == pytest.approx(paired.ci95)
+    assert paired.ci95 < one.score.ci95 / 2  # what the episodes have in common has gone
+    assert (five.difference.accuracy, five.difference.ci95) == (0.0, 0.0)
+    assert nine == CurvePoint(inner=InnerLoop(9, 0.1), score=None, difference=None)
+    diverged = {"steps": 9, "lr": 0.1, "accuracy": None, "ci95": None, "difference": None}
+    assert nine.as_json() == diverged
+    assert [CurvePoint.of(point.as_json(), 3) for point in (one, nine)] == [one, nine]
 
 
 def test_the_best_of_equal_ones():
     found = ((1, 0.1, 0.5), (3, 0.1, 0.7), (3, 0.2, 0.7), (8, 0.1, 0.7), (9, 0.1, None))
-    rows = [{"steps": steps, "lr": lr, "accuracy": a} for steps, lr, a in found]
+    rows = [
+        CurvePoint(
+            inner=InnerLoop(steps, lr),
+            score=None if a is None else Score(accuracy=a, ci95=0.1, episodes=9),
+            difference=None,
+        )
+        for steps, lr, a in found
+    ]
     assert best_of(rows, InnerLoop(1, 0.1)) is rows[1]
     assert best_of(rows, InnerLoop(1, 0.2)) is rows[2]
     assert best_of(rows, InnerLoop(8, 0.1)) is rows[3]
@@ -191,7 +198,7 @@ def test_choosing_t(command, copy):
     found = command("eval", copy, *words, "--choose", "--json")
     assert found.status == 0, found.err
     report = json.loads(found.out)
-    best = best_of(report["curve"], InnerLoop(5, report["lr"]))["steps"]
+    best = best_of(EvaluationReport.of(report).curve, InnerLoop(5, report["lr"])).inner.steps
     assert report["chosen"] == {"steps": best, "lr": None}
     assert load_run(copy, "cpu").learner.steps == best
     choice = json.loads((copy / "chosen.json").read_text())
@@ -218,8 +225,8 @@ def test_a_grid_and_choosing_from_it(command, copy):
     assert len([line for line in told.splitlines() if line.startswith(f"  {1e-3:8.3g}  ")]) == 3
     # One that is surely not the learned one.
     report = json.loads(command(*words, "--steps", 7, "--lr", "0.3,0.4", "--choose").out)
-    best = best_of(report["curve"], InnerLoop(7, own["lr"]))
-    expected = None if best["lr"] == own["lr"] else best["lr"]
+    best = best_of(EvaluationReport.of(report).curve, InnerLoop(7, own["lr"])).inner
+    expected = None if best.lr == own["lr"] else best.lr
     assert report["chosen"] == {"steps": 7, "lr": expected}
 
 
@@ -319,8 +326,8 @@ def test_a_folder_that_cannot_be_written_costs_the_picture(copy, monkeypatch, ca
     monkeypatch.setattr("os.access", lambda *_: False)
     request = EvaluationRequest(split="val", episodes=3, steps=(1, 3), device="cpu")
     report = evaluate_run(copy, request)
-    assert "picture" not in report
-    assert len(report["curve"]) == 3
+    assert report.picture is None
+    assert len(report.curve) == 3
     assert "so there is no picture: choose a place with --plot" in capsys.readouterr().err
 
 

@@ -63,15 +63,15 @@ def test_ranges(text, low, high, whole, log):
 
 
 BAD_AXES = [
-    (["inner.steps"], "--sweep inner.steps: expected KEY=VALUE,VALUE"),
-    (["inner.steps="], "--sweep inner.steps=: expected KEY=VALUE,VALUE"),
+    (["inner.steps"], "`axes`=inner.steps: expected KEY=VALUE,VALUE"),
+    (["inner.steps="], "`axes`=inner.steps=: expected KEY=VALUE,VALUE"),
     (["=3"], "expected KEY=VALUE,VALUE"),
     (["inner.step=3"], "unknown key inner.step"),
     (["inner=3"], "unknown key inner"),
     (["inner.steps=3,3"], "a value comes twice"),
     (["inner.steps=[3"], "not valid YAML"),
     (["inner.steps=2001-01-01"], "expected numbers, words"),
-    (["inner.steps=3", "inner.steps=5"], "--sweep inner.steps: given twice"),
+    (["inner.steps=3", "inner.steps=5"], "`axes`=inner.steps: given twice"),
     (["train.lr=1e-2..1e-4"], "expected a lower bound below the upper one"),
     (["train.lr=1..1"], "expected a lower bound below the upper one"),
     (["train.lr=e..1"], "expected LOW..HIGH"),
@@ -125,9 +125,9 @@ def test_tpe_learns_from_results():
 
 
 BAD_SAMPLERS = [
-    (("grid", 3), "--trials: a grid is run whole"),
-    (("random", None), "--sampler random: say how many settings to try with --trials N"),
-    (("best", 3), "--sampler best: expected one of grid, random, tpe"),
+    (("grid", 3), "`trials`: a grid is run whole"),
+    (("random", None), "`sampler`=random: say how many settings to try with `trials`=N"),
+    (("best", 3), "`sampler`=best: expected one of grid, random, tpe"),
 ]
 
 
@@ -291,7 +291,7 @@ def test_samples_go_on_as_if_undisturbed(config, tmp_path, monkeypatch, sampler)
     assert [c.settings for c in longer[:3]] == [c.settings for c in whole]
     assert len(longer) == 4
     kept = (tmp_path / "sweep" / "sweep.json").read_bytes()
-    with pytest.raises(InputError, match="has tried 4 settings: give --trials 4 or more, not 2"):
+    with pytest.raises(InputError, match="has tried 4 settings: give `trials`=4 or more, not 2"):
         sweep(given, tmp_path / "sweep", replace(plan, trials=2), resume=True)
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == kept
 

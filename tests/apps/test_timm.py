@@ -43,7 +43,7 @@ def test_a_network_of_timm(tmp_path, config, store):
     train(RunFolder(folder).continued(longer), folder, resume=True)
     assert load_checkpoint(folder / "last.safetensors").record["step"] == 2
     report = evaluate_run(folder, EvaluationRequest(episodes=2, device="cpu"))
-    assert 0 <= report["accuracy"] <= 1
+    assert 0 <= report.score.accuracy <= 1
     images = open_store(store).load("test").images.reshape(6, 20, 16, 16)
     for c in range(2):
         (tmp_path / "support" / f"c{c}").mkdir(parents=True)

@@ -216,7 +216,7 @@ def test_evaluation_is_logged_to_the_run(runs, tracked, capsys):
     train(tracked(), folder, resume=False)
     client, run_id = client_of(folder)
     client.set_terminated(run_id, status="KILLED")
-    report = evaluate_run(folder, EvaluationRequest(episodes=5, track=True, device="cpu"))
+    report = evaluate_run(folder, EvaluationRequest(episodes=5, track=True, device="cpu")).as_json()
     run = client.get_run(run_id)
     assert run.data.metrics["test/5way-1shot/accuracy"] == report["accuracy"]
     assert run.data.metrics["test/5way-1shot/ci95"] == report["ci95"]
@@ -231,7 +231,7 @@ def test_a_curve_is_logged_by_t_beside_the_runs_score(runs, tracked):
         split="val", steps=(1, 50), lr=(0.01, 0.1), track=True, device="cpu"
     )
     evaluate_run(folder, replace(request, episodes=4))
-    report = evaluate_run(folder, replace(request, episodes=5))
+    report = evaluate_run(folder, replace(request, episodes=5)).as_json()
     client, run_id = client_of(folder)
     latest = client.get_run(run_id).data.metrics
     assert latest["val/5way-1shot/accuracy"] == report["accuracy"]  # at T = 5, of the last one
@@ -251,7 +251,7 @@ def test_a_choice_that_is_tracked_has_the_score_of_what_is_chosen(runs, tracked)
     folder = runs / "run"
     train(tracked(model__filters=16), folder, resume=False)
     request = EvaluationRequest(split="val", episodes=20, steps=(1, 5, 50), device="cpu")
-    report = evaluate_run(folder, replace(request, choose=True, track=True))
+    report = evaluate_run(folder, replace(request, choose=True, track=True)).as_json()
     client, run_id = client_of(folder)
     (best,) = [r for r in report["curve"] if r["steps"] == report["chosen"]["steps"]]
     assert best["accuracy"] > report["accuracy"]

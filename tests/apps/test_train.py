@@ -383,7 +383,7 @@ def test_resume_without_a_run_begins_one(tmp_path, config, trained):
 
 def test_a_run_is_not_overwritten(trained, config):
     before = (trained / "last.safetensors").read_bytes()
-    with pytest.raises(InputError, match="holds a run already: add --resume"):
+    with pytest.raises(InputError, match="holds a run already: add `resume`"):
         train(config(seed=5), trained, resume=False)
     assert (trained / "last.safetensors").read_bytes() == before
 
@@ -454,7 +454,7 @@ def test_checkpoints_are_safe_even_where_the_configuration_is_gone(tmp_path, tra
     shutil.copytree(trained, folder)
     (folder / "config.yaml").unlink()
     before = (folder / "last.safetensors").read_bytes()
-    with pytest.raises(InputError, match="holds a run already: add --resume"):
+    with pytest.raises(InputError, match="holds a run already: add `resume`"):
         train(config(), folder, resume=False)
     assert (folder / "last.safetensors").read_bytes() == before
 

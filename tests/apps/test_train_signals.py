@@ -14,13 +14,13 @@ from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.scoring import feature_table
 from bilevel_apps.scoring import heads as head_scores
-from bilevel_apps.scoring import score as scoring
 from bilevel_apps.scoring.learner import learner_accuracies
 from bilevel_apps.system.signals import Interrupted
 from bilevel_apps.tracking.tracker import Tracker
 from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
 from bilevel_data import open_store
+from bilevel_meta import evaluation
 from bilevel_meta.methods.hyper_representation import HyperRepresentation
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def resume(folder):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Let each part of a validation be an episode, or the images of one."""
-    for owner in (scoring, feature_table):
+    for owner in (evaluation, feature_table):
         monkeypatch.setattr(owner, "BATCH_PIXELS", 20 * 16 * 16)
     monkeypatch.setattr(head_scores, "FEATURE_BYTES", 1)
 

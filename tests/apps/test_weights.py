@@ -11,7 +11,7 @@ from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.weights import load_backbone
 from bilevel_apps.system.processes import ALONE
 from bilevel_apps.training.loop import train
-from bilevel_apps.training.state import prepare
+from bilevel_apps.training.prepare import prepare
 from bilevel_data import open_store
 from bilevel_models import create_model, pretrained_card, pretrained_weights
 

@@ -146,14 +146,14 @@ def test_a_failure_after_the_rename_leaves_the_new_pair(
 ):
     path = tmp_path / "s.h5"
     write_store(path, source())
-    publish = writer_module.publish
+    commit = writer_module.commit
 
     def broken(scratch, target):
-        publish(scratch, target)
+        commit(scratch, target)
         if target == path:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(writer_module, "publish", broken)
+    monkeypatch.setattr(writer_module, "commit", broken)
     with pytest.raises(DataError, match="Input/output error"):
         write_store(path, source(source_split("val")), overwrite=True)
     assert tuple(verify_store(path).splits) == ("val",)
@@ -242,7 +242,7 @@ def test_folders_are_flushed_where_they_can_be_opened(tmp_path, monkeypatch):
         scratch.write_bytes(b"content")
         with monkeypatch.context() as patch:
             patch.setattr(os, "name", system)
-            atomic.publish(scratch, tmp_path / "file")
+            atomic.commit(scratch, tmp_path / "file")
         assert [path.name for path in flushed] == expected
         assert (tmp_path / "file").read_bytes() == b"content"
         flushed.clear()

@@ -8,7 +8,7 @@ import torch
 from bilevel_models import heads
 from bilevel_models.heads import unrolled
 from bilevel_models.heads.closed_form import power_differences, power_sums
-from bilevel_models.heads.dual import form_for
+from bilevel_models.heads.linear import form_for
 
 FORMS = list(heads.Form)
 LOSSES = {"entropy": heads.CROSS_ENTROPY, "squared": heads.SQUARED}

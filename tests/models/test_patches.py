@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from bilevel_models.backbones.fused import im2col as windows_module
-from bilevel_models.backbones.fused.conv_block import Plan, block
+from bilevel_models.backbones.fused import conv_block as windows_module
+from bilevel_models.backbones.fused.conv_block import Plan, block, weight_gradient
 from bilevel_models.backbones.fused.first_layer import Moments, Patches, normalising_maps, rectified
-from bilevel_models.backbones.fused.im2col import weight_gradient
 
 SIZES = (2, 1, 3)
 

@@ -109,12 +109,12 @@ def _of_run(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
     if not isinstance(run.learner, HeadLearner):
         raise InputError(
             f"{run.path}: method={run.config.method} moves the whole network, which has no "
-            f"features of its own: add --model {run.config.model.name} to take its weights"
+            f"features of its own: add `model`={run.config.model.name} to take its weights"
         )
     if not run.learner.normalization.by_averages:
         raise InputError(
             f"{run.path}: norm={run.learner.normalization.value} makes a picture's features depend "
-            f"on its episode: add --model {run.config.model.name} to take its weights with running "
+            f"on its episode: add `model`={run.config.model.name} to take its weights with running "
             "averages, or give a run with norm ghost or batch"
         )
     if store.image_shape != run.image_shape:
@@ -134,7 +134,7 @@ def _of_model(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
     try:
         backbone = create_model(name, channels=channels, image_size=height)
     except ValueError as error:
-        raise InputError(f"--model {name}: {error}") from None
+        raise InputError(f"`model`={name}: {error}") from None
     load_backbone(backbone, str(request.weights))
     return name, Encoder(backbone=backbone, normalization=Normalization.GHOST)
 

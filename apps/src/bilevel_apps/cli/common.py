@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.errors import PARAMETER, InputError, RunError
 from bilevel_apps.system.plugins import import_asked
 
 __all__ = [
@@ -27,13 +28,19 @@ __all__ = [
     "Seed",
     "Shot",
     "Split",
+    "Steps",
     "Threads",
     "Track",
     "Trained",
     "Way",
     "make_app",
     "run_app",
+    "steps_of",
+    "with_flags",
 ]
+
+# The flags of parameters that are not called like them.
+FLAGS = {"assignments": "set", "axes": "sweep", "runs": "run", "options": "option"}
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
@@ -67,6 +74,12 @@ Shifts = Annotated[
         help="Average features over nine places of the picture, so far apart; nine times the work.",
     ),
 ]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T|optimum", help="Inner steps of the head, or its optimum; else the run's."
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(
@@ -74,6 +87,32 @@ Seed = Annotated[
         help="Which episodes; with val, the run's own seed gives those that chose its checkpoint.",
     ),
 ]
+
+
+def steps_of(text: str) -> tuple[int | None, ...]:
+    """Return the T of `--steps`, each once, in order; None, the last, is the optimum.
+
+    Raises:
+        InputError: other words.
+    """
+    words = {word.strip() for word in text.split(",")}
+    numbers = words - {"optimum"}
+    if not all(word.isdecimal() and len(word) < 10 for word in numbers):
+        raise InputError(
+            f"--steps {text}: expected whole numbers ≥ 0 with commas between, such as 1,3,5,8, or "
+            "optimum"
+        )
+    return (*sorted({int(word) for word in numbers}), *[None] * ("optimum" in words))
+
+
+def with_flags(message: str) -> str:
+    """Return the message of an error with flags in the place of parameters."""
+
+    def flag(found: re.Match[str]) -> str:
+        name = FLAGS.get(found[1], found[1].replace("_", "-"))
+        return f"--{name} " if found[2] else f"--{name}"
+
+    return PARAMETER.sub(flag, message)
 
 
 def make_app(help_text: str) -> typer.Typer:
@@ -105,16 +144,16 @@ def run_app(app: typer.Typer, report: Callable[[str, int], None] = print_error) 
     except typer.TyperException as error:
         _fail(report, 2, getattr(error, "format_message", error.__str__)())
     except InputError as error:
-        _fail(report, 2, str(error))
+        _fail(report, 2, with_flags(str(error)))
     except RunError as error:
-        _fail(report, 1, str(error))
+        _fail(report, 1, with_flags(str(error)))
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     except Exception as error:  # a library's error, or ours: still one line
         from bilevel_data import DataError, WriteError
 
         if isinstance(error, DataError):
-            _fail(report, 1 if isinstance(error, WriteError) else 2, str(error))
+            _fail(report, 1 if isinstance(error, WriteError) else 2, with_flags(str(error)))
         _fail(report, 1, f"{type(error).__name__}: {error} (--debug shows the traceback)")
     raise SystemExit(status if isinstance(status, int) else 0)
 

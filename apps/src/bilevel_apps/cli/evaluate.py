@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,8 +25,13 @@ from bilevel_apps.cli.common import (
     Way,
     make_app,
     run_app,
+    steps_of,
 )
 from bilevel_apps.errors import InputError
+
+if TYPE_CHECKING:
+    from bilevel_apps.evaluate.report import CurvePoint, EvaluationReport
+    from bilevel_apps.scoring.score import Score
 
 HELP = """Evaluate a run: accuracy ± 95 % interval over fixed episodes of a split.
 
@@ -39,14 +44,15 @@ Where rotated copies count as classes, the accuracy on upright classes alone is 
 
 With several T or η, such as --steps 1,3,5,8,12,20, it prints and draws the accuracy at each, on the
 same episodes, and its difference to the run's own. --choose makes the best one the run's own, for
-later commands: DIR/chosen.json says so, and deleting that file undoes it.
+later commands: DIR/chosen.json says so, and deleting that file undoes it. The optimum of a run that
+was trained with T steps takes numbers that are estimated on its training and validation classes.
 
 A step size that was learned for one image a class is too large for several: there a smaller one
 with more steps is more accurate.
 
 Example:
 
-  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20 --choose
+  bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20,optimum --choose
 
   bilevel-eval runs/omniglot --split test --episodes 600
 
@@ -79,7 +85,10 @@ def evaluate(
     shifts: Shifts = 0,
     steps: Annotated[
         str | None,
-        typer.Option(metavar="T[,T…]", help="Inner steps; several give the accuracy at each."),
+        typer.Option(
+            metavar="T[,T…]|optimum",
+            help="Inner steps, or the optimum; several give the accuracy at each.",
+        ),
     ] = None,
     lr: Annotated[
         str | None,
@@ -119,7 +128,7 @@ def evaluate(
         overlap=overlap,
         norm=norm,
         shifts=shifts,
-        steps=() if steps is None else _numbers(steps),
+        steps=() if steps is None else steps_of(steps),
         lr=() if lr is None else _sizes(lr),
         choose=choose,
         plot=plot,
@@ -130,19 +139,9 @@ def evaluate(
     )
     report = evaluate_run(folder, request)
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(report.as_json()))
     else:
         _print(report)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the T of `--steps`, each once, in order."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and len(word) < 10 for word in words):
-        raise InputError(
-            f"--steps {text}: expected whole numbers ≥ 0 with commas between, such as 1,3,5,8"
-        )
-    return tuple(sorted({int(word) for word in words}))
 
 
 def _sizes(text: str) -> tuple[float, ...]:
@@ -158,70 +157,72 @@ def _sizes(text: str) -> tuple[float, ...]:
     return tuple(sorted(sizes))
 
 
-def _print(report: dict[str, Any]) -> None:
-    steps, trained = report["steps"], report["trained_steps"]
-    other_head = "heads at their optimum" if trained is None else trained
-    note = "" if steps == trained else f" (trained with {other_head})"
-    lr, learned = report["lr"], report["trained_lr"]
-    note += "" if lr == learned else f", η = {lr:.3g} ({learned:.3g} after training)"
-    norm, trained_norm = report["norm"], report["trained_norm"]
-    other = "" if norm == trained_norm else f" (trained with {trained_norm})"
-    other += f", features over shifts of {report['shifts']} px" * bool(report["shifts"])
-    other += ", queries may be support images" * report["overlap"]
-    other += ", trained where they may" * report["trained_overlap"]
+def _print(report: EvaluationReport) -> None:
+    own, trained = report.inner, report.trained_inner
+    other_head: object = "heads at their optimum"
+    if trained.steps is not None:
+        other_head = f"T = {trained.steps}" if own.steps is None else trained.steps
+    note = "" if own.steps == trained.steps else f" (trained with {other_head})"
+    note += "" if own.lr == trained.lr else f", η = {own.lr:.3g} ({trained.lr:.3g} after training)"
+    other = "" if report.norm == report.trained_norm else f" (trained with {report.trained_norm})"
+    other += f", features over shifts of {report.shifts} px" * bool(report.shifts)
+    other += ", queries may be support images" * report.overlap
+    other += ", trained where they may" * report.trained_overlap
     print(
-        f"{report['way']}-way {report['shot']}-shot, {report['episodes']} episodes of "
-        f"{report['split']}, {report['head']}{note}, {norm} normalisation{other}; "
-        f"{Path(report['checkpoint']).name} of hyper-iteration {report['checkpoint_step']}"
+        f"{report.way}-way {report.shot}-shot, {report.score.episodes} episodes of "
+        f"{report.split}, {report.head}{note}, {report.norm} normalisation{other}; "
+        f"{Path(report.checkpoint).name} of hyper-iteration {report.checkpoint_step}"
     )
-    classes = "upright and rotated classes" if "upright" in report else "accuracy"
-    rows = {classes: report}
-    if "upright" in report:
-        rows["upright classes alone"] = report["upright"]
-    for name, row in report.get("baselines", {}).items():
-        rows[f"baseline: {name}"] = row
-    for name, row in rows.items():
-        few = "" if row is report or "episodes" not in row else f" ({row['episodes']} episodes)"
-        print(f"  {name:38} {_percent(row, 6)}{few}")
-    print(f"  {'error of calibration':38} {100 * report['calibration_error']:6.2f} %")
-    if "curve" in report:
+    classes = "accuracy" if report.upright is None else "upright and rotated classes"
+    rows = {classes: report.score}
+    if report.upright is not None:
+        rows["upright classes alone"] = report.upright
+    for name, found in (report.baselines or {}).items():
+        rows[f"baseline: {name}"] = found
+    for name, found in rows.items():
+        fewer = found.episodes != report.score.episodes
+        few = f" ({found.episodes} episodes)" if fewer else ""
+        print(f"  {name:38} {_percent(found, 6)}{few}")
+    if report.calibration_error is not None:
+        print(f"  {'error of calibration':38} {100 * report.calibration_error:6.2f} %")
+    if report.curve:
         _print_curve(report)
+    if report.picture is not None:
+        print(f"\nwrote {report.picture}")
+    if report.chosen is not None:
+        print(f"{report.chosen} is the run's own now: chosen.json keeps it")
 
 
-def _print_curve(report: dict[str, Any]) -> None:
+def _print_curve(report: EvaluationReport) -> None:
     from bilevel_apps.evaluate.curve import best_of
-    from bilevel_meta.methods.hyper_representation import InnerLoop
 
-    own = InnerLoop(report["steps"], report["lr"])
-    best = best_of(report["curve"], own)
-    several = len({row["lr"] for row in report["curve"]}) > 1
+    own = report.inner
+    best = best_of(report.curve, own)
+    several = len({point.inner.lr for point in report.curve}) > 1
     name = "the optimum" if own.steps is None else f"T = {own.steps}"
     name += f", η = {own.lr:.3g}" if several else ""
     head = f"{'η':>8}  " if several else ""
-    print(f"\n  {head}{'T':>5}  {'accuracy':>16}  {f'difference to {name}':>22}")
-    for row in report["curve"]:
-        at = (f"{row['lr']:8.3g}  " if several else "") + f"{_steps_of(row):>5}"
-        if row["accuracy"] is None:
+    upright = report.upright is not None
+    alone = f"  {'upright alone':>16}" if upright else ""
+    print(f"\n  {head}{'T':>5}  {'accuracy':>16}{alone}  {f'difference to {name}':>22}")
+    for point in report.curve:
+        steps, lr = point.inner
+        at = (f"{lr:8.3g}  " if several else "") + f"{'∞' if steps is None else steps:>5}"
+        if point.score is None or point.difference is None:
             print(f"  {at}  {'diverges':>16}")
             continue
-        same = (row["steps"], row["lr"]) == own
-        paired = "" if same else _percent(row["difference"], 6, "+")
-        mark = "  best" if row is best else ""
-        print(f"  {at}  {_percent(row, 6):>16}  {paired:>22}{mark}".rstrip())
-    if "picture" in report:
-        print(f"\nwrote {report['picture']}")
-    if "chosen" in report:
-        from bilevel_apps.runs.chosen_inner import ChosenInner
-
-        print(f"{ChosenInner(**report['chosen'])} is the run's own now: chosen.json keeps it")
+        paired = "" if point.inner == own else _percent(point.difference, 6, "+")
+        mark = "  best" if point is best else ""
+        alone = f"  {_upright(point):>16}" if upright else ""
+        print(f"  {at}  {_percent(point.score, 6):>16}{alone}  {paired:>22}{mark}".rstrip())
 
 
-def _steps_of(row: dict[str, Any]) -> str:
-    return "∞" if row["steps"] is None else str(row["steps"])
+def _upright(point: CurvePoint) -> str:
+    return "diverges" if point.upright is None else _percent(point.upright, 6)
 
 
-def _percent(row: dict[str, Any], width: int, sign: str = "") -> str:
-    return f"{100 * row['accuracy']:{sign}{width}.2f} ± {100 * row['ci95']:.2f} %"
+def _percent(found: Score, width: int, sign: str = "") -> str:
+    return f"{100 * found.accuracy:{sign}{width}.2f} ± {100 * found.ci95:.2f} %"
 
 
 def main() -> None:

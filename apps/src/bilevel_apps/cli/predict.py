@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bilevel_apps.cli.common import Debug, Device, Shifts, Trained, make_app, run_app
+from bilevel_apps.cli.common import (
+    Debug,
+    Device,
+    Shifts,
+    Steps,
+    Trained,
+    make_app,
+    run_app,
+    steps_of,
+)
+from bilevel_apps.errors import InputError
 
 if TYPE_CHECKING:
     from bilevel_apps.predict.predict import Prediction
@@ -16,7 +27,8 @@ if TYPE_CHECKING:
 HELP = """Label pictures of your own, from a few labelled ones.
 
 FOLDER holds a directory a class, each with one or more pictures (PNG, JPEG, BMP, GIF, WebP; any
-size). A head is trained on them with the run's T inner steps and step size, and labels the queries.
+size). A head is trained on them as the run's were, or as --steps and --lr say, and labels the
+queries.
 Pictures are prepared as the run's data set was: cropped to a square or not, its size, grey or
 colour; dark ink on white paper where the run learned from drawings.
 
@@ -59,6 +71,10 @@ def predict(
         ),
     ] = "auto",
     shifts: Shifts = 0,
+    steps: Steps = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="η", help="Inner step size; else the run's own.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=10, help="Labels shown of each query.")] = 3,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with all probabilities.")
@@ -68,6 +84,8 @@ def predict(
 ) -> None:
     """Read the pictures, label them, print."""
     del debug
+    if lr is not None and not 0 < lr < math.inf:
+        raise InputError(f"--lr {lr:g}: expected a number > 0, such as 0.1")
     from bilevel_apps.predict.predict import PredictRequest, as_document, predict_pictures
 
     request = PredictRequest(
@@ -78,6 +96,8 @@ def predict(
         top=top,
         ink=ink,
         shifts=shifts,
+        steps=() if steps is None else steps_of(steps),
+        lr=lr,
         device=device,
     )
     prediction = predict_pictures(trained, request)
@@ -92,7 +112,7 @@ def predict(
 def _print(prediction: Prediction, top: int) -> None:
     run, count = prediction.run, len(prediction.support_images)
     print(
-        f"{len(prediction.labels)} classes from {count} pictures, {run.inner}, "
+        f"{len(prediction.labels)} classes from {count} pictures, {prediction.inner}, "
         f"{run.config.model.norm} normalisation"
         + f", features over shifts of {run.shifts} px"
         * bool(run.shifts)

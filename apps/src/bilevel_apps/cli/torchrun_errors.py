@@ -14,13 +14,13 @@ from typing import Any, TextIO
 
 from bilevel_apps.system.processes import Processes
 
-__all__ = ["one_voice"]
+__all__ = ["single_error_line"]
 
 PATIENCE = 20.0  # seconds for the others to come to a refusal: they are importing the same modules
 
 
 @contextmanager
-def one_voice(processes: Processes, *, debug: bool) -> Iterator[Callable[[str, int], None]]:
+def single_error_line(processes: Processes, *, debug: bool) -> Iterator[Callable[[str, int], None]]:
     """Silence all processes but the first; yields `report(line, status)` for an error.
 
     The process that fails first reports, whichever it is, because the others only notice that it

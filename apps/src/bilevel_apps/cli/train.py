@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bilevel_apps.cli.common import Debug, make_app, run_app
-from bilevel_apps.cli.torchrun_errors import one_voice
+from bilevel_apps.cli.torchrun_errors import single_error_line
 from bilevel_apps.config import (
     Config,
     describe_keys,
@@ -213,7 +213,7 @@ def main() -> None:
     if processes.size == 1:
         run_app(app)
         return
-    with one_voice(processes, debug="--debug" in sys.argv) as report:
+    with single_error_line(processes, debug="--debug" in sys.argv) as report:
         run_app(app, report)
 
 

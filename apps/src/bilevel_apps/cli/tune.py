@@ -12,6 +12,7 @@ import typer
 
 from bilevel_apps.cli.common import Debug, Json, Threads, make_app, run_app
 from bilevel_apps.errors import InputError
+from bilevel_apps.system.tables import aligned
 from bilevel_apps.tune.engine_names import ENGINES, ONLINE, engine_named
 from bilevel_apps.tune.target import EXAMPLES, load_tuning
 
@@ -126,12 +127,10 @@ def _changed(
 
 def _print(rows: Mapping[str, Mapping[str, float]]) -> None:
     columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    width = max(map(len, rows))
-    print(" " * width, *columns, sep="  ")
+    lines = [["", *columns]]
     for row, figures in rows.items():
-        cells = [f"{figures[c]:.4g}" if c in figures else "" for c in columns]
-        shown = [cell.rjust(len(column)) for cell, column in zip(cells, columns, strict=True)]
-        print(row.ljust(width), *shown, sep="  ")
+        lines.append([row, *(f"{figures[c]:.4g}" if c in figures else "" for c in columns)])
+    print(*aligned(lines, right=True), sep="\n")
 
 
 def main() -> None:

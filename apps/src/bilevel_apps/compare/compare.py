@@ -69,7 +69,7 @@ def _sorted(runs: Sequence[TrackedRun], key: str | None) -> list[TrackedRun]:
     if key == USUAL_SORT:  # nothing was validated yet, and nobody asked
         return list(runs)
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-    raise InputError(f"--sort {key}: no run has it: try {', '.join(close) or 'val/accuracy'}")
+    raise InputError(f"`sort`={key}: no run has it: try {', '.join(close) or 'val/accuracy'}")
 
 
 def _sortable(value: str | None) -> tuple[int, float, str]:

@@ -37,7 +37,7 @@ def find_uri(given: str | None) -> str:
         uri = next((place for place in places if _is_there(place)), places[0])
     if not _is_there(uri):
         raise InputError(
-            f"{database_file(uri)}: no database of MLflow: train a run first, or give --uri"
+            f"{database_file(uri)}: no database of MLflow: train a run first, or give `uri`"
         )
     return uri
 
@@ -50,13 +50,13 @@ def client_of(uri: str) -> MlflowClient:
     """
     path = database_file(uri)
     if path is not None and not _is_mlflows(path):
-        raise InputError(f"{path}: a database, but not one of MLflow: give another --uri")
+        raise InputError(f"{path}: a database, but not one of MLflow: give another `uri`")
     try:
         client = mlflow_client(uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # of any kind, from a database or from a server
         reason = one_line(f"{uri}: MLflow cannot read it", error)
-        raise InputError(f"{reason}: give another --uri") from None
+        raise InputError(f"{reason}: give another `uri`") from None
     return client
 
 
@@ -84,4 +84,4 @@ def _is_mlflows(path: Path) -> bool:
             found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             return {name for (name,) in found} >= TABLES
     except sqlite3.Error as error:
-        raise InputError(f"{path}: cannot be read ({error}): give another --uri") from None
+        raise InputError(f"{path}: cannot be read ({error}): give another `uri`") from None

@@ -9,6 +9,8 @@ from enum import StrEnum
 from io import StringIO
 from typing import final
 
+from bilevel_apps.system.tables import aligned, markdown
+
 __all__ = ["Cell", "Format", "Table", "number"]
 
 BLANK = "–"
@@ -80,12 +82,11 @@ class Table:
         """Return aligned columns."""
         rows = self._shown()
         forms = [rows, [list(column) for column in zip(*rows, strict=True)]]
-        return min(map(_aligned, forms if self.turns else forms[:1]), key=_width)
+        made = ["\n".join(aligned(form)) for form in (forms if self.turns else forms[:1])]
+        return min(made, key=_width)
 
     def _markdown(self) -> str:
-        heading, *rows = [[cell.replace("|", "\\|") for cell in row] for row in self._shown()]
-        lines = [heading, ["---"] * len(heading), *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown(self._shown())
 
     def _csv(self) -> str:
         """Return numbers at full precision, intervals in columns of their own."""
@@ -100,15 +101,6 @@ class Table:
             values = {key: value for cell in row.values() for key, value in cell.values.items()}
             writer.writerow([values.get(name, "") for name in names])
         return content.getvalue().rstrip("\n")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _width(text: str) -> int:

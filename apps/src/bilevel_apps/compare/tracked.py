@@ -68,7 +68,7 @@ def read_runs(uri: str, experiment: str | None = None) -> list[TrackedRun]:
     chosen = [key for key, name in names.items() if experiment in (None, name)]
     if not chosen:
         raise InputError(
-            f"--experiment {experiment}: no such experiment at {uri}: choose one that it has: "
+            f"`experiment`={experiment}: no such experiment at {uri}: choose one that it has: "
             f"{', '.join(sorted(names.values()))}"
         )
     return [

@@ -84,7 +84,7 @@ def _free_port(port: int) -> int:
             probe.bind((HOST, port))
         except OSError as error:
             raise InputError(
-                f"--port {port}: cannot be used ({error.strerror}): give another one, or 0 for "
+                f"`port`={port}: cannot be used ({error.strerror}): give another one, or 0 for "
                 "any that is free"
             ) from None
         return int(probe.getsockname()[1])

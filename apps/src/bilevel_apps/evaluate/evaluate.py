@@ -8,15 +8,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of, draw_curve, picture_path
+from bilevel_apps.evaluate.curve import best_of, by_steps, curve_of
+from bilevel_apps.evaluate.curve_picture import draw_curve, picture_path
+from bilevel_apps.evaluate.report import (
+    CLASS_MEANS,
+    NEAREST,
+    RAW_PIXELS,
+    REGRESSION,
+    UNTRAINED,
+    EvaluationReport,
+)
 from bilevel_apps.runs.build import make_learner
-from bilevel_apps.runs.chosen_inner import ChosenInner, save_choice
+from bilevel_apps.runs.chosen_inner import ChosenInner, numbers_of, save_choice
 from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
+from bilevel_apps.runs.optimum import know_optimum
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.baselines import nearest_means, regressions
 from bilevel_apps.scoring.feature_table import feature_table
@@ -25,6 +37,7 @@ from bilevel_apps.scoring.score import Score, check_count, nearest_pixel, score,
 from bilevel_apps.system.terminal import progress_bar, warn
 from bilevel_apps.tracking.run import CURVE, tracked_again
 from bilevel_data import EpisodeSampler, Store
+from bilevel_meta.adapt import far_from
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_models import Normalization
@@ -44,8 +57,9 @@ class EvaluationRequest:
         overlap: query images may be support images too, as in the paper's released loader.
         norm: whose statistics normalise; `episode` gives the transductive figure.
         shifts: average each image's features over shifts by so many pixels; 0: over none.
-        steps: T; none takes the run's own; several give the accuracy at each.
-        lr: η; none takes the run's own; several give the accuracy at each.
+        steps: T, or None for the optimum; () takes the run's own; several give the accuracy at
+            each.
+        lr: η; () takes the run's own; several give the accuracy at each.
         choose: make the best of several T and η the run's own.
         plot: a PNG file for the curve over several T or η; None takes one in the run's folder.
     """
@@ -59,7 +73,7 @@ class EvaluationRequest:
     overlap: bool = False
     norm: str | None = None
     shifts: int = 0
-    steps: tuple[int, ...] = ()
+    steps: tuple[int | None, ...] = ()
     lr: tuple[float, ...] = ()
     choose: bool = False
     plot: Path | None = None
@@ -69,8 +83,8 @@ class EvaluationRequest:
     device: str = "auto"
 
 
-def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
-    """Return what `bilevel-eval --json` prints.
+def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
+    """Return what a run comes to on the episodes that are asked for.
 
     Raises:
         InputError: the run, the store or the numbers do not fit together.
@@ -79,14 +93,16 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
     """
     _check(folder, request)
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
+    if None in request.steps:
+        know_optimum(run, request.data)
     store = run.store(request.data)
     run = run.for_store(store)
     if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
         raise InputError(
-            f"--steps, --lr: {run.config.method} has no head whose T and η could be others: leave "
+            f"`steps`, `lr`: {run.config.method} has no head whose T and η could be others: leave "
             "them out, or train with other options"
         )
-    for option, asked in (("--choose", request.choose), ("--track", request.track)):
+    for option, asked in (("`choose`", request.choose), ("`track`", request.track)):
         if asked:
             _check_images(option, request.split, run, store)
     sampler = run.sampler(
@@ -104,9 +120,9 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> dict[str, Any]:
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)
     if request.choose:
-        _choose(folder, run, report)
+        report = replace(report, chosen=_choose(folder, run, report))
     if picture is not None:
-        report["picture"] = str(picture)
+        report = replace(report, picture=str(picture))
         draw_curve(picture, report)
     if request.track:
         _track(folder, report)
@@ -119,11 +135,11 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
         return run
     if norm not in list(Normalization):
         known = ", ".join(Normalization)
-        raise InputError(f"--norm {norm}: no such normalisation: choose one of {known}")
+        raise InputError(f"`norm`={norm}: no such normalisation: choose one of {known}")
     try:
         return replace(run, learner=run.learner.varied(normalization=Normalization(norm)))
     except ValueError as error:
-        raise InputError(f"--norm {norm}: {error}") from None
+        raise InputError(f"`norm`={norm}: {error}") from None
 
 
 def _several(request: EvaluationRequest) -> bool:
@@ -134,37 +150,38 @@ def _check(folder: Path, request: EvaluationRequest) -> None:
     """Refuse options that do not go together, before any work."""
     check_count(request.episodes)
     if request.choose and pretrained_tag(folder) is not None:
-        raise InputError(f"--choose: {folder} is part of the package, and its T is on its card")
+        raise InputError(f"`choose`: {folder} is part of the package, and its T is on its card")
     if request.choose and request.split != "val":
         raise InputError(
-            f"--choose with --split {request.split}: T and η are chosen on the validation classes "
-            "alone, or the test would no longer be one: give --split val"
+            f"`choose` with `split`={request.split}: T and η are chosen on the validation classes "
+            "alone, or the test would no longer be one: give `split`=val"
         )
-    for name, given in (("--choose", request.choose), ("--track", request.track)):
+    for name, given in (("`choose`", request.choose), ("`track`", request.track)):
         if given and request.norm is not None:
             raise InputError(
-                f"{name} with --norm {request.norm}: what is kept of a run is with its own "
+                f"{name} with `norm`={request.norm}: what is kept of a run is with its own "
                 "normalisation: leave one of them out"
             )
         if given and request.shifts:
             raise InputError(
-                f"{name} with --shifts {request.shifts}: what is kept of a run is with "
+                f"{name} with `shifts`={request.shifts}: what is kept of a run is with "
                 "pictures as they are: leave one of them out"
             )
         if given and request.overlap:
             raise InputError(
-                f"{name} with --overlap: accuracies on images that were seen are too high to be "
+                f"{name} with `overlap`: accuracies on images that were seen are too high to be "
                 "kept of a run: leave one of them out"
             )
-    for option, numbers in (("--steps", request.steps), ("--lr", request.lr)):
+    for option, numbers in (("`steps`", request.steps), ("`lr`", request.lr)):
         if request.track and len(numbers) == 1:
+            number = "optimum" if numbers[0] is None else f"{numbers[0]:g}"
             raise InputError(
-                f"--track with {option} {numbers[0]:g}: what is kept of a run is with its own T "
+                f"`track` with {option}={number}: what is kept of a run is with its own T "
                 "and η: leave one of them out, or give several, for the curve"
             )
-    for name, given in (("--choose", request.choose), ("--plot", request.plot is not None)):
+    for name, given in (("`choose`", request.choose), ("`plot`", request.plot is not None)):
         if given and not _several(request):
-            raise InputError(f"{name}: give several T or η to compare, such as --steps 1,3,5,8,12")
+            raise InputError(f"{name}: give several T or η to compare, such as `steps`=1,3,5,8,12")
 
 
 def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> None:
@@ -179,46 +196,41 @@ def _check_images(option: str, split: str, run: TrainedRun, store: Store) -> Non
 
 def _scored(
     run: TrainedRun, store: Store, sampler: EpisodeSampler, request: EvaluationRequest
-) -> dict[str, Any]:
+) -> EvaluationReport:
     spec = sampler.spec
     own = _own(run, request)
     jobs = [(sampler, _loops(own, request))]
     if sampler.rotations and spec.way <= sampler.split.num_classes:
-        jobs.append((replace(sampler, rotations=False), [own]))
+        jobs.append((replace(sampler, rotations=False), jobs[0][1]))
     found = _measured("evaluating", run.learner, jobs, run, request)
-    report: dict[str, Any] = {
-        **_entry(_sound("evaluating", found[0], own)),
-        "calibration_error": found[0].calibration[own].error,
-        "head": str(own),
-        "episodes": request.episodes,
-        "way": spec.way,
-        "shot": spec.shot,
-        "query": spec.query,
-        "overlap": sampler.overlap,
-        "trained_overlap": run.config.train.overlap,
-        **own._asdict(),
-        "norm": str(run.learner.normalization),
-        "shifts": run.shifts,
-        "trained_norm": run.config.model.norm,
-        "split": request.split,
-        "split_sha256": store.manifest.splits[request.split].sha256,
-        "seed": request.seed,
-        "rotations": sampler.rotations,
-        "checkpoint": str(run.path),
-        "checkpoint_step": run.step,
-        "checkpoint_sha256": run.sha256,
-        "trained_steps": run.trained_inner.steps,
-        "trained_lr": run.trained_inner.lr,
-    }
-    if run.features is not None:
-        report["features"] = run.features
-    if _several(request):
-        report["curve"] = curve_of(found[0], own)
-    if len(found) > 1:
-        report["upright"] = _entry(_sound("upright", found[1], own))
-    if request.baselines:
-        report["baselines"] = _baselines(own, sampler, store, run, request)
-    return report
+    if line := far_from(_mean(found[0].surprise), str(run.path), run.step):
+        warn(line)
+    return EvaluationReport(
+        score=_sound("evaluating", found[0], own),
+        calibration_error=found[0].calibration[own].error,
+        head=str(own),
+        way=spec.way,
+        shot=spec.shot,
+        query=spec.query,
+        overlap=sampler.overlap,
+        trained_overlap=run.config.train.overlap,
+        inner=own,
+        norm=str(run.learner.normalization),
+        shifts=run.shifts,
+        trained_norm=run.config.model.norm,
+        split=request.split,
+        split_sha256=store.manifest.splits[request.split].sha256,
+        seed=request.seed,
+        rotations=sampler.rotations,
+        checkpoint=str(run.path),
+        checkpoint_step=run.step,
+        checkpoint_sha256=run.sha256,
+        trained_inner=run.trained_inner,
+        features=run.features,
+        curve=curve_of(found[0], own, *found[1:]) if _several(request) else (),
+        upright=_sound("upright", found[1], own) if len(found) > 1 else None,
+        baselines=_baselines(own, sampler, store, run, request) if request.baselines else None,
+    )
 
 
 def _own(run: TrainedRun, request: EvaluationRequest) -> InnerLoop:
@@ -228,10 +240,10 @@ def _own(run: TrainedRun, request: EvaluationRequest) -> InnerLoop:
         (steps,) = request.steps
     if len(request.lr) == 1:
         (lr,) = request.lr
-    if request.lr and steps is None and not request.steps:
+    if request.lr and steps is None and set(request.steps) <= {None}:
         raise InputError(
-            "--lr: the run's heads are solved to their optimum, which takes no steps: give --steps "
-            "too, or leave it out"
+            "`lr`: heads are solved to their optimum, which takes no steps: give T with "
+            "`steps` too, or leave it out"
         )
     return InnerLoop(steps, lr)
 
@@ -241,7 +253,9 @@ def _loops(own: InnerLoop, request: EvaluationRequest) -> list[InnerLoop]:
     # The own η is the exponential of a float32: nobody writes it to its last digit.
     lrs = [own.lr if math.isclose(lr, own.lr, rel_tol=1e-6) else lr for lr in request.lr]
     asked = itertools.product(request.steps or [own.steps], lrs or [own.lr])
-    return sorted({own, *(InnerLoop(*pair) for pair in asked)}, key=by_steps)
+    # The optimum has no step size: it is one, whatever η others take.
+    loops = (InnerLoop(steps, own.lr if steps is None else lr) for steps, lr in asked)
+    return sorted({own, *loops}, key=by_steps)
 
 
 def _measured(
@@ -291,7 +305,7 @@ def _sound(what: str, found: HeadScores, own: InnerLoop) -> Score:
         RunError: the inner runs diverged.
     """
     if own in found.diverged:
-        raise RunError(f"{what}: {found.diverged[own]}; or evaluate with a smaller --lr")
+        raise RunError(f"{what}: {found.diverged[own]}; or evaluate with a smaller `lr`")
     return score(found.accuracies[own])
 
 
@@ -301,7 +315,7 @@ def _baselines(
     store: Store,
     run: TrainedRun,
     request: EvaluationRequest,
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     """Return the scores, on the same episodes, of what needs no training.
 
     Nearest class mean and logistic regression are on the run's own features, the latter on the
@@ -311,15 +325,17 @@ def _baselines(
     nearest = score_episodes(nearest_pixel, sampler, episodes=request.episodes, device=run.device)
     by_features = _by_features(sampler, run, request)
     if run.features is not None:  # there is no network to be untrained
-        return {"nearest neighbour": _entry(nearest), **by_features}
-    scores = {"raw-pixel nearest neighbour": _entry(nearest), **by_features}
+        return {NEAREST: nearest, **by_features}
+    scores = {RAW_PIXELS: nearest, **by_features}
     fresh = make_learner(run.config, run.image_shape, run.device)
     untrained = fresh.varied(normalization=run.learner.normalization)
     try:
         _calibrate(untrained, store, run)
-        own = InnerLoop(own.steps, inner_of(untrained).lr)
+        unknown = getattr(untrained, "solver", None) is None
+        steps = run.trained_inner.steps if own.steps is None and unknown else own.steps
+        own = InnerLoop(steps, inner_of(untrained).lr)
         (found,) = _measured("untrained", untrained, [(sampler, [own])], run, request)
-        scores["untrained network"] = _entry(_sound("untrained", found, own))
+        scores[UNTRAINED] = _sound("untrained", found, own)
     except RunError as error:  # the run's own score is worth more than this one
         warn(f"no score of the untrained network: {error}")
     return scores
@@ -327,7 +343,7 @@ def _baselines(
 
 def _by_features(
     sampler: EpisodeSampler, run: TrainedRun, request: EvaluationRequest
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     """Return the scores of the baselines that see the run's features."""
     if not isinstance(run.learner, HeadLearner):  # its features change from episode to episode
         return {}
@@ -336,10 +352,7 @@ def _by_features(
     batches = partial(encoded_episodes, run.learner, sampler, device=run.device, table=table)
     means = score(nearest_means(batches(request.episodes), sampler.spec.way))
     regression = score(regressions(batches(few)))
-    return {
-        "nearest class mean": _entry(means),
-        "logistic regression": {**_entry(regression), "episodes": few},
-    }
+    return {CLASS_MEANS: means, REGRESSION: regression}
 
 
 def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
@@ -351,41 +364,51 @@ def _calibrate(untrained: Learner, store: Store, run: TrainedRun) -> None:
     for index in range(CALIBRATION_EPISODES):
         batch = untrained.take(sampler.batch(index, 1))
         with torch.no_grad():
-            untrained.encoder(batch.support, batch.query, training=True)
+            support, _ = untrained.encoder(batch.support, batch.query, training=True)
+        if isinstance(untrained, HyperRepresentation) and untrained.solver is not None:
+            untrained.solver.track(support)
 
 
-def _entry(found: Score) -> dict[str, float]:
-    return {"accuracy": found.accuracy, "ci95": found.ci95}
+def _mean(values: NDArray[np.float64] | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
-def _choose(folder: Path, run: TrainedRun, report: dict[str, Any]) -> None:
+def _choose(folder: Path, run: TrainedRun, report: EvaluationReport) -> ChosenInner:
     """Make the best T and η the run's own."""
-    best = best_of(report["curve"], InnerLoop(report["steps"], report["lr"]))
-    learned = best["lr"] == run.trained_inner.lr
-    chosen = ChosenInner(best["steps"], None if learned else best["lr"])
-    report["chosen"] = chosen._asdict()
+    best = best_of(report.curve, report.inner).inner
+    learned = best.lr == run.trained_inner.lr
+    chosen = ChosenInner(best.steps, None if learned else best.lr)
+    if best.steps is None:
+        needed = None if run.trained_inner.steps is None else run.representation.solver
+        chosen = ChosenInner(optimum=None if needed is None else numbers_of(needed))
     kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
-    save_choice(folder, chosen, {key: report[key] for key in (*kept, "seed", "curve")})
+    basis = report.as_json()
+    save_choice(folder, chosen, {key: basis[key] for key in (*kept, "seed", "curve")})
+    return chosen
 
 
-def _track(folder: Path, report: dict[str, Any]) -> None:
+def _track(folder: Path, report: EvaluationReport) -> None:
     """Log the run's score in MLflow, under the split and the kind of episode, and its curve.
 
     After a choice it is that of the T and η that are the run's own now.
     """
-    task = f"{report['split']}/{report['way']}way-{report['shot']}shot"
-    before = InnerLoop(report["steps"], report["lr"])
-    own = best_of(report["curve"], before) if "chosen" in report else report
-    values = {f"{task}/accuracy": own["accuracy"], f"{task}/ci95": own["ci95"]}
-    if "upright" in report and (own["steps"], own["lr"]) == before:
-        values[f"{task}/upright_accuracy"] = report["upright"]["accuracy"]
+    task = f"{report.split}/{report.way}way-{report.shot}shot"
+    own, now = report.score, report.inner
+    if report.chosen is not None:
+        best = best_of(report.curve, report.inner)
+        own, now = best.score or own, best.inner
+    values = {f"{task}/accuracy": own.accuracy, f"{task}/ci95": own.ci95}
+    if report.upright is not None and now == report.inner:
+        values[f"{task}/upright_accuracy"] = report.upright.accuracy
     with tracked_again(folder) as tracker:
         # Of several values MLflow shows that of the largest step, and of equal steps the latest.
         tracker.metrics(0, values)
-        for row in report.get("curve", []):  # MLflow then charts accuracy against T
-            if row["accuracy"] is not None and row["steps"] is not None:
-                lr = "" if row["lr"] == own["lr"] else f"/lr-{row['lr']:.4g}"
-                scores = {f"{task}/{CURVE}{lr}/{key}": row[key] for key in ("accuracy", "ci95")}
-                tracker.metrics(row["steps"], scores)
-        if "picture" in report:
-            tracker.artifact(Path(report["picture"]), "pictures")
+        for point in report.curve:  # MLflow then charts accuracy against T
+            steps, size = point.inner
+            if point.score is not None and steps is not None:
+                lr = "" if size == now.lr else f"/lr-{size:.4g}"
+                found = {"accuracy": point.score.accuracy, "ci95": point.score.ci95}
+                scores = {f"{task}/{CURVE}{lr}/{key}": value for key, value in found.items()}
+                tracker.metrics(steps, scores)
+        if report.picture is not None:
+            tracker.artifact(Path(report.picture), "pictures")

@@ -18,6 +18,7 @@ from torch import Tensor
 from bilevel_apps.drawing.style import BLUE, CLASS_COLOURS, GREEN, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_core import Engine, Exact, GradientDescent, Problem, Unrolled, hypergradient, minimize
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mpl_toolkits.mplot3d import Axes3D  # type: ignore[import-untyped]
 
 __all__ = ["ITEM"]
+
+TEXT = prose(__file__)
 
 EXAMPLES = {"training": 12, "validation": 40}
 TRUE_W, TRUE_LAM, NOISE = 1.5, 1.0, 0.25
@@ -62,17 +65,9 @@ def run(work: Work) -> Report:
             "hypergradients": len(parts) * (OUTER_STEPS + points) * (1 + len(STEPS)),
             "seconds": sum(part.seconds for part in parts),
         },
-        differs=DIFFERS,
+        differs=TEXT.differs,
         metrics={"distance": max(row["apart, at most"] for row in _rows(parts))},
     )
-
-
-DIFFERS = (
-    "The paper's figure is a cartoon; this one is computed, of a problem that is small enough to "
-    "be drawn whole.",
-    "The right half, f_T beside f, is not in the paper's figure; it shows a step of the proof of "
-    "its Theorem 3.2.",
-)
 
 
 def _seed(seed: int, points: int) -> dict[str, Any]:
@@ -295,12 +290,7 @@ def _label(name: str) -> str:
 ITEM = Item(
     name="figure1",
     title="The bilevel problem: training errors, inner minimisers, outer objective",
-    paper=(
-        "Each blue line is the average training error when w varies in g_{w,λ}, with the inner "
-        "minimiser as a blue dot. The validation error at each minimiser gives the black curve, "
-        "the outer objective f(λ), whose minimiser is a red dot (Figure 1). Where f_T converges "
-        "to f uniformly, so do its minimisers (Theorem A.1)."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 3, Scale.FULL: 10},
     run=run,
 )

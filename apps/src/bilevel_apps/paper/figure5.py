@@ -16,6 +16,7 @@ from bilevel_apps.embed.pairs import Pair, extreme_pairs, pairs_figure
 from bilevel_apps.embed.samples import Embedded, balanced, embed_episode, embed_images
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_apps.paper.trained.cells import data_name, held_out
 from bilevel_apps.runs.load import TrainedRun, load_run
 from bilevel_apps.system.hardware import own_threads
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ITEM"]
+
+TEXT = prose(__file__)
 
 OMNIGLOT, MINI = "omniglot", "mini-imagenet"
 WEIGHTS = {
@@ -82,17 +85,9 @@ def run(work: Work) -> Report:
             "seeds": work.seeds,
         },
         cost={"episodes": 2 * len(parts), "seconds": sum(part.seconds for part in parts)},
-        differs=DIFFERS,
+        differs=TEXT.differs,
         metrics={"near": fmean(part.result["near"] for part in parts)},
     )
-
-
-DIFFERS = (
-    "The paper shows one pair of each kind, of mini-ImageNet in RN; here there are five of each, "
-    "of the weights and the data that the settings name.",
-    "What the paper says of its pictures, that similar things are near, is counted here: how often "
-    "the nearest image is one of the same class, and how far the classes are apart.",
-)
 
 
 def _pairs(
@@ -191,12 +186,7 @@ def _shown(chosen: Path) -> str:
 ITEM = Item(
     name="figure5",
     title="What the representation maps near and far",
-    paper=(
-        "Of an episode of meta-training and one of meta-test, the pair of images x, x′ that "
-        "minimises ‖h(x) - h(x′)‖ and the pair that maximises it, with bars of some components of "
-        "h(x) and h(x′) (Figure 5): images of similar classes, two breeds of dogs, are mapped near "
-        "each other, and others far apart."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 3, Scale.FULL: 10},
     run=run,
     data=(OMNIGLOT, MINI),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from sklearn.utils.multiclass import check_classification_targets  # type: ignor
 from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
 from torch import Tensor
 
+from bilevel_apps.predict.head import with_head
 from bilevel_apps.runs.load import load_trained
 from bilevel_apps.system.hardware import own_threads
-from bilevel_meta.adapt import FewShotLearner, far_from, learner_of
+from bilevel_meta.adapt import far_from
 
 __all__ = ["FewShotClassifier"]
 
@@ -41,8 +41,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         run: the folder of a run, a checkpoint, or `pretrained:TAG`.
         device: `auto`, `cpu` or `cuda`.
-        steps: T, inner steps of a fit; None takes the run's. A step size that was learned for one
-            image a class overshoots with several: then small steps and many are better.
+        steps: T, inner steps of a fit, or "optimum"; None takes the run's. A step size that was
+            learned for one image a class overshoots with several. The optimum of a run that was
+            trained with T steps is estimated on its own store, which has to be where it was.
         step_size: η of these steps; None takes the run's.
         shifts: average each image's features over shifts by so many pixels, in nine times the time;
             0 takes the image as it is.
@@ -60,7 +61,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         run: str | Path,
         device: str = "auto",
-        steps: int | None = None,
+        steps: int | Literal["optimum"] | None = None,
         step_size: float | None = None,
         shifts: int = 0,
     ) -> None:
@@ -82,11 +83,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 step size that cannot be, or no usable run.
             bilevel_models.heads.HeadDivergenceError: the training diverges.
         """
-        steps, step_size = _steps(self.steps), _step_size(self.step_size)
+        steps, step_size = _head_steps(self.steps), _step_size(self.step_size)
         shifts = _steps(self.shifts, "shifts") or 0
         with own_threads():
             trained = load_trained(Path(self.run), self.device).over_shifts(shifts)
             trained.require_pictures("FewShotClassifier")
+            learner = with_head(trained, steps=steps, step_size=step_size)
         self.image_shape_ = trained.image_shape
         rows, y = validate_data(self, self._flat(X), y)
         check_classification_targets(y)
@@ -102,22 +104,6 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         images = self._images(rows).to(trained.device)
         targets = torch.as_tensor(labels, device=trained.device)
-        learner = learner_of(trained.learner)
-        if isinstance(learner, FewShotLearner):
-            learner = replace(
-                learner,
-                steps=learner.steps if steps is None else steps,
-                step_size=learner.step_size if step_size is None else step_size,
-            )
-            if step_size is not None and learner.steps is None:
-                raise ValueError(
-                    f"step_size={self.step_size!r}: the run's heads are solved to their optimum, "
-                    "which takes no steps: give steps too, or leave it out"
-                )
-        elif (steps, step_size) != (None, None):
-            raise ValueError(
-                f"steps, step_size: {trained.config.method} has no head of T steps: leave them None"
-            )
         self.head_ = learner.adapt(images, targets, len(self.classes_))
         if (line := far_from(self.head_.surprise, str(trained.path), trained.step)) is not None:
             warnings.warn(line, UserWarning, stacklevel=2)
@@ -177,6 +163,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         pixels = rows.astype(np.float32).reshape(-1, height, width, channels)
         return torch.from_numpy(pixels).div_(limit).movedim(-1, -3)
+
+
+def _head_steps(given: Any) -> tuple[int | None, ...]:
+    """Return T, None for the optimum, or nothing for the run's own."""
+    if isinstance(given, str) and given == "optimum":
+        return (None,)
+    steps = _steps(given)
+    return () if steps is None else (steps,)
 
 
 def _steps(given: Any, name: str = "steps") -> int | None:

@@ -131,16 +131,17 @@ def _newton_step(
     """Return d with (ρ I + C (diag(p) - p pᵀ) K) d = right, and K d."""
     x = seen = torch.zeros_like(right)
     r, d, kd = right, right, gram @ right
-    length = (r * kd).sum()
-    tiny = torch.finfo(right.dtype).tiny
+    first = length = (r * kd).sum()
+    tiny, solved = torch.finfo(right.dtype).tiny, torch.finfo(right.dtype).eps ** 2
     for _ in range(CG_STEPS):
+        going = (length > solved * first).to(right)  # after that there is but rounding
         scaled = p * kd
         product = rho * d + c * (scaled - p * scaled.sum(dim=-1, keepdim=True))
-        size = length / ((product * kd).sum() + tiny)
+        size = going * length / (product * kd).sum().clamp(min=tiny)
         x, seen, r = x + size * d, seen + size * kd, r - size * product
         kr = gram @ r
         after = (r * kr).sum()
-        ahead = after / (length + tiny)
+        ahead = going * after / length.clamp(min=tiny)
         d, kd, length = r + ahead * d, kr + ahead * kd, after
     return x, seen
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bilevel_apps.errors import InputError, RunError
+from bilevel_apps.predict.head import inner_used, with_head
 from bilevel_apps.predict.picture import MOST_QUERIES, draw_prediction
 from bilevel_apps.predict.preparation import (
     Pixels,
@@ -29,7 +30,8 @@ from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing
 from bilevel_data.duplicates import image_keys, same_images, same_names
 from bilevel_data.files.picture_folders import some
-from bilevel_meta.adapt import far_from, learner_of
+from bilevel_meta.adapt import FewShotLearner, OtherLearner, far_from
+from bilevel_meta.methods.hyper_representation import InnerLoop
 from bilevel_models import as_images
 
 __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
@@ -38,7 +40,12 @@ __all__ = ["PredictRequest", "Prediction", "as_document", "predict_pictures"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """What to learn from, what to label, in which ink they are, and where to draw it."""
+    """What to learn from, what to label, in which ink they are, and where to draw it.
+
+    Attributes:
+        steps: T of the head, or None for its optimum; () takes the run's own.
+        lr: η of the head; None takes the run's own.
+    """
 
     support: Path
     query: Path
@@ -47,6 +54,8 @@ class PredictRequest:
     top: int = 3
     ink: str = "auto"
     shifts: int = 0
+    steps: tuple[int | None, ...] = ()
+    lr: float | None = None
     device: str = "auto"
 
 
@@ -57,6 +66,7 @@ class Prediction:
 
     Attributes:
         run: what labelled them.
+        inner: T and η of the head.
         preparation: how pictures became images.
         support: the pictures of each class.
         query: the pictures that were labelled.
@@ -67,6 +77,7 @@ class Prediction:
     """
 
     run: TrainedRun
+    inner: InnerLoop
     preparation: Preprocessing
     support: Mapping[str, tuple[Path, ...]]
     query: tuple[Path, ...]
@@ -101,6 +112,7 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     (support, beside), (query, stray) = support_files(request.support), query_files(request.query)
     _check_picture(request.picture, support, query)
     run = load_trained(trained, request.device).over_shifts(request.shifts)
+    learner = with_head(run, steps=request.steps, step_size=request.lr, data=request.data)
     known = preparation_of(run, request.data)
     labelled = fitted([file for files in support.values() for file in files], known)
     preparation, ink, said = settled_ink(request.ink, known, labelled)
@@ -116,12 +128,13 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
         )
     prediction = Prediction(
         run=run,
+        inner=inner_used(run, learner),
         preparation=preparation,
         support=support,
         query=query,
         support_images=support_images,
         query_images=query_images,
-        probabilities=_probabilities(run, support, support_images, query_images),
+        probabilities=_probabilities(run, learner, support, support_images, query_images),
     )
     if request.picture is None:
         return prediction
@@ -134,8 +147,8 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
     return {
         "checkpoint": str(run.path),
         "checkpoint_sha256": run.sha256,
-        "steps": run.inner.steps,
-        "head": str(run.inner),
+        "steps": prediction.inner.steps,
+        "head": str(prediction.inner),
         "norm": run.config.model.norm,
         "shifts": run.shifts,
         "inverted": prediction.preparation.inverted,
@@ -152,12 +165,16 @@ def as_document(prediction: Prediction) -> dict[str, Any]:
 
 
 def _probabilities(
-    run: TrainedRun, support: Mapping[str, tuple[Path, ...]], images: Pixels, queries: Pixels
+    run: TrainedRun,
+    learner: FewShotLearner | OtherLearner,
+    support: Mapping[str, tuple[Path, ...]],
+    images: Pixels,
+    queries: Pixels,
 ) -> NDArray[np.float64]:
     counts = torch.tensor([len(files) for files in support.values()])
     labels = torch.arange(len(support)).repeat_interleave(counts).to(run.device)
     try:
-        head = learner_of(run.learner).adapt(as_images(images, run.device), labels, len(support))
+        head = learner.adapt(as_images(images, run.device), labels, len(support))
     except ArithmeticError as error:
         raise RunError(f"{run.path}: no head for these pictures: {error}") from error
     except ValueError as error:  # such as another number of classes than the method was made for
@@ -194,14 +211,14 @@ def _check_picture(
     if path is None:
         return
     if path.suffix.lower() != ".png":
-        raise InputError(f"--picture {path}: expected a name that ends in .png")
+        raise InputError(f"`picture`={path}: expected a name that ends in .png")
     try:
         ours = {file.resolve() for files in (*support.values(), query) for file in files}
         taken = any(p.is_dir() or p.resolve() in ours for p in page_files(path, len(query)))
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"--picture {path}: cannot write here ({error.strerror})") from None
+        raise InputError(f"`picture`={path}: cannot write here ({error.strerror})") from None
     if taken:
-        raise InputError(f"--picture {path}: is a folder or one of the pictures: choose another")
+        raise InputError(f"`picture`={path}: is a folder or one of the pictures: choose another")
     check_writable(path.parent)
 
 

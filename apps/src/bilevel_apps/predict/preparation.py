@@ -63,13 +63,13 @@ def _of_store(run: TrainedRun, data: Path | None) -> Preprocessing:
     except DataError as error:
         raise InputError(
             f"{error}; the checkpoint does not say how its images were made: name a store made as "
-            "its own with --data"
+            "its own with `data`"
         ) from None
     shapes = {info.image_shape for info in store.manifest.splits.values()}
     if run.image_shape not in shapes:
         raise InputError(
             f"{store.path}: images of (height, width, channels) {min(shapes)}, but the run was "
-            f"trained on {run.image_shape}: give a store made the same way with --data"
+            f"trained on {run.image_shape}: give a store made the same way with `data`"
         )
     return store.manifest.preprocessing
 
@@ -89,14 +89,14 @@ def settled_ink(
         InputError: another choice, or the run's images have no ink that is known.
     """
     if choice not in INK_CHOICES:
-        raise InputError(f"--ink {choice}: expected one of {', '.join(INK_CHOICES)}")
+        raise InputError(f"`ink`={choice}: expected one of {', '.join(INK_CHOICES)}")
     if choice in ("keep", "invert"):
         return replace(preparation, ink=None, inverted=choice == "invert"), None, ""
     if preparation.ink is None:
         if choice != "auto":
             raise InputError(
-                f"--ink {choice}: the run's images have no ink that is known: give --ink keep or "
-                "--ink invert"
+                f"`ink`={choice}: the run's images have no ink that is known: give `ink`=keep or "
+                "`ink`=invert"
             )
         return preparation, None, ""
     if choice != "auto":

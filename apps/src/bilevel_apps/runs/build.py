@@ -53,7 +53,7 @@ def store_of(path: str | Path | None) -> Store:
     """
     if path is None:
         raise InputError(
-            "no data: give --data FILE.h5, made by `bilevel-data prepare NAME --out FILE.h5`"
+            "no data: give `data`=FILE.h5, made by `bilevel-data prepare NAME --out FILE.h5`"
         )
     return open_store(path)
 
@@ -74,7 +74,7 @@ def episode_sampler(
         store: where the images are.
         split: which of them.
         spec: way, shot and query.
-        keys: what a user would change if they do not fit, such as `--way, --shot or --query`.
+        keys: what a user would change if they do not fit, such as `way`, `shot` or `query`.
         seed: which episodes.
         rotations: whether rotated copies count as classes.
         overlap: whether query images may be support images too.

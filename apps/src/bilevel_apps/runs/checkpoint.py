@@ -22,7 +22,7 @@ from torch import Tensor
 from bilevel_apps.config import short
 from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
-from bilevel_data.files.atomic import publish, temporary
+from bilevel_data.files.atomic import commit, temporary
 from bilevel_data.files.limits import MAX_CHECKPOINT_BYTES
 from bilevel_data.files.regular_file import read_plain
 
@@ -68,7 +68,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     try:
         with temporary(path) as scratch:
             scratch.write_bytes(content)
-            publish(scratch, path)
+            commit(scratch, path)
     except (OSError, DataError) as error:
         raise RunError(f"{path}: cannot write the checkpoint ({error})") from error
 

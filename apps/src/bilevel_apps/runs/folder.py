@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from bilevel_apps.config import Config, dump_config, flatten, load_config, parse_config
 from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError, RunError
-from bilevel_apps.system.files import disk_failed, read_json, write_text
+from bilevel_apps.system.files import disk_failed, is_file, is_there, read_json, write_text
 from bilevel_apps.system.moved import moved
 
 __all__ = ["RunFolder", "moved_data"]
@@ -55,10 +55,7 @@ class RunFolder:
 
     def began(self) -> bool:
         """Say whether the folder holds a run."""
-        try:
-            return self.config.exists()
-        except OSError:  # such as a name that is too long: `exclusive` says so
-            return False
+        return is_there(self.config)
 
     def trained(self) -> bool:
         """Say whether the folder holds a checkpoint, so that beginning anew would lose work."""
@@ -75,7 +72,7 @@ class RunFolder:
         """
         if not self.began():
             raise InputError(
-                f"{self.path}: no run here (no config.yaml): expected the --out folder of "
+                f"{self.path}: no run here (no config.yaml): expected the `out` folder of "
                 "bilevel-train"
             )
         return parse_config(load_config(self.config), str(self.config))
@@ -108,7 +105,7 @@ class RunFolder:
                 raise InputError(
                     f"{self.path}: the run has {key}={_yaml(kept[key])}, but {key}={_yaml(value)} "
                     "was given, or is the preset's: resume with the same settings, or choose "
-                    "another --out"
+                    "another `out`"
                 )
         return saved.model_copy(update=free)
 
@@ -127,7 +124,7 @@ class RunFolder:
         if not ours:
             raise InputError(
                 f"{self.config}: there already, not as a run writes it, and would be overwritten: "
-                "choose another --out, or move it away"
+                "choose another `out`, or move it away"
             )
 
     def save_config(self, config: Config) -> None:
@@ -164,8 +161,8 @@ class RunFolder:
         except OSError as error:
             reason = f"{self.path}: cannot write to this folder ({error.strerror})"
             if disk_failed(error):
-                raise RunError(f"{reason}: make room, then --resume") from None
-            raise InputError(f"{reason}: choose another --out") from None
+                raise RunError(f"{reason}: make room, then `resume`") from None
+            raise InputError(f"{reason}: choose another `out`") from None
         try:
             # A killed process may have left a half-written file under a temporary name.
             for leftover in self.path.glob(".*.tmp"):
@@ -189,16 +186,9 @@ def moved_data(
     if recorded is None:
         return None
     path = Path(recorded)
-    if _is_file(path):
+    if is_file(path):
         return path
-    return moved(path, near.resolve(), lambda other: _is_file(other) and fits(other))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
+    return moved(path, near.resolve(), lambda other: is_file(other) and fits(other))
 
 
 def _yaml(value: object) -> str:

@@ -13,7 +13,7 @@ from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors, store_of
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
-from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner
+from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner, solver_of
 from bilevel_apps.runs.folder import RunFolder, moved_data
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
@@ -90,7 +90,7 @@ class TrainedRun:
             return self
         if not isinstance(self.learner, HeadLearner):
             raise InputError(
-                f"--shifts {pixels}: method={self.config.method} moves the whole network: it has "
+                f"`shifts`={pixels}: method={self.config.method} moves the whole network: it has "
                 "no features to average: leave it out"
             )
         return replace(self, learner=over_shifts(self.learner, pixels), shifts=pixels)
@@ -176,15 +176,15 @@ class TrainedRun:
         """
         if path is not None or self.config.data is None:
             return store_of(path)
-        found = moved_data(self.config.data, self.path.parent, self._is_own)
+        found = moved_data(self.config.data, self.path.parent, self.is_own)
         if found is None:
             raise InputError(
-                f"{self.config.data}: the run's store is no longer there: give it with --data "
-                "FILE.h5"
+                f"{self.config.data}: the run's store is no longer there: give it with "
+                "`data`=FILE.h5"
             )
         return store_of(found)
 
-    def _is_own(self, path: Path) -> bool:
+    def is_own(self, path: Path) -> bool:
         """Say whether a file is a store of the images that the run was trained on."""
         try:
             splits = open_store(path).manifest.splits
@@ -236,7 +236,7 @@ class TrainedRun:
             store,
             split,
             spec,
-            keys="--way, --shot, --query or --split",
+            keys="`way`, `shot`, `query` or `split`",
             seed=seed,
             rotations=rotations,
             overlap=overlap,
@@ -284,7 +284,7 @@ def load_run(folder: Path, device: str) -> TrainedRun:
     run.load_config()  # says what is wrong where the folder is no run's
     path = run.best if run.best.exists() else run.last
     if not path.exists():
-        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with --resume")
+        raise InputError(f"{folder}: no checkpoint yet: train it first, or go on with `resume`")
     checkpoint = load_checkpoint(path)
     chosen = chosen_inner(folder, str(checkpoint.file_sha256))
     return run_of(checkpoint, path, device, chosen=chosen)
@@ -328,6 +328,8 @@ def run_of(
         chosen = AS_TRAINED
     if chosen.steps is not None:
         learner.steps = chosen.steps  # type: ignore[assignment]
+    if chosen.optimum is not None and isinstance(learner, HyperRepresentation):
+        learner.steps, learner.solver = None, solver_of(chosen.optimum).to(where)
     if chosen.lr is not None and isinstance(learner, HyperRepresentation):
         learner.set_lr(chosen.lr)
     return TrainedRun(

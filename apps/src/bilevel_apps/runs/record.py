@@ -123,7 +123,7 @@ def read_record(checkpoint: Checkpoint, path: Path) -> RunRecord:
         what = first["msg"][0].lower() + first["msg"][1:]
         raise InputError(
             f"{path}: its record is not that of a training of this version ({key}: {what}, found "
-            f"{short(first['input'])}): begin anew in another --out"
+            f"{short(first['input'])}): begin anew in another `out`"
         ) from None
     _check_weights(checkpoint, found, path)
     return found

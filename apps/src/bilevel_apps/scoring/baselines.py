@@ -45,7 +45,11 @@ def regressions(batches: Iterable[Encoded]) -> NDArray[np.float64]:
 
 
 def regress(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> float:
-    """Return the accuracy of one episode, of features (n, dim) and (m, dim) and their labels."""
+    """Return the accuracy of one episode, of features (n, dim) and (m, dim) and their labels.
+
+    The weights lie in the span of the support features, so it is enough to fit them there: the same
+    optimum, in as many dimensions as there are images.
+    """
     from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
     from sklearn.linear_model import (  # type: ignore[import-untyped]
         LogisticRegression,
@@ -59,8 +63,12 @@ def regress(support: Tensor, labels: Tensor, query: Tensor, truth: Tensor) -> fl
     else:
         chosen |= {"Cs": PENALTIES, "cv": folds, "scoring": "neg_log_loss", "l1_ratios": (0,)}
         model = LogisticRegressionCV(use_legacy_attributes=False, **chosen)
+    known, asked = (x.double().cpu().numpy() for x in (support, query))
+    if known.shape[0] < known.shape[1]:
+        span = np.linalg.qr(known.T).Q
+        known, asked = known @ span, asked @ span
     with warnings.catch_warnings():
         # Where a weak penalty leaves the optimum far away, the answers stand long before it.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(support.cpu().numpy(), labels.cpu().numpy())
-    return float((model.predict(query.cpu().numpy()) == truth.cpu().numpy()).mean())
+        model.fit(known, labels.cpu().numpy())
+    return float((model.predict(asked) == truth.cpu().numpy()).mean())

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bilevel_apps.scoring.score import BATCH_PIXELS, unless_stopped
+from bilevel_apps.scoring.score import BATCH_PIXELS, until_signal
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_data import EpisodeSampler
 from bilevel_data.dataset import Images
@@ -71,7 +71,7 @@ def feature_table(
         device: where to encode, and to keep the features.
         progress: told the share of the images that is done.
         processes: divide the images; the table is that of one process, in all of them.
-        signals: as of `unless_stopped`.
+        signals: as of `until_signal`.
 
     Raises:
         Interrupted: a process has received a signal.
@@ -93,7 +93,7 @@ def feature_table(
     # Parts of nearly equal size, so that none is of one image.
     parts = np.array_split(np.arange(len(wanted)), max(1, len(wanted) // size))
     mine = parts[processes.rank :: processes.size]
-    for done, part in enumerate(unless_stopped(mine, signals, processes), 1):
+    for done, part in enumerate(until_signal(mine, signals, processes), 1):
         pixels = _turned(images, wanted[part])
         features[part[0] : part[-1] + 1] = _encoded(learner, pixels, device)
         progress(done / len(mine))

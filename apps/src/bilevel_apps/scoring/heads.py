@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bilevel_apps.scoring.calibration import Calibration
 from bilevel_apps.scoring.feature_table import FeatureTable, episode_keys
-from bilevel_apps.scoring.score import episodes_at_once, unless_stopped
+from bilevel_apps.scoring.score import episodes_at_once, until_signal
 from bilevel_apps.system.workers import in_threads
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeSampler
@@ -39,11 +39,14 @@ class HeadScores:
         accuracies: of each episode, (episodes,), where the inner runs stayed finite.
         calibration: whether their probabilities are what they say.
         diverged: why there are none, for the others.
+        surprise: how far each episode is from the features of training, (episodes,), as of
+            `HeadSolver.surprise`; None where nothing is known of those.
     """
 
     accuracies: dict[InnerLoop, NDArray[np.float64]] = field(default_factory=dict)
     calibration: dict[InnerLoop, Calibration] = field(default_factory=dict)
     diverged: dict[InnerLoop, str] = field(default_factory=dict)
+    surprise: NDArray[np.float64] | None = None
 
 
 @final
@@ -80,14 +83,16 @@ def head_scores(
         device: where to compute.
         table: the features of the episodes' images; None encodes each batch of episodes, once.
         progress: called with the number done after each batch.
-        signals: as of `unless_stopped`.
+        signals: as of `until_signal`.
 
     Raises:
         Interrupted: there is a signal.
 
     Cost: the backbone's forward pass, once; the heads' sum of all T steps.
     """
+    solver = learner.solver if isinstance(learner, HyperRepresentation) else None
     scores = HeadScores(
+        surprise=None if solver is None else np.zeros(episodes),
         accuracies={loop: np.zeros(episodes) for loop in inner},
         calibration={loop: Calibration() for loop in inner},
     )
@@ -102,8 +107,12 @@ def head_scores(
     parts = _batches(learner, sampler, episodes, device, table)
     own = table is not None and device.type == "cpu"  # else the backbone has all threads
     threads = min(torch.get_num_threads(), len(parts)) if own else 1
-    for batch, found in unless_stopped(in_threads(judged, parts, threads), signals):
+    for batch, found in until_signal(in_threads(judged, parts, threads), signals):
         done = batch.first + len(batch.support)
+        if solver is not None and scores.surprise is not None:
+            targets = heads.one_hot(batch.support_labels, sampler.spec.way, batch.support)
+            far = solver.surprise(batch.support, targets)
+            scores.surprise[batch.first : done] = far.cpu().numpy()
         for loop, logits in found.items():
             if loop in scores.diverged:
                 continue
@@ -128,7 +137,7 @@ def _without_features(
     signals: Sequence[int],
 ) -> None:
     """Write the scores of a learner that moves its whole network, or why there are none."""
-    for first, count in unless_stopped(_parts(episodes, episodes_at_once(sampler)), signals):
+    for first, count in until_signal(_parts(episodes, episodes_at_once(sampler)), signals):
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         try:
             with evaluating(learner):

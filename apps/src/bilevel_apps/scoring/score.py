@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +14,10 @@ from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.system.signals import Interrupted
 from bilevel_data import EpisodeSampler
 from bilevel_meta.episodes import Episodes, to_device
+from bilevel_meta.evaluation import BATCH_PIXELS, Score, episodes_at_once, half_interval
 
 __all__ = [
+    "BATCH_PIXELS",
     "Score",
     "check_count",
     "episode_accuracies",
@@ -27,26 +26,10 @@ __all__ = [
     "nearest_pixel",
     "score",
     "score_episodes",
-    "unless_stopped",
+    "until_signal",
 ]
 
-BATCH_PIXELS = 250_000  # of images encoded at once, 320 of Omniglot: their activations fit a cache
-
 T = TypeVar("T")
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Mean accuracy in [0, 1], half its 95 % interval, and the number of episodes."""
-
-    accuracy: float
-    ci95: float
-    episodes: int
-
-    def __str__(self) -> str:
-        """Return it in per cent, as papers print it."""
-        return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f} %"
 
 
 def score(accuracies: NDArray[np.float64]) -> Score:
@@ -58,15 +41,6 @@ def score(accuracies: NDArray[np.float64]) -> Score:
     check_count(len(accuracies))
     ci95 = half_interval(accuracies.tolist())
     return Score(accuracy=float(accuracies.mean()), ci95=ci95, episodes=len(accuracies))
-
-
-def half_interval(values: Sequence[float], factor: float = 1.96) -> float:
-    """Return factor·std/√n, with std the sample's (n-1): half the 95 % interval of the mean.
-
-    Raises:
-        ValueError: fewer than two values.
-    """
-    return factor * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def check_count(episodes: int) -> None:
@@ -120,7 +94,7 @@ def episode_accuracies(
         device: where to put the images.
         progress: called with the number done after each batch.
         processes: take turns at the batches; the result is that of one process.
-        signals: as of `unless_stopped`.
+        signals: as of `until_signal`.
 
     Raises:
         Interrupted: a process has received a signal.
@@ -129,7 +103,7 @@ def episode_accuracies(
     size = episodes_at_once(sampler)
     results = torch.zeros(episodes, dtype=torch.float64)
     firsts = range(size * processes.rank, episodes, size * processes.size)
-    for first in unless_stopped(firsts, signals, processes):
+    for first in until_signal(firsts, signals, processes):
         count = min(size, episodes - first)
         batch = to_device(sampler.batch(first, count), sampler.spec.way, device)
         results[first : first + count] = classify(batch)
@@ -138,7 +112,7 @@ def episode_accuracies(
     return results.numpy()
 
 
-def unless_stopped(
+def until_signal(
     parts: Iterable[T], signals: Sequence[int], processes: Processes = ALONE
 ) -> Iterator[T]:
     """Yield parts of a work until a signal comes; a collective, after the last of them.
@@ -160,13 +134,6 @@ def unless_stopped(
     processes.add(wishes)
     if wishes.item() > 0:
         raise Interrupted
-
-
-def episodes_at_once(sampler: EpisodeSampler) -> int:
-    """Return how many episodes to encode in one batch."""
-    spec = sampler.spec
-    pixels = spec.way * (spec.shot + spec.query) * math.prod(sampler.split.images.shape[1:])
-    return max(1, BATCH_PIXELS // pixels)
 
 
 def nearest_pixel(episodes: Episodes) -> torch.Tensor:

@@ -62,7 +62,7 @@ def parse_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
     keys = [axis.key for axis in axes]
     for key in keys:
         if keys.count(key) > 1:
-            raise InputError(f"--sweep {key}: given twice: put all its values into one --sweep")
+            raise InputError(f"`axes`={key}: given twice: put all its values into one `axes`")
     return axes
 
 
@@ -76,8 +76,8 @@ def grid(axes: Sequence[Axis]) -> Iterator[Settings]:
     for axis in axes:
         if isinstance(axis.domain, Range):
             raise InputError(
-                f"--sweep {axis.key}: a range has no grid: list its values with commas between, or "
-                "add --sampler random or tpe"
+                f"`axes`={axis.key}: a range has no grid: list its values with commas between, or "
+                "add `sampler`=random or tpe"
             )
         columns.append(axis.domain.values)
     for values in product(*columns):
@@ -86,7 +86,7 @@ def grid(axes: Sequence[Axis]) -> Iterator[Settings]:
 
 def _axis(text: str) -> Axis:
     key, equals, values = text.partition("=")
-    source = f"--sweep {text}"
+    source = f"`axes`={text}"
     if not equals or not key or not values.strip():
         raise InputError(f"{source}: expected KEY=VALUE,VALUE,…, such as inner.steps=3,5,8,12")
     if key not in describe_keys():

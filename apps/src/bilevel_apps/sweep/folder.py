@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from bilevel_apps.errors import InputError
 from bilevel_apps.sweep.axes import Settings
 from bilevel_apps.sweep.table import Child, as_csv, short
-from bilevel_apps.system.files import read_json, write_text
+from bilevel_apps.system.files import is_there, read_json, write_text
 
 __all__ = ["SweepFolder", "child_name"]
 
@@ -41,10 +41,7 @@ class SweepFolder:
 
     def began(self) -> bool:
         """Say whether the folder holds a sweep."""
-        try:
-            return self.file.exists()
-        except OSError:  # such as a name that is too long: `RunFolder.exclusive` says so
-            return False
+        return is_there(self.file)
 
     def save(
         self, plan: Mapping[str, Any], settings: Mapping[str, Any], children: Sequence[Child]
@@ -82,7 +79,7 @@ class SweepFolder:
         """Return what to say of a record that cannot be used."""
         return InputError(
             f"{self.file}: damaged, or not a sweep of this version: restore a copy, or choose "
-            "another --out"
+            "another `out`"
         )
 
 

@@ -20,7 +20,7 @@ from bilevel_apps.sweep.samplers import Proposals, proposals
 from bilevel_apps.sweep.table import Child
 from bilevel_apps.system.hardware import choose_device
 from bilevel_apps.system.processes import ALONE
-from bilevel_apps.training.state import prepare, resolve
+from bilevel_apps.training.prepare import prepare, resolve
 from bilevel_data import Store
 
 __all__ = ["Plan", "check_plan", "child_config", "continued"]
@@ -58,7 +58,7 @@ def child_config(given: Config, settings: Settings) -> Config:
     """
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     common = given.model_dump(mode="json", exclude_unset=True)
-    return parse_config(with_settings(common, words), f"--sweep {' '.join(words)}")
+    return parse_config(with_settings(common, words), f"`axes`={' '.join(words)}")
 
 
 def check_plan(given: Config, plan: Plan, store: Store) -> None:
@@ -105,15 +105,16 @@ def continued(
     saved = parse_config(settings, str(folder.file))
     if plan is not None:
         if (plan.axes, plan.sampler) != (kept.axes, kept.sampler):
+            words = " ".join(f"`axes`={axis}" for axis in kept.axes)
             raise InputError(
-                f"{folder.path}: its sweep is --sweep {' --sweep '.join(kept.axes)} --sampler "
-                f"{kept.sampler}: resume with the same, or choose another --out"
+                f"{folder.path}: its sweep is {words} `sampler`={kept.sampler}: resume with the "
+                "same, or choose another `out`"
             )
         tried = 0 if kept.trials is None else len(children)
         if plan.trials is not None and plan.trials < tried:
             raise InputError(
-                f"{folder.path}: its sweep has tried {tried} settings: give --trials {tried} or "
-                f"more, not {plan.trials}, or choose another --out"
+                f"{folder.path}: its sweep has tried {tried} settings: give `trials`={tried} or "
+                f"more, not {plan.trials}, or choose another `out`"
             )
         kept = replace(kept, trials=plan.trials)
     before, now = saved.flat(), flatten(given.model_dump(mode="json", exclude_unset=True))
@@ -122,7 +123,7 @@ def continued(
         if value != before[key]:
             raise InputError(
                 f"{folder.path}: the sweep has {key}={before[key]}, but {key}={value} was given: "
-                "resume with the same settings, or choose another --out"
+                "resume with the same settings, or choose another `out`"
             )
     merged = saved.model_dump(mode="json", exclude_unset=True) | free
     return parse_config(merged, str(folder.file)), kept, children

@@ -36,13 +36,13 @@ def proposals(axes: Sequence[Axis], sampler: str, trials: int | None, seed: int)
         InputError: numbers that do not fit the sampler, or optuna is not installed.
     """
     if sampler not in SAMPLERS:
-        raise InputError(f"--sampler {sampler}: expected one of {', '.join(SAMPLERS)}")
+        raise InputError(f"`sampler`={sampler}: expected one of {', '.join(SAMPLERS)}")
     if sampler == "grid":
         if trials is not None:
-            raise InputError("--trials: a grid is run whole: add --sampler random or tpe")
+            raise InputError("`trials`: a grid is run whole: add `sampler`=random or tpe")
         return _grid(list(grid(axes)))
     if trials is None:
-        raise InputError(f"--sampler {sampler}: say how many settings to try with --trials N")
+        raise InputError(f"`sampler`={sampler}: say how many settings to try with `trials`=N")
     return _sampled(_Space(axes), sampler, trials, seed)
 
 
@@ -83,8 +83,8 @@ class _Space:
             import optuna  # noqa: F401
         except ImportError:
             raise InputError(
-                "--sampler random and tpe need optuna: install it with pip install -c "
-                "constraints.txt optuna, or leave --sampler out for a grid"
+                "`sampler`=random and tpe need optuna: install it with pip install -c "
+                "constraints.txt optuna, or leave `sampler` out for a grid"
             ) from None
 
     def distributions(self) -> dict[str, BaseDistribution]:

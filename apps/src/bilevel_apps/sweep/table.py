@@ -11,6 +11,7 @@ from typing import Annotated, Any, final
 from pydantic import Field
 
 from bilevel_apps.sweep.axes import Settings
+from bilevel_apps.system.tables import aligned
 
 __all__ = ["Child", "as_csv", "as_lines", "best_first", "short"]
 
@@ -54,11 +55,7 @@ def as_lines(children: Sequence[Child]) -> list[str]:
     for child in ordered:
         values = [short(child.settings[key]) for key in keys]
         rows.append([_result(child), str(child.step or ""), *values, child.name])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return aligned(rows)
 
 
 def as_csv(children: Sequence[Child]) -> str:

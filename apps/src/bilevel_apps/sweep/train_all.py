@@ -54,7 +54,7 @@ def sweep(given: Config, out: Path, plan: Plan | None, *, resume: bool) -> list[
     if folder.began():
         given, plan, children = continued(folder, given, plan)
     if plan is None:
-        raise InputError(f"{out}: holds no sweep to resume: give --sweep KEY=VALUE,…")
+        raise InputError(f"{out}: holds no sweep to resume: give `axes`=KEY=VALUE,…")
     upcoming = plan.proposals(given.seed)
     store = store_of(given.data)
     if not children:
@@ -199,5 +199,5 @@ def _refuse_another(folder: SweepFolder, resume: bool) -> None:
         raise InputError(f"{folder.path}: holds a run of bilevel-train: choose another --out")
     if folder.began() and not resume:
         raise InputError(
-            f"{folder.path}: holds a sweep already: add --resume, or choose another --out"
+            f"{folder.path}: holds a sweep already: add `resume`, or choose another `out`"
         )

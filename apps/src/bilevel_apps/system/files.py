@@ -11,18 +11,33 @@ from typing import Any
 
 from bilevel_apps.errors import InputError, RunError
 from bilevel_data import DataError
-from bilevel_data.files.atomic import publish, temporary
+from bilevel_data.files.atomic import commit, temporary
 from bilevel_data.files.limits import MAX_RECORD_BYTES
 from bilevel_data.files.regular_file import read_plain
 
 __all__ = [
     "check_writable",
     "disk_failed",
+    "is_file",
+    "is_there",
     "read_json",
     "write_files",
     "write_text",
     "write_whole",
 ]
+
+
+def is_there(path: Path) -> bool:
+    """Say whether there is something of a name; of one that is too long, say, there is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # whoever writes there says what is wrong with it
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Say whether there is a file of a name, as `is_there` does."""
+    return is_there(path) and path.is_file()
 
 
 def check_writable(folder: Path) -> None:
@@ -91,7 +106,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with temporary(path) as scratch:
             write(scratch)
-            publish(scratch, path)
+            commit(scratch, path)
     except (OSError, DataError) as error:
         raise RunError(f"{path}: cannot write ({error})") from error
 
@@ -108,4 +123,4 @@ def _write_all(files: list[tuple[Path, bytes]]) -> None:
     with temporary(path) as scratch:
         scratch.write_bytes(content)
         _write_all(others)
-        publish(scratch, path)
+        commit(scratch, path)

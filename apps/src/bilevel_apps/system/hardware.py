@@ -55,10 +55,10 @@ def choose_device(name: str) -> torch.device:
         InputError: another name, or cuda was asked for and is not there.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+        raise InputError(f"`device`={name}: expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "--device cuda: no CUDA device is available here: use --device cpu or auto"
+            "`device`=cuda: no CUDA device is available here: use `device`=cpu or auto"
         )
     use_cuda = name != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")

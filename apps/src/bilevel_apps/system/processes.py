@@ -150,5 +150,5 @@ def _peers() -> Iterator[Any]:
         reason = re.sub(r"^\[\S+\] ", "", str(error)).partition(". ")[0]
         raise RunError(
             f"another process of the run ended or cannot be reached ({reason}): start again, with "
-            "--resume to continue from the last checkpoint"
+            "`resume` to continue from the last checkpoint"
         ) from error

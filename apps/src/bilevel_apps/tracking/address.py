@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
+from bilevel_apps.system.files import is_file
+
 __all__ = [
     "ARTIFACTS",
     "SQLITE",
@@ -50,7 +52,7 @@ def database_file(uri: str) -> Path | None:
         return None
     text = uri.removeprefix(SQLITE)
     found = Path(unquote(text.partition("?")[0]))
-    return Path(text) if _is_file(Path(text)) and not _is_file(found) else found
+    return Path(text) if is_file(Path(text)) and not is_file(found) else found
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def default_uri(run_folder: Path) -> str:
 
 def has_run(database: Path, run_id: str) -> bool:
     """Say whether a file is a database of MLflow that has a run; it is not written to."""
-    if not _is_file(database):
+    if not is_file(database):
         return False
     try:
         with closing(_connected(database, "ro")) as opened:
@@ -115,10 +117,3 @@ def _moved(place: str, here: str) -> str | None:
 
 def _connected(database: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{database.absolute().as_uri()}?mode={mode}", uri=True)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # such as a name that is too long
-        return False

@@ -8,10 +8,10 @@ from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.moved import moved
 from bilevel_apps.tracking.address import database_file, has_run, sqlite_uri
 
-__all__ = ["Record", "record_of"]
+__all__ = ["TrackedPlace", "record_of"]
 
 
-class Record(NamedTuple):
+class TrackedPlace(NamedTuple):
     """The address of the tracker, the run in it, and whether it is known to be there."""
 
     uri: str
@@ -19,7 +19,7 @@ class Record(NamedTuple):
     found: bool
 
 
-def record_of(folder: RunFolder) -> Record | None:
+def record_of(folder: RunFolder) -> TrackedPlace | None:
     """Return where the run of a folder is recorded, None where it was not tracked.
 
     A database that lies near the folder and has the run comes before the one that is written down.
@@ -30,11 +30,11 @@ def record_of(folder: RunFolder) -> Record | None:
     uri, run_id = known["uri"], known["run_id"]
     recorded = database_file(uri)
     if recorded is None:
-        return Record(uri, run_id, found=True)  # a server: it will say
+        return TrackedPlace(uri, run_id, found=True)  # a server: it will say
     here = folder.path.resolve()
     found = moved(recorded, here, lambda path: has_run(path, run_id))
     return (
-        Record(uri, run_id, found=False)
+        TrackedPlace(uri, run_id, found=False)
         if found is None
-        else Record(sqlite_uri(found), run_id, found=True)
+        else TrackedPlace(sqlite_uri(found), run_id, found=True)
     )

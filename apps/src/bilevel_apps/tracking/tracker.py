@@ -23,7 +23,7 @@ from bilevel_apps.tracking.address import (
     take_artifacts,
     without_stray_folders,
 )
-from bilevel_data.files.atomic import publish, temporary
+from bilevel_data.files.atomic import commit, temporary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,7 +247,7 @@ def _make_database(database: Path) -> None:
     if not database.exists():
         with temporary(database) as scratch:
             mlflow_client(sqlite_uri(scratch))
-            publish(scratch, database)
+            commit(scratch, database)
 
 
 def _experiment(client: MlflowClient, target: Target) -> str:

@@ -93,21 +93,21 @@ def use_own_gpu(processes: Processes) -> None:
     if processes.local_size > count:
         raise InputError(
             f"{processes.local_size} processes on a machine with {count} GPUs: start at most "
-            f"{count} there, or give --device cpu"
+            f"{count} there, or give `device`=cpu"
         )
     torch.cuda.set_device(processes.local_rank)
 
 
 def shared_hypergradient(
     learner: Learner, episodes: Episodes, processes: Processes, *, stop: bool
-) -> tuple[OuterStep, bool]:
+) -> OuterStep:
     """Put the gradient of the whole meta-batch into the `grad` of the parameters.
 
     What `shared_gradients` does for a learner that takes one outer step.
     """
     steps = outer_steps(learner, episodes)
-    ((step, stops),) = shared_gradients(steps, learner, episodes, processes, stop=stop)
-    return step, stops
+    (step,) = shared_gradients(steps, learner, episodes, processes, stop=stop)
+    return step
 
 
 def shared_gradients(
@@ -117,7 +117,7 @@ def shared_gradients(
     processes: Processes,
     *,
     stop: bool,
-) -> Iterator[tuple[OuterStep, bool]]:
+) -> Iterator[OuterStep]:
     """Let each gradient that a learner puts into the `grad` be that of the whole meta-batch.
 
     With R processes, each of which has computed g_r and moved the running averages from a to a_r,
@@ -135,7 +135,7 @@ def shared_gradients(
         stop: whether this process was asked to stop.
 
     Yields:
-        Loss and accuracy of the whole meta-batch; and whether any process was asked to stop.
+        Those of the whole meta-batch, which say whether any process was asked to stop.
 
     Raises:
         bilevel_core.DivergenceError: the inner runs of this process diverge.
@@ -144,7 +144,7 @@ def shared_gradients(
     Cost: beside the method's, one all-reduce an outer step of as many numbers as the model has.
     """
     if processes.size == 1:
-        yield from ((step, stop) for step in steps)
+        yield from (replace(step, stop=stop) for step in steps)
         return
     averages = _averages_before(learner, len(episodes.support))
     for step in steps:
@@ -159,7 +159,7 @@ def _summed(
     processes: Processes,
     *,
     stop: bool,
-) -> tuple[OuterStep, bool]:
+) -> OuterStep:
     """Make one gradient, and the running averages that were moved for it, those of all."""
     grads = [p.grad.div_(processes.size) for p in learner.parameters() if p.grad is not None]
     for average in averages:
@@ -170,8 +170,8 @@ def _summed(
     for average in averages:
         average.make_whole(processes)
     loss, accuracy, stops = figures.tolist()
-    mean = replace(step, loss=loss / processes.size, accuracy=accuracy / processes.size)
-    return mean, stops > 0
+    size = processes.size
+    return replace(step, loss=loss / size, accuracy=accuracy / size, stop=stops > 0)
 
 
 @final

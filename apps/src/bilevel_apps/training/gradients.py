@@ -16,13 +16,18 @@ __all__ = ["OuterStep", "outer_steps"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class OuterStep:
-    """The loss that an outer step begins from, and the mean accuracy on the images that it is of.
+    """What an outer step begins from, beside its gradient.
 
-    The accuracy is NaN where the learner's loss is not one of classification.
+    Attributes:
+        loss: of the meta-batch.
+        accuracy: the mean over the images that the loss is of; NaN where it is not one of
+            classification.
+        stop: whether one of several processes that share the meta-batch was asked to stop.
     """
 
     loss: float
     accuracy: float
+    stop: bool = False
 
 
 def outer_steps(learner: Learner, episodes: Episodes, parts: int = 1) -> Iterator[OuterStep]:

@@ -29,10 +29,10 @@ from bilevel_apps.tracking.tracker import Tracker, closing
 from bilevel_apps.training.data_parallel import check_shareable, shared_gradients, use_own_gpu
 from bilevel_apps.training.gradients import outer_steps
 from bilevel_apps.training.messages import diverged, not_finite, say_beginning, say_ending
-from bilevel_apps.training.optimizer import clipped_norm
-from bilevel_apps.training.schedules import learning_rate
-from bilevel_apps.training.state import Training, prepare, resolve, resumable
-from bilevel_apps.training.stopping import finished, stale
+from bilevel_apps.training.optimizer import clipped_norm, learning_rate
+from bilevel_apps.training.prepare import prepare, resolve, resumable
+from bilevel_apps.training.state import Training
+from bilevel_apps.training.stopping import finished, out_of_patience
 from bilevel_apps.training.tracking import start_tracking
 from bilevel_core import DivergenceError
 from bilevel_data import EpisodeLoader, Store
@@ -99,7 +99,7 @@ def _begin(
 def _refuse_another(folder: RunFolder, resume: bool) -> None:
     if folder.trained() and not resume:
         raise InputError(
-            f"{folder.path}: holds a run already: add --resume, or choose another --out"
+            f"{folder.path}: holds a run already: add `resume`, or choose another `out`"
         )
 
 
@@ -187,7 +187,7 @@ def _settle(training: Training, tracker: Tracker, *, due: bool) -> Score | None:
             tracker.flush()
             _save(training, training.folder.last, validated=False)
             raise
-        training.ended = training.ended or stale(config, step, training.best_step)
+        training.ended = training.ended or out_of_patience(config, step, training.best_step)
     if training.ended or training.stop or step % config.checkpoint_every == 0:
         tracker.flush()  # what a kill would lose is not made again after this checkpoint
         _save(training, training.folder.last)
@@ -201,18 +201,18 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
     for group in training.optimizer.param_groups:
         group["lr"] = lr
     episodes = as_episodes(batch, training.device)
-    over = finished(config, 0, training.clock.seconds()) is not None
-    wish = bool(training.signals) or (over and training.processes.first)
-    steps = outer_steps(learner, episodes, config.accumulate)
-    shared = shared_gradients(steps, learner, episodes, training.processes, stop=wish)
+    gradients = outer_steps(learner, episodes, config.accumulate)
+    if training.processes.size > 1:
+        wish, processes = _wants_to_stop(training), training.processes
+        gradients = shared_gradients(gradients, learner, episodes, processes, stop=wish)
     figures = {}
     try:
-        for outer, stop in shared:
+        for outer in gradients:
             norm = clipped_norm(learner, config.clip)
             if not math.isfinite(norm):  # a step along it would spoil the weights that are saved
                 raise not_finite(training)
             training.optimizer.step()
-            training.stop = stop
+            training.stop = outer.stop
             figures = {"train/loss": outer.loss, "outer/grad_norm": norm}
             if not math.isnan(outer.accuracy):
                 figures["train/accuracy"] = outer.accuracy
@@ -220,8 +220,14 @@ def _hyper_iteration(training: Training, batch: Any) -> dict[str, float]:
         raise diverged(training, "after", error) from error
     training.step += 1
     if training.average is not None:
-        training.average.follow(training.step)
+        training.average.update_parameters(learner)
     return figures | {"outer/lr": lr}
+
+
+def _wants_to_stop(training: Training) -> bool:
+    """Say whether this process was asked to stop, or is the first one and its time is over."""
+    over = finished(training.config.train, 0, training.clock.seconds()) is not None
+    return bool(training.signals) or (over and training.processes.first)
 
 
 def _scalars(training: Training) -> dict[str, float]:

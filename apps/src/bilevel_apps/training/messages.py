@@ -48,7 +48,7 @@ def diverged(training: Training, when: str, error: DivergenceError) -> RunError:
     """Return what to say of inner runs that diverge, `when` such as `after`."""
     return RunError(
         f"{when} hyper-iteration {training.step}: {error} (inner.lr or inner.scale; train.lr if it "
-        f"went well before; or set model.unit_length=true, under a new --out); {_kept(training)}"
+        f"went well before; or set model.unit_length=true, under a new `out`); {_kept(training)}"
     )
 
 

@@ -1,52 +1,72 @@
-"""The state of a training: how it is built from a configuration, saved and restored."""
+"""The state of a training: what its checkpoint saves and restores, and what its log averages."""
 
 from __future__ import annotations
 
-import platform
 import textwrap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import cast, final
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from bilevel_apps.config import Config
-from bilevel_apps.config.resume import may_change
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import (
-    check_features,
-    check_size,
-    episode_sampler,
-    make_learner,
     part_of,
-    settled_outputs,
-    training_sampler,
 )
-from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
+from bilevel_apps.runs.checkpoint import Checkpoint
 from bilevel_apps.runs.folder import RunFolder
-from bilevel_apps.runs.record import Ending, Environment, RunRecord, read_record
-from bilevel_apps.runs.weights import load_backbone
-from bilevel_apps.system.hardware import choose_precision, set_threads
+from bilevel_apps.runs.record import Ending, Environment, RunRecord
 from bilevel_apps.system.processes import ALONE, Processes
-from bilevel_apps.system.terminal import warn
 from bilevel_apps.training.data_parallel import Shard
-from bilevel_apps.training.meter import Meter
-from bilevel_apps.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
-from bilevel_apps.training.stopping import Stopwatch, finished, stale
-from bilevel_apps.training.weight_average import WeightAverage, weight_average
-from bilevel_data import EpisodeSampler, Preprocessing, Store, VariedSampler
+from bilevel_apps.training.optimizer import (
+    load_optimizer,
+    optimizer_tensors,
+)
+from bilevel_apps.training.stopping import Stopwatch, finished, out_of_patience
+from bilevel_data import EpisodeSampler, Preprocessing, VariedSampler
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_data.episodes.smaller import SmallerAtFirst
 from bilevel_meta.learner import Learner
 
-__all__ = ["Training", "prepare", "resolve", "resumable"]
+__all__ = ["Meter", "Training"]
 
-# What may differ when a run is resumed, beside its length: hashes tell the images, and another
-# device or number of threads costs a warning.
-FREE = ("data", "device", "threads", "tracking.uri")
+
+@final
+@dataclass
+class Meter:
+    """Averages of what hyper-iterations report, and their speed."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    episodes: int = 0
+    since: float = field(default_factory=time.monotonic)
+    shown: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: dict[str, float], episodes: int) -> None:
+        """Take in one hyper-iteration."""
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        self.count += 1
+        self.episodes += episodes
+        self.shown = values
+
+    def take(self) -> dict[str, float]:
+        """Return the averages and begin anew."""
+        now = time.monotonic()
+        averages = {key: value / self.count for key, value in self.sums.items()}
+        averages["speed/episodes_per_second"] = self.episodes / max(1e-9, now - self.since)
+        self.sums, self.count, self.episodes, self.since = {}, 0, 0, now
+        return averages
+
+    def note(self, best_accuracy: float) -> str:
+        """Return a few words for the progress bar."""
+        text = f"loss {self.shown['train/loss']:.3f}"
+        return text if best_accuracy < 0 else f"{text}, best validation {100 * best_accuracy:.1f} %"
 
 
 @final
@@ -61,7 +81,7 @@ class Training:
     config: Config
     folder: RunFolder
     learner: Learner
-    average: WeightAverage | None
+    average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     train_episodes: EpisodeSampler | VariedSampler
     val_episodes: EpisodeSampler
@@ -83,7 +103,7 @@ class Training:
     @property
     def scored(self) -> Learner:
         """The weights that are validated: their average, if there is one."""
-        return self.learner if self.average is None else self.average.learner
+        return self.learner if self.average is None else cast("Learner", self.average.module)
 
     def batches(self) -> BatchSampler:
         """Return what makes this process's part of the meta-batches."""
@@ -94,14 +114,15 @@ class Training:
         if self.config.train.small:
             first = self.config.train.steps // 2 * self.config.train.meta_batch
             whole = SmallerAtFirst(whole=whole, size=self.config.train.small, episodes=first)
-        return Shard(whole=whole, processes=self.processes)
+        alone = self.processes.size == 1
+        return whole if alone else Shard(whole=whole, processes=self.processes)
 
     def checkpoint(self) -> Checkpoint:
         """Return all that a resume needs."""
         limited = self.config.train.minutes is not None
         parts = {
             "model": self.learner.state_dict(),
-            "average": {} if self.average is None else self.average.state(),
+            "average": {} if self.average is None else self.average.module.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
         height, width, channels = self.train_episodes.split.images.shape[1:]
@@ -134,152 +155,21 @@ class Training:
         try:
             self.learner.load_state_dict(part_of(tensors, "model"))
             if self.average is not None:
-                self.average.load(part_of(tensors, "average"))
+                self.average.module.load_state_dict(part_of(tensors, "average"))
+                self.average.n_averaged.fill_(record.step)
             load_optimizer(self.optimizer, part_of(tensors, "optimizer"))
         except (RuntimeError, ValueError) as error:
             reason = textwrap.shorten(str(error), 300, placeholder=" …")
             raise InputError(
                 f"{self.folder.last}: its tensors are not those of its configuration ({reason}): "
-                "begin anew in another --out"
+                "begin anew in another `out`"
             ) from None
         train = self.config.train
         self.step, self.ended = record.step, record.ended
         if self.ended in (Ending.MINUTES, Ending.STEPS):  # there may be more of them now
             used_up = finished(train, record.step, record.seconds or 0.0)
-            self.ended = used_up or stale(train, record.step, record.best_step)
+            self.ended = used_up or out_of_patience(train, record.step, record.best_step)
         self.best_accuracy, self.best_ci95 = record.best_accuracy, record.best_ci95
         self.best_step = record.best_step
         self.clock.before = record.seconds or 0.0
         self.meter = Meter(sums=dict(record.sums), count=record.count)
-
-
-def resolve(config: Config, store: Store, device: torch.device, processes: Processes) -> Config:
-    """Settle what the configuration leaves open, so that the saved one says what was run."""
-    threads = set_threads(config.threads, sharers=processes.local_size)
-    rotations = config.episode.rotations
-    if rotations is None:
-        rotations = store.manifest.rotations_are_classes
-    outputs = config.model.outputs
-    if "train" in store.splits:  # what has none is refused with the episodes
-        classes = len(store.manifest.splits["train"].class_names) * (4 if rotations else 1)
-        outputs = settled_outputs(config, classes)
-    return config.model_copy(
-        update={
-            # Each process's part of the cores is not what another number of them would take.
-            "threads": threads if processes.size == 1 else config.threads,
-            "precision": choose_precision(config.precision, device),
-            "data": str(store.path.resolve()),
-            "episode": config.episode.model_copy(update={"rotations": rotations}),
-            "model": config.model.model_copy(update={"outputs": outputs}),
-        }
-    )
-
-
-def prepare(
-    config: Config, folder: RunFolder, store: Store, device: torch.device, processes: Processes
-) -> Training:
-    """Build everything that can be refused before anything is written.
-
-    Raises:
-        InputError: the model, the episodes or the meta-batch do not fit the data or one another.
-        bilevel_data.DataError: the store is damaged.
-    """
-    _check_parts(config, processes)
-    episode, training = config.episode, config.train
-    train_episodes = training_sampler(store, config)
-    val_episodes = episode_sampler(
-        store,
-        "val",
-        {"way": episode.way, "shot": episode.shot, "query": episode.query},
-        keys="episode.way, episode.shot or episode.query",
-        seed=config.seed,
-        rotations=bool(episode.rotations),
-    )
-    image_shape = train_episodes.split.images.shape[1:]
-    learner = make_learner(config, image_shape, device)
-    check_features(config, store, learner)
-    if training.small is not None:
-        check_size(config, image_shape, training.small)
-    if config.model.weights is not None and not folder.last.exists():
-        load_backbone(cast("torch.nn.Module", learner.backbone), config.model.weights)
-    average, features = training.average, store.manifest.features
-    return Training(
-        config=config,
-        folder=folder,
-        learner=learner,
-        average=None if average is None else weight_average(learner, average),
-        optimizer=make_optimizer(training, learner),
-        train_episodes=train_episodes,
-        val_episodes=val_episodes,
-        device=device,
-        preprocessing=store.manifest.preprocessing,
-        features=None if features is None else features.weights_sha256,
-        environment=Environment(
-            threads=torch.get_num_threads(),
-            processes=processes.size,
-            device=str(device),
-            python=platform.python_version(),
-            torch=str(torch.__version__),
-            bilevel=version("bilevel-apps"),
-            data={name: info.sha256 for name, info in store.manifest.splits.items()},
-        ),
-        processes=processes,
-    )
-
-
-def _check_parts(config: Config, processes: Processes) -> None:
-    """Refuse a meta-batch that cannot pass in parts."""
-    parts, meta_batch = config.train.accumulate, config.train.meta_batch
-    if parts > 1 and config.model.norm == "batch":
-        raise InputError(
-            f"train.accumulate={parts}: with model.norm=batch the statistics are those of the "
-            "whole meta-batch, which then has to pass at once: set train.accumulate=1, or "
-            "model.norm to ghost, support or episode"
-        )
-    if meta_batch % processes.size == 0 and (meta_batch // processes.size) % parts:
-        each = f" in each of {processes.size} processes" if processes.size > 1 else ""
-        raise InputError(
-            f"train.accumulate={parts}: {meta_batch // processes.size} episodes{each} do not "
-            "divide into as many equal parts: choose a divisor, or another train.meta_batch"
-        )
-
-
-def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRecord]:
-    """Return the checkpoint to continue from, or refuse to continue it as another run.
-
-    Raises:
-        InputError: it is damaged, or of another configuration or other images.
-    """
-    checkpoint = load_checkpoint(folder.last)
-    record = read_record(checkpoint, folder.last)
-    before, now = record.environment, training.environment
-    if before.data != now.data:
-        raise InputError(
-            f"{training.config.data}: its images are not those that the run began with: give the "
-            "same store, or choose another --out"
-        )
-    given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
-    for key, value in record.config.flat().items():
-        if key not in free and given.get(key) != value:
-            raise InputError(
-                f"{folder.config}: {key} is {given.get(key)}, but the run began with {value}: "
-                "restore it, or choose another --out"
-            )
-    if training.config.train.steps < record.step:
-        raise InputError(
-            f"{folder.last}: has {record.step} hyper-iterations behind it, and train.steps is "
-            f"{training.config.train.steps}: give as many or more, or choose another --out"
-        )
-    past, present = before.model_dump(exclude={"data"}), now.model_dump(exclude={"data"})
-    changed = [key for key in present if past.get(key) != present[key]]
-    if changed:
-        what = ", ".join(f"{key} {past.get(key)} → {present[key]}" for key in changed)
-        warn(f"resuming with {what}: the result will not be the same to the last bit")
-    minutes = training.config.train.minutes
-    # Without a limit there are none in a checkpoint: equal runs then have equal files.
-    if minutes is not None and record.seconds is None:
-        warn(
-            f"train.minutes={minutes:g} counts from here: what {record.step} hyper-iterations took "
-            "without a limit was not recorded"
-        )
-    return checkpoint, record

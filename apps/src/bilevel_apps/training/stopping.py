@@ -10,7 +10,7 @@ from typing import final
 from bilevel_apps.config import TrainSection
 from bilevel_apps.runs.record import Ending
 
-__all__ = ["Stopwatch", "describe_ending", "finished", "stale"]
+__all__ = ["Stopwatch", "describe_ending", "finished", "out_of_patience"]
 
 
 @final
@@ -48,7 +48,7 @@ def finished(train: TrainSection, step: int, seconds: float) -> Ending | None:
     return None
 
 
-def stale(train: TrainSection, step: int, best_step: int) -> Ending | None:
+def out_of_patience(train: TrainSection, step: int, best_step: int) -> Ending | None:
     """Say whether the validation after `step`, just made, was one too many without a better one.
 
     Args:

@@ -50,16 +50,16 @@ def engine_named(text: str) -> Engine:
     name, colon, number = text.partition(":")
     if name not in ENGINES:
         raise InputError(
-            f"--engine {text}: no such engine; choose one of {', '.join(ENGINES)} or {ONLINE}"
+            f"`engine`={text}: no such engine; choose one of {', '.join(ENGINES)} or {ONLINE}"
         )
     plain, numbered = ENGINES[name]
     if not colon:
         if plain is None:
-            raise InputError(f"--engine {text}: needs a number, such as {name}:20")
+            raise InputError(f"`engine`={text}: needs a number, such as {name}:20")
         return plain()
     if numbered is None:
-        raise InputError(f"--engine {text}: {name} takes no number")
+        raise InputError(f"`engine`={text}: {name} takes no number")
     try:
         return numbered(int(number))
     except ValueError as error:
-        raise InputError(f"--engine {text}: {error}") from error
+        raise InputError(f"`engine`={text}: {error}") from error

@@ -14,9 +14,9 @@ import numpy as np
 
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.folder import RunFolder
-from bilevel_apps.system.files import write_text, write_whole
+from bilevel_apps.system.files import is_there, write_text, write_whole
 from bilevel_apps.tune.hyperparameters import leaf_names, tree_bytes
-from bilevel_apps.tune.tuning import Record
+from bilevel_apps.tune.tuning import HistoryRow
 from bilevel_core.abstract import Tree
 from bilevel_core.tree import leaves
 
@@ -53,10 +53,7 @@ class TuneFolder:
     def files(self) -> list[Path]:
         """Return the files that are there."""
         kinds = (self.history, self.hyperparameters, self.figures, self.picture)
-        try:
-            return [path for path in kinds if path.exists()]
-        except OSError:  # such as a name that is too long: `exclusive` says so
-            return []
+        return [path for path in kinds if is_there(path)]
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -79,9 +76,9 @@ class TuneFolder:
         if folder.began() or folder.trained():
             raise InputError(f"{self.path}: holds a run of bilevel-train: choose another --out")
         if self.files():
-            raise InputError(f"{self.path}: holds a tuning already: choose another --out")
+            raise InputError(f"{self.path}: holds a tuning already: choose another `out`")
 
-    def save_history(self, records: Sequence[Record]) -> None:
+    def save_history(self, records: Sequence[HistoryRow]) -> None:
         """Write the records."""
         rows = ",\n".join(json.dumps(asdict(record)) for record in records)
         write_text(self.history, f"[\n{rows}\n]\n")

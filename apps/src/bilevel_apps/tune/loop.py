@@ -12,7 +12,7 @@ from bilevel_apps.system.signals import stop_request
 from bilevel_apps.system.terminal import progress_bar
 from bilevel_apps.tracking.tracker import Tracker
 from bilevel_apps.tune.folder import TuneFolder, arrays_of
-from bilevel_apps.tune.tuning import Record, Tuning
+from bilevel_apps.tune.tuning import HistoryRow, Tuning
 from bilevel_core import OuterStep, Problem, minimize, minimize_online
 from bilevel_core.abstract import Tree
 
@@ -39,7 +39,7 @@ class Loop:
     tuning: Tuning
     folder: TuneFolder
     tracker: Tracker
-    records: list[Record] = field(default_factory=list)
+    records: list[HistoryRow] = field(default_factory=list)
     best: OuterStep | None = None
     _began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
@@ -73,7 +73,7 @@ class Loop:
         now = time.monotonic()
         arrays = arrays_of(step.lam)
         few = sum(array.size for array in arrays.values()) <= FEW
-        record = Record(
+        record = HistoryRow(
             index=step.index,
             value=step.value,
             grad_norm=step.grad_norm,

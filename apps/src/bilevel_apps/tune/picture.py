@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilevel_apps.drawing.style import BLUE, INK, tidy_axes
-from bilevel_apps.tune.tuning import Record, Tuning
+from bilevel_apps.tune.tuning import HistoryRow, Tuning
 from bilevel_core.abstract import Tree
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ LOG_RANGE = 10.0  # positive values that differ by more are drawn on a logarithm
 
 def draw_history(
     path: Path,
-    records: Sequence[Record],
+    records: Sequence[HistoryRow],
     tuning: Tuning,
     lam: Tree,
     *,
@@ -52,7 +52,7 @@ def draw_history(
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _draw_values(axes: Axes, records: Sequence[Record], *, online: bool) -> None:
+def _draw_values(axes: Axes, records: Sequence[HistoryRow], *, online: bool) -> None:
     values = [record.value for record in records]
     axes.plot([r.index + 1 for r in records], values, color=BLUE, linewidth=1.6)
     if values and min(values) > 0 and max(values) > LOG_RANGE * min(values):

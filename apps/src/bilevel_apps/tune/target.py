@@ -58,7 +58,7 @@ def load_tuning(target: str, assignments: Sequence[str] = ()) -> Tuning:
         found = _called(found, target, _assigned(found, target, assignments))
     elif assignments:
         raise InputError(
-            f"--set {assignments[0]}: {target} is not a function, so nothing can be set"
+            f"`assignments`={assignments[0]}: {target} is not a function, so nothing can be set"
         )
     return _checked(found, target)
 
@@ -73,15 +73,17 @@ def _assigned(
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise InputError(f"--set {assignment}: expected KEY=VALUE, such as seed=1")
+            raise InputError(f"`assignments`={assignment}: expected KEY=VALUE, such as seed=1")
         if key not in known:
             names = ", ".join(known) or "none"
-            raise InputError(f"--set {assignment}: unknown key {key}; {target} takes: {names}")
-        value = parse_yaml(text, f"--set {assignment}")
-        given[key] = _like(known[key].default, value, f"--set {assignment}")
+            raise InputError(
+                f"`assignments`={assignment}: unknown key {key}; {target} takes: {names}"
+            )
+        value = parse_yaml(text, f"`assignments`={assignment}")
+        given[key] = _like(known[key].default, value, f"`assignments`={assignment}")
     for key, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
-            raise InputError(f"{target}: {key} has no default: add --set {key}=VALUE")
+            raise InputError(f"{target}: {key} has no default: add `assignments`={key}=VALUE")
     return given
 
 

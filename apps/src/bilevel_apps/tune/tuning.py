@@ -12,7 +12,7 @@ from bilevel_core.abstract import Dynamics, Engine, Tree
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-__all__ = ["Figures", "Record", "Tuning"]
+__all__ = ["Figures", "HistoryRow", "Tuning"]
 
 Figures: TypeAlias = Mapping[str, float]
 """Held-out figures by name, such as {"test error %": 4.8}; less is better."""
@@ -20,7 +20,7 @@ Figures: TypeAlias = Mapping[str, float]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class HistoryRow:
     """One hyper-iteration.
 
     Attributes:
@@ -82,7 +82,7 @@ class Tuning:
     every: int = 1
     report: Callable[[Tree, Tree], Figures] | None = None
     baseline: Callable[[], Mapping[str, Figures]] | None = None
-    draw: Callable[[SubFigure, Tree, Sequence[Record]], None] | None = None
+    draw: Callable[[SubFigure, Tree, Sequence[HistoryRow]], None] | None = None
     title: str = ""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from bilevel_meta.classifier import evaluating
 from bilevel_meta.learner import Learner
 from bilevel_models import heads
 
-__all__ = ["Score", "evaluate", "half_interval"]
+__all__ = ["BATCH_PIXELS", "Score", "episodes_at_once", "evaluate", "half_interval"]
 
 BATCH_PIXELS = 250_000  # of images encoded at once, 320 of Omniglot: their activations fit a cache
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bilevel_data.files.atomic import publish, temporary
+from bilevel_data.files.atomic import commit, temporary
 
 __all__ = ["load_weights", "save_weights"]
 
@@ -23,7 +23,7 @@ def save_weights(learner: nn.Module, path: Path) -> None:
     content = safetensors.torch.save(state, metadata)
     with temporary(path) as unfinished:
         unfinished.write_bytes(content)
-        publish(unfinished, path)
+        commit(unfinished, path)
 
 
 def load_weights(learner: nn.Module, path: Path) -> None:

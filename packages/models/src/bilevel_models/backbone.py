@@ -6,12 +6,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from bilevel_models.normalization import EACH_SET, Statistics
+from bilevel_models.refusals import check_layers
 
-__all__ = ["Backbone", "check_backbone", "check_layers"]
+__all__ = ["Backbone", "check_backbone"]
 
 
 class Backbone(Protocol):
@@ -22,27 +21,6 @@ class Backbone(Protocol):
     def __call__(self, images: Tensor, statistics: Statistics = ...) -> Tensor:
         """Return the features, normalised with the statistics asked for."""
         ...
-
-
-def check_layers(backbone: nn.Module) -> None:
-    """Refuse layers by which features are no function of images, weights and `Statistics`.
-
-    Raises:
-        ValueError: there is one, in training mode.
-    """
-    for name, layer in backbone.named_modules():
-        where = f"{name or 'the backbone'} is a {type(layer).__name__} in training mode"
-        if isinstance(layer, _BatchNorm) and layer.training:
-            raise ValueError(
-                f"{where}: it would normalise an image by those beside it, whatever the "
-                "Normalization: use OffsetNorm2d, which is told its statistics, or call eval() on "
-                "it where its averages are to stay"
-            )
-        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
-            raise ValueError(
-                f"{where}: the same image would have other features each time: leave it out, or "
-                "call eval() on it"
-            )
 
 
 def check_backbone(name: str, backbone: object, options: dict[str, Any]) -> None:

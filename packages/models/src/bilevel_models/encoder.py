@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bilevel_models.backbone import check_layers
 from bilevel_models.normalization import EACH_SET, RUNNING, Normalization, Statistics
+from bilevel_models.refusals import check_layers
 
 __all__ = ["Encoder", "as_images"]
 

@@ -11,6 +11,7 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS
 from bilevel_apps.paper.effect_of_t.study import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.harness.cache import Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_apps.paper.harness.summary import Summary, summary
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ITEM"]
+
+TEXT = prose(__file__)
 
 
 def run(work: Work) -> Report:
@@ -150,12 +153,7 @@ def _draw_gaps(axes: Axes, found: Study) -> None:
 ITEM = Item(
     name="figure3",
     title="The outer objectives f_T and f while H is tuned",
-    paper=(
-        "A linear feature map H is tuned on 100 classes of Omniglot by gradient descent with "
-        "momentum, with the same start, step and momentum for T = 1, 4, 16, 64, 256 and the exact "
-        "problem. As T increases, the solution of the approximate problem approaches the true "
-        "bilevel solution (section 5.1, Figure 3)."
-    ),
+    paper=TEXT.paper,
     seeds=SEEDS,
     run=run,
     data=DATA,

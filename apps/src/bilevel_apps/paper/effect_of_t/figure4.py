@@ -12,6 +12,7 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT
 from bilevel_apps.paper.effect_of_t.study import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.harness.cache import Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_apps.paper.harness.summary import Summary, summary
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ITEM"]
+
+TEXT = prose(__file__)
 
 NEAR = 0.98
 """What is called almost 100 %."""
@@ -157,14 +160,7 @@ def _draw_peaks(axes: Axes, found: Study) -> None:
 ITEM = Item(
     name="figure4",
     title="The accuracy on test examples while H is tuned",
-    paper=(
-        "A linear feature map H is tuned on 100 classes of Omniglot. A small number of steps acts "
-        "as implicit regulariser: the generalization error is better when T is smaller than the "
-        "value yielding the best approximation of the inner solution. As T increases, the number "
-        "of hyper-iterations to the maximum test accuracy decreases. Training and validation "
-        "accuracies reach almost 100 % already for T = 4 and after few hundred hyper-iterations "
-        "(section 5.1, Figure 4)."
-    ),
+    paper=TEXT.paper,
     seeds=SEEDS,
     run=run,
     data=DATA,

@@ -14,10 +14,13 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS, LinearMap, step
 from bilevel_apps.paper.effect_of_t.tune import MOMENTUM, RATE, Length, tune
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Scale
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_apps.paper.harness.summary import Summary, summary
 from bilevel_apps.runs.folder import RunFolder
 
 __all__ = ["DATA", "DIFFERS", "NAMES", "SEEDS", "Study", "study"]
+
+DIFFERS = prose(__file__).differs
 
 NAMES = (*STEPS, EXACT)
 DATA = ("omniglot",)
@@ -103,8 +106,8 @@ def study(work: Work) -> Study:
     classes = min(CLASSES[work.full], characters.split.num_classes)
     if work.full and classes < CLASSES[work.full]:
         raise InputError(
-            f"{work.data}: --scale full draws {CLASSES[work.full]} classes of the test split, "
-            f"which has {classes}: give a larger store, or --scale quick"
+            f"{work.data}: `scale`=full draws {CLASSES[work.full]} classes of the test split, "
+            f"which has {classes}: give a larger store, or `scale`=quick"
         )
 
     @cache
@@ -164,22 +167,3 @@ def _seen(characters: Characters) -> str:
     if characters.run.data.get(characters.split.name) == characters.split.sha256:
         return "has not seen these classes"
     return "was trained on another store and may have seen these classes"
-
-
-DIFFERS = (
-    "ρ, η, the step and the momentum of the outer descent, its start and its length are not "
-    "public. Ours were chosen on four other draws from the same classes, two of 20 and two of 100, "
-    "by training and validation figures and before any test accuracy was looked at: of 0.001, "
-    "0.01, 0.1, 0.3, 1, 3 and 10 this ρ has the lowest f at H = I of 100 classes, η leaves the "
-    "curvature room to grow fourfold, and the outer step was stable at T = 1, 4, 16 and 64 and for "
-    "the exact problem. The claims were put into "
-    "words after a look at the first data set.",
-    "Omniglot has 20 images of a character: with 3 to train on and 3 for validation 14 are left "
-    "for the test, and not 15.",
-    "The features are those of our own network, of length 1 before their mean is taken away. "
-    "Centred features and targets stand in the place of an intercept, which L has none of.",
-    "The paper shows one data set; here each seed draws its own classes and examples, and numbers "
-    "are means over seeds with their 95 % interval.",
-    "The runs take their hypergradients in closed form: w_T from `closed_form`, and w_H from "
-    "`ridge`, of the library's heads. The step-by-step engine's are compared with them (Table 2).",
-)

@@ -11,14 +11,18 @@ from bilevel_apps.paper.effect_of_t.problem import EXACT, STEPS
 from bilevel_apps.paper.effect_of_t.study import DATA, DIFFERS, NAMES, SEEDS, Study, study
 from bilevel_apps.paper.harness.cache import Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ITEM"]
 
-PAPER = {"1": 60, "4": 119, "16": 356, "64": 1344, "256": 5532, EXACT: 320}
-"""Seconds on a Tesla M40."""
+TEXT = prose(__file__)
+
+PAPER = published("table2", "seconds")
+"""Seconds on a Tesla M40, by T."""
 
 LINEAR = 0.01  # by how much the work of one more step may vary, relative
 SAME = 1e-8
@@ -34,24 +38,13 @@ def run(work: Work) -> Report:
         picture=partial(_draw, found),
         settings=found.settings,
         cost=found.cost(),
-        differs=(*OWN, *DIFFERS),
+        differs=(*TEXT.differs, *DIFFERS),
         metrics={
             f"{name}/seconds": seconds
             for name in STEPS
             if (seconds := found.work(name)["seconds"]) is not None
         },
     )
-
-
-OWN = (
-    "The paper's seconds are of a whole optimisation of H, of unknown length, on a Tesla M40; ours "
-    "are of one hypergradient on one core of the machine below. Only what each has relative to "
-    "T = 1 can be compared, and time is not claimed: the work is counted.",
-    "Counted are inner gradients, those of the backward sweep included, and the floating-point "
-    "operations of matrix products. Beside its products the closed form has an eigendecomposition, "
-    "the same at every T, and log T passes over its eigenvalues' differences; `exact` has the "
-    "solution of a linear system.",
-)
 
 
 def _rows(found: Study) -> list[Row]:
@@ -164,11 +157,7 @@ def _draw(found: Study) -> Figure:
 ITEM = Item(
     name="table2",
     title="The work of a hypergradient against T",
-    paper=(
-        "A linear feature map is tuned on 100 classes of Omniglot. Seconds on a Tesla M40: T = 1: "
-        "60, 4: 119, 16: 356, 64: 1344, 256: 5532, exact: 320 (section 5.1, Table 2). The running "
-        "time of Algorithm 1 is linear in T."
-    ),
+    paper=TEXT.paper,
     seeds=SEEDS,
     run=run,
     data=DATA,

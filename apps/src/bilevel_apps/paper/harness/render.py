@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bilevel_apps.drawing.style import png_of
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row
+from bilevel_apps.system.tables import aligned, markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,15 +65,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_lines(rows: Sequence[Row]) -> list[str]:
     """Return a table for a terminal."""
-    cells = _cells(rows)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(_cells(rows), right=True)
 
 
 def as_markdown(item: Item, report: Report, document: Mapping[str, Any]) -> str:
@@ -100,9 +93,7 @@ def claim_line(claim: Claim) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """Return a table with the columns of the first row."""
-    head, *lines = _cells(rows)
-    ruled = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+    return markdown(_cells(rows))
 
 
 def _list(entries: Mapping[str, Any]) -> str:

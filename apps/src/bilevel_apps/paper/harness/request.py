@@ -41,7 +41,7 @@ class ItemRequest:
     runs: tuple[str, ...] = ()
 
 
-GIVEN = {"data": "--data", "seed": "--seeds", "tracking": "--track"}
+GIVEN = {"data": "`data`", "seed": "`seeds`", "tracking": "`track`"}
 """Settings, or sections of them, that other options give."""
 
 
@@ -54,22 +54,25 @@ def check_options(item: Item, request: ItemRequest) -> None:
     unknown = [cell for cell in request.only if cell not in item.cells]
     if unknown:
         known = f"one of {', '.join(item.cells)}" if item.cells else "none: it has no parts"
-        raise InputError(f"--only {unknown[0]}: {item.name} has no such part: choose {known}")
+        raise InputError(f"`only`={unknown[0]}: {item.name} has no such part: choose {known}")
     if request.assignments and not item.trains:
         raise InputError(
-            f"--set {request.assignments[0]}: {item.name} trains no network: leave --set out"
+            f"`assignments`={request.assignments[0]}: {item.name} trains no network: leave "
+            "`assignments` out"
         )
     if request.data and item.data is None:
-        raise InputError(f"--data {request.data[0]}: {item.name} takes no store: leave --data out")
+        raise InputError(f"`data`={request.data[0]}: {item.name} takes no store: leave `data` out")
     for key in flatten(with_settings({}, request.assignments)):
         if key in item.fixed:
             raise InputError(
-                f"--set {key}: the parts of {item.name} are what they are by their {key}: choose "
-                "them with --only"
+                f"`assignments`={key}: the parts of {item.name} are what they are by their {key}: "
+                "choose them with `only`"
             )
         option = GIVEN.get(key.partition(".")[0])
         if option is not None:
-            raise InputError(f"--set {key}: use {option} for it, and leave --set out")
+            raise InputError(
+                f"`assignments`={key}: use {option} for it, and leave `assignments` out"
+            )
 
 
 def runs_of(item: Item, request: ItemRequest) -> dict[str, Path]:
@@ -80,17 +83,17 @@ def runs_of(item: Item, request: ItemRequest) -> dict[str, Path]:
     """
     given, only = request.runs, request.only
     if given and not item.shows:
-        raise InputError(f"--run {given[0]}: {item.name} shows no run: leave --run out")
+        raise InputError(f"`runs`={given[0]}: {item.name} shows no run: leave `runs` out")
     runs: dict[str, Path] = {}
     for text in given:
         cell, equals, folder = text.partition("=") if item.cells else ("", "=", text)
         if not (equals and folder) or (item.cells and cell not in item.cells):
             names = ", ".join(item.cells)
-            raise InputError(f"--run {text}: expected PART=DIR with PART one of {names}")
+            raise InputError(f"`runs`={text}: expected PART=DIR with PART one of {names}")
         if cell and only and cell not in only:
-            raise InputError(f"--run {text}: --only leaves {cell} out: leave one of the two out")
+            raise InputError(f"`runs`={text}: `only` leaves {cell} out: leave one of the two out")
         if cell in runs:
-            raise InputError(f"--run {text}: {runs[cell]} was given for the same: leave one out")
+            raise InputError(f"`runs`={text}: {runs[cell]} was given for the same: leave one out")
         runs[cell] = Path(folder)
     return runs
 
@@ -110,7 +113,7 @@ def stores_of(item: Item, request: ItemRequest) -> dict[str, Path]:
     for path in request.data:
         name = store_of(path).manifest.name
         if name in stores:
-            raise InputError(f"--data {path}: {stores[name]} is of {name} too: give one of them")
+            raise InputError(f"`data`={path}: {stores[name]} is of {name} too: give one of them")
         stores[name] = path
     return stores
 

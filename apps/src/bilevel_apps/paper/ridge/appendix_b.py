@@ -14,6 +14,7 @@ from torch import Tensor
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
+from bilevel_apps.paper.harness.prose import prose
 from bilevel_apps.paper.harness.summary import Summary, summary
 from bilevel_apps.paper.ridge.data import Rows, curvature, draw_rows, drawn, join, ridge
 from bilevel_core import (
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["ITEM"]
+
+TEXT = prose(__file__)
 
 FOLDS, FOLD, TEST = 5, 20, 2000
 FEATURES, INFORMATIVE, NOISE = 30, 5, 0.5
@@ -79,7 +82,7 @@ def run(work: Work) -> Report:
             f"{float(points) ** FEATURES * FOLDS:.1e}",
             "seconds": sum(part.seconds for part in parts),
         },
-        differs=DIFFERS,
+        differs=TEXT.differs,
         metrics={
             f"{kind}/{way}_{figure}": summary(_of(parts, kind, way, figure)).mean
             for kind in PENALTIES
@@ -87,19 +90,6 @@ def run(work: Work) -> Report:
             for figure in ("cv", "test")
         },
     )
-
-
-DIFFERS = (
-    "The paper gives no experiment here. All folds together and one sampled at a time are its "
-    "ways; one after another with an update each is ours. Data and settings are ours too, and were "
-    "chosen by looks at the first three data sets. With twice the noise the gain of a penalty a "
-    "feature in test error was no longer clear there: 0.080 ± 0.081 with the folds together.",
-    "E is the mean over folds of the sum of squared errors, as in the paper; the table shows the "
-    "mean squared error of an example, relative to the variance of the noise.",
-    "A cross-validation error below 1, the noise's own, shows that 30 penalties fit the folds: the "
-    "test error says what they are worth.",
-    "The test error is that of the ridge regression on all folds with the chosen penalties.",
-)
 
 
 def _seed(seed: int, passes: int, points: int) -> dict[str, Any]:
@@ -407,12 +397,7 @@ def _draw_many(axes: Axes, result: dict[str, Any]) -> None:
 ITEM = Item(
     name="appendix-b",
     title="K-fold cross-validation as a bilevel problem, beside grid search",
-    paper=(
-        "With a model for each fold, w = (w¹, …, wᴷ), the K-fold cross-validation error "
-        "E(w, λ) = 1/K Σ Eʲ(wʲ, λ) is an outer objective; the models may be fitted sequentially, "
-        "in parallel or stochastically, one sampled fold at a time (Appendix B). The paper has no "
-        "numbers here."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 3, Scale.FULL: 20},
     run=run,
 )

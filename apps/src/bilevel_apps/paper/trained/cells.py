@@ -13,6 +13,7 @@ import torch
 from bilevel_apps.config import Config, load_preset, parse_config, with_settings
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
+from bilevel_apps.evaluate.report import EvaluationReport
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.runs.build import store_of
 from bilevel_apps.runs.checkpoint import load_checkpoint
@@ -26,7 +27,16 @@ from bilevel_apps.tracking.run import begin_child
 from bilevel_apps.tracking.tracker import mlflow_client, one_line
 from bilevel_apps.training.loop import train
 
-__all__ = ["Cell", "cost_of", "data_name", "held_out", "score_cells", "unseen", "validations"]
+__all__ = [
+    "Cell",
+    "cost_of",
+    "data_name",
+    "evaluation",
+    "held_out",
+    "score_cells",
+    "unseen",
+    "validations",
+]
 
 VALIDATED = 1_000_000
 """The seed of episodes for a report on validation classes: above those of trainings."""
@@ -95,7 +105,7 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
     A training that was stopped goes on from its checkpoint. A cell for which a run was given
     (`Work.runs`) is scored with that one's weights.
 
-    A part's result is what `evaluate_run` returns, and beside it
+    A part's result is that of `evaluate_run` as JSON (`evaluation`), and beside it
 
         data, filters, trained_seed, trained_inner_steps: what it was trained on, and how
         hyper_iterations, validation: of the training, and its best score, as its record has them
@@ -124,6 +134,11 @@ def score_cells(work: Work, cells: Sequence[Cell]) -> dict[str, list[Part]]:
     return {name: [parts[key] for key in found] for name, found in keys.items()}
 
 
+def evaluation(part: Part) -> EvaluationReport:
+    """Return what the weights of a part came to."""
+    return EvaluationReport.of(part.result)
+
+
 def _check_request(work: Work, names: set[str]) -> None:
     """Refuse what would be of no use to the cells that are computed.
 
@@ -133,12 +148,12 @@ def _check_request(work: Work, names: set[str]) -> None:
     for name, run in work.runs.items():
         if name not in names:
             raise InputError(
-                f"--run {name}={run}: {name} is not among what is computed: name it with --only"
+                f"`runs`={name}={run}: {name} is not among what is computed: name it with `only`"
             )
     if work.assignments and names <= work.runs.keys():
         raise InputError(
-            f"--set {work.assignments[0]}: nothing is trained where every part has a run: leave "
-            "--set out"
+            f"`assignments`={work.assignments[0]}: nothing is trained where every part has a run: "
+            "leave `assignments` out"
         )
 
 
@@ -186,13 +201,13 @@ class _Job:
         found, expected = run.config.flat(), self._config().flat()
         if "inner.steps" in self.cell.like and run.inner.steps != found["inner.steps"]:
             raise InputError(
-                f"--run {self.cell.name}={self.given}: another T than that of its training was "
+                f"`runs`={self.cell.name}={self.given}: another T than that of its training was "
                 "chosen for it: give a copy without chosen.json"
             )
         for key in self.cell.like:
             if found[key] != expected[key]:
                 raise InputError(
-                    f"--run {self.cell.name}={self.given}: a run with {key}={found[key]}, but the "
+                    f"`runs`={self.cell.name}={self.given}: a run with {key}={found[key]}, but the "
                     f"cell is of {key}={expected[key]}: give another run, or leave it out"
                 )
 
@@ -200,7 +215,8 @@ class _Job:
         """Train, unless a run was given, and score the best weights."""
         with own_threads():
             trained = {} if self.given is not None else self._train()
-            report = evaluate_run(self.path, replace(self.cell.request, data=self.cell.store))
+            request = replace(self.cell.request, data=self.cell.store)
+            report = evaluate_run(self.path, request).as_json()
             config = load_run(self.path, "auto").config
         for key in ("checkpoint", "picture"):  # where they are on this machine
             report.pop(key, None)
@@ -215,7 +231,7 @@ class _Job:
     def _config(self) -> Config:
         assignments = (*self.cell.settings, f"seed={self.seed}")
         settings = with_settings(load_preset(self.cell.preset), assignments)
-        return parse_config(settings | {"data": str(self.cell.store.resolve())}, "--set")
+        return parse_config(settings | {"data": str(self.cell.store.resolve())}, "`assignments`")
 
     def _train(self) -> dict[str, Any]:
         """Begin or go on with the training; returns what `score_cells` says of its course."""

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure, tidy_axes
 from bilevel_apps.evaluate.curve import best_of
+from bilevel_apps.evaluate.report import EvaluationReport
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained.cells import Cell, cost_of, data_name, score_cells, unseen
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
+from bilevel_apps.paper.trained.cells import Cell, data_name, evaluation, score_cells, unseen
 from bilevel_apps.paper.trained.report import (
-    INTERVAL,
     MINI,
     OMNIGLOT,
+    Named,
     above_chance,
     lead,
     percent,
     preset_for,
+    report_cells,
     small_store,
 )
-from bilevel_meta.methods.hyper_representation import InnerLoop
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM"]
 
+TEXT = prose(__file__)
+
 PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-rn-5way-1shot"}
-PAPER = {3: 42_000, 5: 40_000, 8: 22_000, 12: 15_000}
+PAPER = published("figure6", "stopped")
 """Hyper-iterations at which the training was stopped, by T."""
 
 MADE_BY = ("model.name", "method", "inner.steps")
@@ -70,86 +73,74 @@ def run(work: Work) -> Report:
     ]
     found = score_cells(work, cells)
     parts = [part for those in found.values() for part in those]
-    return Report(
-        rows=[_row(part) for part in parts],
-        details=[row for part in parts for row in _curve(part)],
+    return report_cells(
+        work,
+        found,
+        row=_row,
+        details=_curve,
         claims=_claims(parts, full=work.full),
-        picture=partial(_draw, parts),
+        draw=_draw,
         settings={
             "data": data_name(store),
             "preset": preset,
             **{cell.name: ", ".join(cell.settings) for cell in cells},
             "scored on": f"{EPISODES} episodes of val, not those that the checkpoint was chosen on",
             "maximum": _maximum(parts),
-            "interval": INTERVAL,
-            "seeds": work.seeds,
         },
-        cost=cost_of(parts),
-        differs=DIFFERS + (() if work.full else QUICK),
-        metrics={
-            f"{name}/accuracy": fmean(part.result["accuracy"] for part in those)
-            for name, those in found.items()
-        },
+        differs=TEXT.differs,
+        quick=TEXT.quick,
     )
-
-
-DIFFERS = (
-    "The paper's accuracies are in its picture alone, so that only the hyper-iterations at which "
-    "its trainings were stopped stand beside ours.",
-    "Beside the accuracy with the T of the training, each training is scored with every other T.",
-    "The network is RN, as in the paper, unless `--set model.name` says otherwise: C4L, which is "
-    "much less work, with the paper's step size for it, `--set inner.lr=0.01`.",
-)
-QUICK = (
-    "This is the quick scale: a narrow network on Omniglot and a training of seconds, of the same "
-    "length for each T. The paper stops each where its validation is best; here those that need "
-    "fewer hyper-iterations are further after the same number.",
-)
 
 
 def _maximum(parts: Sequence[Part]) -> str:
     """Return the T whose own training has the highest accuracy, and that."""
-    best = max((part.result for part in parts), key=lambda found: found["accuracy"])
-    return f"T = {best['steps']}, {percent(best)} %"
+    best = max(map(evaluation, parts), key=lambda found: found.score.accuracy)
+    return f"T = {best.inner.steps}, {percent(best)} %"
 
 
-def _row(part: Part) -> Row:
-    found = part.result
-    best = best_of(found["curve"], InnerLoop(found["steps"], found["lr"]))
+def _row(_name: str, part: Part) -> Row:
+    found, report = part.result, evaluation(part)
+    best = best_of(report.curve, report.inner)
     paper = found["data"] == MINI
     return {
-        "T": found["steps"],
-        "stopped at, paper, RN": PAPER.get(found["steps"]) if paper else None,
-        "best at": found["checkpoint_step"],
+        "T": report.inner.steps,
+        "stopped at, paper, RN": PAPER.get(_steps(report)) if paper else None,
+        "best at": report.checkpoint_step,
         "hyper-iterations": found.get("hyper_iterations"),
-        "accuracy": 100 * found["accuracy"],
-        "±": 100 * found["ci95"],
-        "best T": best["steps"],
-        "with the best T": 100 * best["accuracy"],
-        "normalisation": found["norm"],
+        "accuracy": 100 * report.score.accuracy,
+        "±": 100 * report.score.ci95,
+        "best T": best.inner.steps,
+        "with the best T": None if best.score is None else 100 * best.score.accuracy,
+        "normalisation": report.norm,
         "seed": found["trained_seed"],
-        "checkpoint": found["checkpoint_sha256"][:12],
+        "checkpoint": report.checkpoint_sha256[:12],
     }
 
 
-def _curve(part: Part) -> list[Row]:
+def _steps(report: EvaluationReport) -> int:
+    """Return T, which every training of this item has."""
+    return report.inner.steps or 0
+
+
+def _curve(_name: str, part: Part) -> list[Row]:
+    report = evaluation(part)
     return [
         {
-            "trained with": part.result["steps"],
+            "trained with": report.inner.steps,
             "seed": part.result["trained_seed"],
-            "T": row["steps"],
-            "accuracy": row["accuracy"],
-            "ci95": row["ci95"],
+            "T": point.inner.steps,
+            "accuracy": None if point.score is None else point.score.accuracy,
+            "ci95": None if point.score is None else point.score.ci95,
         }
-        for row in part.result["curve"]
+        for point in report.curve
     ]
 
 
 def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
     """Compare the least T with the largest: the best seed of the one, the worst of the other."""
-    by_steps: dict[int, list[Mapping[str, Any]]] = {}
-    for part in parts:
-        by_steps.setdefault(part.result["steps"], []).append(part.result)
+    by_steps: dict[int, list[EvaluationReport]] = {}
+    for report in map(evaluation, parts):
+        by_steps.setdefault(_steps(report), []).append(report)
     least, most = min(by_steps), max(by_steps)
     names = f"T = {most} and {least}"
     text = "with each T the validation is above chance by more than its interval"
@@ -158,8 +149,8 @@ def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
         return claims
     if full:
         at = (
-            max(found["checkpoint_step"] for found in by_steps[most]),
-            min(found["checkpoint_step"] for found in by_steps[least]),
+            max(found.checkpoint_step for found in by_steps[most]),
+            min(found.checkpoint_step for found in by_steps[least]),
         )
         return [
             *claims,
@@ -169,8 +160,8 @@ def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
                 found=f"{names}: {at[0]} and {at[1]}",
             ),
         ]
-    last = min(by_steps[most], key=lambda found: found["accuracy"])
-    first = max(by_steps[least], key=lambda found: found["accuracy"])
+    last = min(by_steps[most], key=lambda found: found.score.accuracy)
+    first = max(by_steps[least], key=lambda found: found.score.accuracy)
     return [
         *claims,
         Claim(
@@ -182,7 +173,8 @@ def _claims(parts: Sequence[Part], *, full: bool) -> list[Claim]:
     ]
 
 
-def _draw(parts: Sequence[Part]) -> Figure:
+def _draw(named: Named) -> Figure:
+    parts = [part for _, part in named]
     figure = new_figure(9.6, 4.0, layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_own(left, parts)
@@ -195,13 +187,13 @@ def _draw(parts: Sequence[Part]) -> Figure:
 
 def _draw_own(axes: Axes, parts: Sequence[Part]) -> None:
     """Draw the accuracy of each training with its own T, as the paper does."""
-    for part, colour in zip(parts, _colours(parts), strict=True):
-        found = part.result
-        at = (found["steps"], 100 * found["accuracy"])
-        axes.errorbar(*at, yerr=100 * found["ci95"], color=colour, marker="o", capsize=3)
-        note = f"at {found['checkpoint_step']}"
+    reports = [evaluation(part) for part in parts]
+    for report, colour in zip(reports, _colours(parts), strict=True):
+        at = (_steps(report), 100 * report.score.accuracy)
+        axes.errorbar(*at, yerr=100 * report.score.ci95, color=colour, marker="o", capsize=3)
+        note = f"at {report.checkpoint_step}"
         axes.annotate(note, at, (6, 6), textcoords="offset points", fontsize=8, color=INK)
-    axes.set_xticks(sorted({part.result["steps"] for part in parts}))
+    axes.set_xticks(sorted({_steps(report) for report in reports}))
     axes.set_xlabel("T, in training and validation")
     axes.set_title("best validation, and its hyper-iteration", fontsize=11)
     axes.margins(x=0.15, y=0.15)
@@ -210,9 +202,10 @@ def _draw_own(axes: Axes, parts: Sequence[Part]) -> None:
 def _draw_others(axes: Axes, parts: Sequence[Part]) -> None:
     """Draw what each training comes to with the other T."""
     for part, colour in zip(parts, _colours(parts), strict=True):
-        rows = [row for row in part.result["curve"] if row["accuracy"] is not None]
-        x, y = [row["steps"] for row in rows], [100 * row["accuracy"] for row in rows]
-        label = f"T = {part.result['steps']}"
+        report = evaluation(part)
+        points = [(p.inner.steps, p.score.accuracy) for p in report.curve if p.score is not None]
+        x, y = [steps or 0 for steps, _ in points], [100 * accuracy for _, accuracy in points]
+        label = f"T = {report.inner.steps}"
         axes.plot(x, y, color=colour, marker=".", linewidth=1.4, label=label)
     axes.set_xticks(TRIED)
     axes.set_xlabel("T in validation")
@@ -230,12 +223,7 @@ def _colours(parts: Sequence[Part]) -> list[str]:
 ITEM = Item(
     name="figure6",
     title="Meta-validation of T",
-    paper=(
-        "Accuracy on the validation classes of mini-ImageNet against T, the number of inner steps, "
-        "with RN (Figure 6). Early stopping halted the training after 42,000, 40,000, 22,000 and "
-        "15,000 hyper-iterations for T = 3, 5, 8 and 12: with more inner steps, fewer "
-        "hyper-iterations are needed."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 1, Scale.FULL: 1},
     run=run,
     data=(MINI, OMNIGLOT),

@@ -8,15 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bilevel_apps.evaluate.report import EvaluationReport
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Report, Row
-from bilevel_apps.paper.trained.cells import cost_of, data_name
+from bilevel_apps.paper.trained.cells import cost_of, data_name, evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "INTERVAL",
     "MINI",
     "OMNIGLOT",
     "Named",
@@ -80,7 +80,7 @@ def report_cells(
         cost=cost_of([part for _, part in parts]),
         differs=differs + (() if work.full else quick),
         metrics={
-            f"{name}/accuracy": fmean(part.result["accuracy"] for part in those)
+            f"{name}/accuracy": fmean(evaluation(part).score.accuracy for part in those)
             for name, those in found.items()
         },
     )
@@ -91,20 +91,20 @@ def above_chance(text: str, parts: Iterable[Part]) -> Claim:
 
     It is judged by the part that is the lowest at the lower end of its interval.
     """
-    least = min((part.result for part in parts), key=lambda r: r["accuracy"] - r["ci95"])
+    least = min(map(evaluation, parts), key=lambda found: found.score.accuracy - found.score.ci95)
     return Claim(
         text=text,
-        holds=least["accuracy"] - least["ci95"] > 1 / least["way"],
+        holds=least.score.accuracy - least.score.ci95 > 1 / least.way,
         found=f"least {percent(least)} %",
     )
 
 
-def lead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+def lead(ours: EvaluationReport, theirs: EvaluationReport) -> float:
     """Return by how much more than the sum of both intervals one result is above another."""
-    gap: float = ours["accuracy"] - ours["ci95"] - theirs["accuracy"] - theirs["ci95"]
-    return gap
+    above, below = ours.score, theirs.score
+    return above.accuracy - above.ci95 - below.accuracy - below.ci95
 
 
-def percent(found: Mapping[str, Any]) -> str:
+def percent(found: EvaluationReport) -> str:
     """Return the accuracy of a result and its interval, both in %."""
-    return f"{100 * found['accuracy']:.2f} ± {100 * found['ci95']:.2f}"
+    return f"{100 * found.score.accuracy:.2f} ± {100 * found.score.ci95:.2f}"

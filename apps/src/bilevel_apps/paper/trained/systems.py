@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["SYSTEMS", "System"]
+from bilevel_apps.paper.published import published
 
-Figures = Mapping[str, tuple[float, float | None]]
-"""Accuracy in % and half its interval, by the task, such as `omniglot-5way-1shot`."""
+__all__ = ["SYSTEMS", "System", "interval"]
+
+EPISODE_LIKE_THE_TEST = ("train.way=5", "train.query=15")
+QUICK: Mapping[str, tuple[str, ...]] = {
+    "meta-lstm": (
+        *EPISODE_LIKE_THE_TEST,
+        "options.steps=3",
+        "options.hidden=10",
+        "train.steps=60",
+    ),
+    "maml": (*EPISODE_LIKE_THE_TEST, "options.steps=3", "options.test_steps=3"),
+    "meta-networks": (*EPISODE_LIKE_THE_TEST, "options.embedding=16", "options.hidden=10"),
+    "snail": (*EPISODE_LIKE_THE_TEST, "options.filters=32"),
+}
+"""What changes of the preset for a training of seconds, beside what changes in all cells."""
 
 
 @final
@@ -19,76 +32,30 @@ class System:
 
     Attributes:
         title: as the paper calls it.
-        published: its figures; of the original papers where Table 3 has others.
+        figures: accuracy in %, and half its interval where it is given, by the task, such as
+            `omniglot-5way-1shot`; of the original papers where Table 3 has others.
         note: what differs between Table 3 and its source.
-        quick: changes of the preset for a training of seconds, beside those of all cells.
+        quick: changes of the preset for a training of seconds.
     """
 
     title: str
-    published: Figures
-    note: str = ""
-    quick: tuple[str, ...] = ()
+    figures: Mapping[str, tuple[float, float | None]]
+    note: str
+    quick: tuple[str, ...]
 
 
-def _omniglot(*figures: float | None) -> dict[str, tuple[float, float | None]]:
-    names = ("5way-1shot", "5way-5shot", "20way-1shot", "20way-5shot")
-    pairs = zip(names, figures, strict=True)
-    return {f"omniglot-{name}": (found, None) for name, found in pairs if found is not None}
+def interval(row: Sequence[float]) -> tuple[float, float | None]:
+    """Return a published accuracy, and half its interval if it has one."""
+    accuracy, *rest = row
+    return accuracy, rest[0] if rest else None
 
 
-def _mini(
-    one: tuple[float, float] | None, five: tuple[float, float] | None
-) -> dict[str, tuple[float, float | None]]:
-    pairs = (("5way-1shot", one), ("5way-5shot", five))
-    return {f"mini-imagenet-{name}": found for name, found in pairs if found is not None}
+def _systems() -> Iterator[tuple[str, System]]:
+    for name, row in published("table3", "systems").items():
+        words = {key: row.get(key, "") for key in ("title", "note")}
+        figures = {task: interval(found) for task, found in row.items() if task not in words}
+        yield name, System(figures=figures, quick=QUICK.get(name, ()), **words)
 
 
-EPISODE_LIKE_THE_TEST = ("train.way=5", "train.query=15")
-
-SYSTEMS: Mapping[str, System] = {
-    "siamese": System(
-        title="Siamese nets",
-        published=_omniglot(97.3, 98.4, 88.2, 97.0),
-        note="the row is the convolutional Siamese baseline of Matching networks (Vinyals et al., "
-        "2016), passed on through the table of MAML; Koch et al. (2015) report 92.0 % on another "
-        "protocol",
-    ),
-    "matching": System(
-        title="Matching nets",
-        published=_omniglot(98.1, 98.9, 93.8, 98.5) | _mini((43.56, 0.84), (55.31, 0.73)),
-        note="Table 3 prints the 1-shot figure of Meta-LSTM in this row; this is the source's "
-        "(Ravi and Larochelle, 2017, full context embeddings)",
-    ),
-    "neural-statistician": System(
-        title="Neural statistician", published=_omniglot(98.1, 99.5, 93.2, 98.1)
-    ),
-    "memory": System(title="Memory module", published=_omniglot(98.4, 99.6, 95.0, 98.6)),
-    "meta-lstm": System(
-        title="Meta-LSTM",
-        published=_mini((43.44, 0.77), (60.60, 0.71)),
-        note="Table 3 prints the 1-shot figure of Matching nets in this row",
-        quick=(*EPISODE_LIKE_THE_TEST, "options.steps=3", "options.hidden=10", "train.steps=60"),
-    ),
-    "maml": System(
-        title="MAML",
-        published=_omniglot(98.7, 99.9, 95.8, 98.9) | _mini((48.70, 1.84), (63.11, 0.92)),
-        note="Table 3 prints the interval of first-order MAML, 1.75; all figures are transductive",
-        quick=(*EPISODE_LIKE_THE_TEST, "options.steps=3", "options.test_steps=3"),
-    ),
-    "meta-networks": System(
-        title="Meta-networks",
-        published=_omniglot(98.9, None, 97.0, None) | _mini((49.21, 0.96), None),
-        quick=(*EPISODE_LIKE_THE_TEST, "options.embedding=16", "options.hidden=10"),
-    ),
-    "prototypical": System(
-        title="Prototypical nets",
-        published=_omniglot(98.8, 99.7, 96.0, 98.9) | _mini((49.42, 0.78), (68.20, 0.66)),
-    ),
-    "snail": System(
-        title="SNAIL",
-        published=_omniglot(99.1, 99.8, 97.6, 99.4) | _mini((55.71, 0.99), (68.88, 0.92)),
-        note="mini-ImageNet with a residual network",
-        quick=(*EPISODE_LIKE_THE_TEST, "options.filters=32"),
-    ),
-}
-"""By the value of `method`; figures from the original papers, read there."""
+SYSTEMS: Mapping[str, System] = dict(_systems())
+"""By the value of `method`."""

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, final
 
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, VERMILLION, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
+from bilevel_apps.evaluate.report import RAW_PIXELS
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained.cells import Cell, held_out, score_cells, unseen
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
+from bilevel_apps.paper.trained.cells import Cell, evaluation, held_out, score_cells, unseen
 from bilevel_apps.paper.trained.report import Named, report_cells
-from bilevel_apps.paper.trained.systems import SYSTEMS
+from bilevel_apps.paper.trained.systems import SYSTEMS, interval
 from bilevel_apps.system.terminal import say
 from bilevel_meta.methods.hyper_representation import InnerLoop
 
@@ -41,34 +44,21 @@ class Task:
     best: float
 
 
-def _tasks() -> dict[str, Task]:
-    omniglot = {
-        (5, 1): (98.6, 99.1),
-        (5, 5): (99.5, 99.9),
-        (20, 1): (95.5, 97.6),
-        (20, 5): (98.4, 99.4),
-    }
-    tasks = {
-        f"omniglot-{way}way-{shot}shot": Task(
-            data="omniglot", way=way, shot=shot, paper=(found, None), best=best
-        )
-        for (way, shot), (found, best) in omniglot.items()
-    }
-    mini = {
-        ("c4l", 1): ((47.51, None), 55.71),
-        ("c4l", 5): ((61.9, None), 68.88),
-        ("rn", 1): ((50.54, 0.85), 55.71),
-        ("rn", 5): ((64.53, 0.68), 68.88),
-    }
-    return tasks | {
-        f"mini-imagenet-{network}-5way-{shot}shot": Task(
-            data="mini-imagenet", way=5, shot=shot, paper=paper, best=best
-        )
-        for (network, shot), (paper, best) in mini.items()
-    }
+def _task(name: str, row: Sequence[float]) -> Task:
+    network, way, shot = name.rsplit("-", 2)
+    data = network.removesuffix("-c4l").removesuffix("-rn")
+    return Task(
+        data=data,
+        way=int(way.removesuffix("way")),
+        shot=int(shot.removesuffix("shot")),
+        paper=interval(row),
+        best=published("table3", "highest")[f"{data}-{way}-{shot}"],
+    )
 
 
-TASKS = _tasks()
+TASKS = {
+    name: _task(name, row) for name, row in published("table3", "hyper-representation").items()
+}
 DATA = {task.data for task in TASKS.values()}
 PAPER = "paper/"
 """A cell with this before its name has the paper's own settings; without, ours."""
@@ -78,6 +68,10 @@ LONG = "omniglot-20way-1shot-long"
 
 FIVE_SHOT = InnerLoop(steps=20, lr=0.0097)
 """T and η of 5-shot heads with it, chosen on the validation classes."""
+
+TEXT = prose(__file__, long=LONG, steps=FIVE_SHOT.steps, lr=FIVE_SHOT.lr)
+
+NOTES = tuple(f"{each.title}: {each.note}." for each in SYSTEMS.values() if each.note)
 
 MADE_BY = ("model.name", "method", "model.norm", "model.unit_length")
 """The settings that make a cell, which its runs have in common."""
@@ -126,7 +120,7 @@ def system_of(name: str) -> str:
 def run(work: Work) -> Report:
     """Compute the table."""
     found = score_cells(work, _cells(work))
-    split = sorted({part.result["split"] for parts in found.values() for part in parts})
+    split = sorted({evaluation(part).split for parts in found.values() for part in parts})
     return report_cells(
         work,
         found,
@@ -142,33 +136,9 @@ def run(work: Work) -> Report:
             "scored on": f"{EPISODES[work.full]} episodes of {' and '.join(split)}, 15 query "
             "images a class, none of them a support image; the checkpoint that validated best",
         },
-        differs=DIFFERS,
-        quick=QUICK,
+        differs=(*TEXT.differs, *NOTES),
+        quick=TEXT.quick,
     )
-
-
-DIFFERS = (
-    "Each accuracy is with the normalisation in its column. `episode`, that of the paper's code, "
-    "normalises all query images of an episode together, so that each is classified with the help "
-    "of the others; the other modes classify each image as if it were alone.",
-    "Support and query images are never the same. In the released code they can be: by chance 5 % "
-    "of the query images in 1-shot episodes of Omniglot, and 25 % in 5-shot ones.",
-    "On Omniglot the paper's code counts rotated copies of a character as classes in the test, "
-    "and so does the column `accuracy`; `upright` does not.",
-    "Cells without `paper/` are trained by a recipe of our own: features of unit length, learned "
-    "step size and scale, more classes an episode, weight decay. At full scale the four of "
-    f"Omniglot are one training, `{LONG}`, and 5-shot heads take T = {FIVE_SHOT.steps} and η = "
-    f"{FIVE_SHOT.lr}, which were chosen on the validation classes.",
-    "The other systems are trained by this project's presets `paper/SYSTEM-DATA`, which say what "
-    "differs from each paper's recipe, most of all the networks and the lengths.",
-    *(f"{system.title}: {system.note}." for system in SYSTEMS.values() if system.note),
-    "The test classes of mini-ImageNet were not at hand where the split is `val`: these are the "
-    "classes that the checkpoint was chosen on, in other episodes.",
-)
-QUICK = (
-    "This is the quick scale: narrow networks and a training of seconds. It shows the order of the "
-    "cells, and not the accuracy that the presets come to.",
-)
 
 
 def _cells(work: Work) -> list[Cell]:
@@ -182,7 +152,7 @@ def _usual(work: Work) -> tuple[str, ...]:
     if not there:
         if work.full:
             raise InputError(
-                f"--data: the table is about {' and '.join(sorted(DATA))}, but the stores are of "
+                f"`data`: the table is about {' and '.join(sorted(DATA))}, but the stores are of "
                 f"{', '.join(work.stores)}: give one of the data sets that it is about"
             )
         there = {"omniglot"}
@@ -204,7 +174,7 @@ def _cell(work: Work, name: str) -> Cell:
     # Other small pictures show the order of its cells too, where the table's are not at hand.
     stands_in = task.data == "omniglot" and not work.full and not DATA & set(work.stores)
     if task.data not in work.stores and not stands_in:
-        raise InputError(f"{name}: no store of {task.data}: give it with --data too")
+        raise InputError(f"{name}: no store of {task.data}: give it with `data` too")
     store = work.stores.get(task.data) or work.store
     long = work.full and task.data == "omniglot" and not name.startswith(PAPER)
     other = long and task.shot == 5 and name not in work.runs
@@ -233,7 +203,7 @@ def _other_cell(work: Work, name: str) -> Cell:
     task, method = task_of(name), system_of(name)
     stands_in = task.data == "omniglot" and not work.full and not DATA & set(work.stores)
     if task.data not in work.stores and not stands_in:
-        raise InputError(f"{name}: no store of {task.data}: give it with --data too")
+        raise InputError(f"{name}: no store of {task.data}: give it with `data` too")
     store = work.stores.get(task.data) or work.store
     small = (*SMALL, *QUICK_OF_OTHERS, *SYSTEMS[method].quick)
     episode = (f"episode.way={task.way}", f"episode.shot={task.shot}")
@@ -258,13 +228,13 @@ def _published(name: str) -> tuple[float | None, float | None]:
     method, task = system_of(name), task_of(name)
     if method not in SYSTEMS:
         return task.paper
-    published = SYSTEMS[method].published
-    return published.get(f"{task.data}-{task.way}way-{task.shot}shot", (None, None))
+    return SYSTEMS[method].figures.get(f"{task.data}-{task.way}way-{task.shot}shot", (None, None))
 
 
 def _row(name: str, part: Part) -> Row:
     found, task = part.result, task_of(name)
-    upright, pixels = found.get("upright", {}), found["baselines"]["raw-pixel nearest neighbour"]
+    report = evaluation(part)
+    upright, pixels = report.upright, (report.baselines or {})[RAW_PIXELS]
     paper, interval = _published(name) if found["data"] == task.data else (None, None)
     return {
         "cell": name,
@@ -273,37 +243,33 @@ def _row(name: str, part: Part) -> Row:
         "paper": paper,
         "paper ±": interval,
         "highest in its table": None if paper is None else task.best,
-        "accuracy": 100 * found["accuracy"],
-        "±": 100 * found["ci95"],
-        "upright": _percent(upright.get("accuracy")),
-        "upright ±": _percent(upright.get("ci95")),
-        "raw pixels": 100 * pixels["accuracy"],
-        "normalisation": found["norm"],
-        "T": found["steps"],
-        "split": found["split"],
-        "episodes": found["episodes"],
+        "accuracy": 100 * report.score.accuracy,
+        "±": 100 * report.score.ci95,
+        "upright": None if upright is None else 100 * upright.accuracy,
+        "upright ±": None if upright is None else 100 * upright.ci95,
+        "raw pixels": 100 * pixels.accuracy,
+        "normalisation": report.norm,
+        "T": report.inner.steps,
+        "split": report.split,
+        "episodes": report.score.episodes,
         "seed": found["trained_seed"],
         "hyper-iterations": found.get("hyper_iterations"),
-        "checkpoint": found["checkpoint_sha256"][:12],
+        "checkpoint": report.checkpoint_sha256[:12],
     }
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
 def _details(name: str, part: Part) -> list[Row]:
-    found = part.result
+    found, report = part.result, evaluation(part)
     return [
         {
             "cell": name,
-            "checkpoint_sha256": found["checkpoint_sha256"],
-            "checkpoint_step": found["checkpoint_step"],
+            "checkpoint_sha256": report.checkpoint_sha256,
+            "checkpoint_step": report.checkpoint_step,
             "validation": found.get("validation"),
             "trained_seconds": found.get("trained_seconds"),
             "from_step": found.get("from_step"),
             "seconds": part.seconds,
-            "split_sha256": found["split_sha256"],
+            "split_sha256": report.split_sha256,
         }
     ]
 
@@ -334,13 +300,13 @@ class _Scores:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> _Scores:
-        worst = min((part.result for part in parts), key=lambda result: result["accuracy"])
-        pixels = worst["baselines"]["raw-pixel nearest neighbour"]
+        worst = min(map(evaluation, parts), key=lambda found: found.score.accuracy)
+        pixels = (worst.baselines or {})[RAW_PIXELS]
         return cls(
-            accuracy=100 * worst["accuracy"],
-            ci95=100 * worst["ci95"],
-            pixels=100 * pixels["accuracy"],
-            pixels_ci95=100 * pixels["ci95"],
+            accuracy=100 * worst.score.accuracy,
+            ci95=100 * worst.score.ci95,
+            pixels=100 * pixels.accuracy,
+            pixels_ci95=100 * pixels.ci95,
         )
 
 
@@ -441,12 +407,7 @@ def _draw(parts: Named) -> Figure:
 ITEM = Item(
     name="table3",
     title="Few-shot accuracy of the hyper-representation and nine other systems",
-    paper=(
-        "Hyper-representation, accuracy in %: Omniglot 5-way 1-shot 98.6, 5-shot 99.5, 20-way "
-        "1-shot 95.5, 5-shot 98.4; mini-ImageNet 5-way 1-shot 50.54 ± 0.85, 5-shot 64.53 ± 0.68 "
-        "with RN (Table 3), 47.51 and about 61.9 with C4L (Table 4 and section 5.2). The highest "
-        "figures of the table: 99.1, 99.9, 97.6, 99.4, 55.71 and 68.88."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 1, Scale.FULL: 1},
     run=run,
     data=("omniglot", "mini-imagenet"),

@@ -11,7 +11,16 @@ from bilevel_apps.drawing.style import CLASS_COLOURS, INK, new_figure, tidy_axes
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.cache import Part, Work
 from bilevel_apps.paper.harness.item import Claim, Item, Report, Row, Scale
-from bilevel_apps.paper.trained.cells import Cell, data_name, held_out, score_cells, unseen
+from bilevel_apps.paper.harness.prose import prose
+from bilevel_apps.paper.published import published
+from bilevel_apps.paper.trained.cells import (
+    Cell,
+    data_name,
+    evaluation,
+    held_out,
+    score_cells,
+    unseen,
+)
 from bilevel_apps.paper.trained.report import (
     MINI,
     OMNIGLOT,
@@ -30,15 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ITEM"]
 
+TEXT = prose(__file__)
+
 OURS, MULTICLASS, CLASSIC = "hyper-representation", "multiclass", "classic-train"
-PAPER = {
-    MULTICLASS: 43.02,
-    "bilevel-train": 29.63,
-    "approx": 41.12,
-    "approx-train": 38.80,
-    CLASSIC: 40.46,
-    OURS: 47.51,
-}
+PAPER = published("table4", "accuracy")
 """Accuracy in %, by the configuration's `method`."""
 
 PRESETS = {OMNIGLOT: "paper/omniglot-5way-1shot", MINI: "paper/mini-imagenet-c4l-5way-1shot"}
@@ -67,7 +71,7 @@ def run(work: Work) -> Report:
         _cell(work, store, preset, name) for name in PAPER if not work.only or name in work.only
     ]
     found = score_cells(work, cells)
-    split = next(iter(found.values()))[0].result["split"]
+    split = evaluation(next(iter(found.values()))[0]).split
     return report_cells(
         work,
         found,
@@ -82,39 +86,9 @@ def run(work: Work) -> Report:
             "scored on": f"{EPISODES} episodes of {split}, upright and rotated classes where "
             "copies are classes; the checkpoint that validated best",
         },
-        differs=DIFFERS,
-        quick=QUICK,
+        differs=TEXT.differs,
+        quick=TEXT.quick,
     )
-
-
-DIFFERS = (
-    "All rows have the same budget of compute, and the same number of outer steps. "
-    "A hyper-iteration of Classic-train passes its mini-batch T times through the backbone and "
-    "takes T outer steps, and it gets 1/T of the hyper-iterations. The network of Multiclass has "
-    "twice the filters, about four times the work an image, and it gets a quarter of the images. "
-    "The paper gives no lengths.",
-    "Where `train.minutes` ends the runs, the rows have the same time, and not the same number of "
-    "images.",
-    "The paper's accuracies are on the test classes of mini-ImageNet. The split that ours are on "
-    "is in the table; on `val` the checkpoint was chosen on other episodes of the same classes.",
-    "Normalisation is `episode`, as in the paper's code: transductive. Where a row has one set an "
-    "episode, that set is normalised as a whole in training, and support and query images apart "
-    "in the test.",
-)
-QUICK = (
-    "This is the quick scale: Omniglot in the place of mini-ImageNet, with the inner step size, T, "
-    "and episodes a meta-batch of section 5.3, a quarter of the filters, a larger outer learning "
-    "rate, and a training of seconds.",
-    "The order is that of an early moment. On Omniglot, with thousands of training classes, a "
-    "longer training with this inner step size let Bilevel-train overtake the hyper-representation "
-    "(after 300 hyper-iterations), and with an inner step size ten times as large or larger this "
-    "order was not seen: the first-order rows and those without the split were as good or better. "
-    "What the paper says is of 64 classes, which can be learned by heart, and of trainings to the "
-    "end.",
-    "Multiclass has thousands of classes to tell apart here. After so short a training its outputs "
-    "put nearly all query images into one class, whatever the inner step size: nothing is claimed "
-    "of it at this scale.",
-)
 
 
 def _cell(work: Work, store: Path, preset: str, name: str) -> Cell:
@@ -133,7 +107,7 @@ def _settings(work: Work, preset: str, name: str) -> tuple[str, ...]:
     settings += TABLE4 if preset == PRESETS[OMNIGLOT] else ()
     settings += () if work.full else SMALL
     settings += work.assignments
-    common = parse_config(with_settings(load_preset(preset), settings), "--set")
+    common = parse_config(with_settings(load_preset(preset), settings), "`assignments`")
     change = SAME_BUDGET.get(name)
     return (*settings, *(change(common) if change is not None else ()))
 
@@ -159,7 +133,7 @@ def _wider(common: Config) -> tuple[str, ...]:
     if filters is None:
         raise InputError(
             f"{MULTICLASS}: it has twice the filters of the other rows, but those of {model.name} "
-            "are not known: give --set model.filters=N"
+            "are not known: give `assignments`=model.filters=N"
         )
     way, shot = _typical(train.way or episode.way), _typical(train.shot or episode.shot)
     images = train.meta_batch * way * (shot + (train.query or episode.query)) // 4
@@ -187,24 +161,24 @@ SAME_BUDGET: dict[str, Callable[[Config], tuple[str, ...]]] = {
 
 
 def _row(name: str, part: Part) -> Row:
-    found = part.result
+    found, report = part.result, evaluation(part)
     return {
         "method": name,
         "filters": found["filters"],
         "paper, mini-ImageNet": PAPER[name],
-        "accuracy": 100 * found["accuracy"],
-        "±": 100 * found["ci95"],
-        "upright": 100 * found["upright"]["accuracy"] if "upright" in found else None,
-        "split": found["split"],
+        "accuracy": 100 * report.score.accuracy,
+        "±": 100 * report.score.ci95,
+        "upright": None if report.upright is None else 100 * report.upright.accuracy,
+        "split": report.split,
         "best validation": 100 * found["validation"] if "validation" in found else None,
-        "normalisation": found["norm"],
-        "T": found["steps"],
+        "normalisation": report.norm,
+        "T": report.inner.steps,
         "hyper-iterations": found.get("hyper_iterations"),
         "outer steps": _outer_steps(name, found),
-        "chosen at": found["checkpoint_step"],
+        "chosen at": report.checkpoint_step,
         "seconds of training": found.get("trained_seconds"),
         "seed": found["trained_seed"],
-        "checkpoint": found["checkpoint_sha256"][:12],
+        "checkpoint": report.checkpoint_sha256[:12],
     }
 
 
@@ -217,7 +191,7 @@ def _outer_steps(name: str, found: Mapping[str, Any]) -> int | None:
 def _curve(name: str, part: Part) -> list[Row]:
     """Return the validations of a training, or where it ended if nothing has them."""
     found = part.result
-    ends = [[found["checkpoint_step"], None, found.get("validation")]]
+    ends = [[evaluation(part).checkpoint_step, None, found.get("validation")]]
     return [
         {
             "method": name,
@@ -240,8 +214,8 @@ def _claims(found: Mapping[str, Sequence[Part]], *, full: bool) -> list[Claim]:
 
 def _ahead(name: str, found: Mapping[str, Sequence[Part]]) -> Claim:
     """Compare the worst of ours with the best of theirs, less both intervals."""
-    ours = min((part.result for part in found[OURS]), key=lambda r: r["accuracy"])
-    theirs = max((part.result for part in found[name]), key=lambda r: r["accuracy"])
+    ours = min(map(evaluation, found[OURS]), key=lambda report: report.score.accuracy)
+    theirs = max(map(evaluation, found[name]), key=lambda report: report.score.accuracy)
     return Claim(
         text=f"the hyper-representation is ahead of {name} by more than the sum of both intervals",
         holds=lead(ours, theirs) > 0,
@@ -279,11 +253,11 @@ def _draw_curves(axes: Axes, parts: Named) -> None:
 def _draw_accuracies(axes: Axes, parts: Named) -> None:
     names = list(dict.fromkeys(name for name, _ in parts))
     for name, part in parts:
-        found, y = part.result, len(names) - names.index(name)
+        score, y = evaluation(part).score, len(names) - names.index(name)
         axes.errorbar(
-            100 * found["accuracy"],
+            100 * score.accuracy,
             y,
-            xerr=100 * found["ci95"],
+            xerr=100 * score.ci95,
             color=COLOURS[name],
             marker="o",
             capsize=3,
@@ -301,7 +275,8 @@ def _draw_accuracies(axes: Axes, parts: Named) -> None:
     axes.set_yticks(list(rows), names)
     for label in axes.get_yticklabels():  # they are the legend of the curves too
         label.set_color(COLOURS[label.get_text()])
-    axes.set_xlabel(f"accuracy, %, {parts[0][1].result['data']}, {parts[0][1].result['split']}")
+    first = parts[0][1]
+    axes.set_xlabel(f"accuracy, %, {first.result['data']}, {evaluation(first).split}")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
@@ -311,12 +286,7 @@ COLOURS = dict(zip(PAPER, CLASS_COLOURS, strict=False))
 ITEM = Item(
     name="table4",
     title="The hyper-representation beside its variants",
-    paper=(
-        "mini-ImageNet, 5-way 1-shot, C4L, T = 5, accuracy on the test classes in %: Multiclass "
-        "(64 filters) 43.02, Bilevel-train 29.63, Approx 41.12, Approx-train 38.80, Classic-train "
-        "40.46, hyper-representation 47.51 (Table 4). Both the split of an episode into training "
-        "and validation and the full hypergradient matter (section 5.3)."
-    ),
+    paper=TEXT.paper,
     seeds={Scale.QUICK: 1, Scale.FULL: 1},
     run=run,
     data=(MINI, OMNIGLOT),

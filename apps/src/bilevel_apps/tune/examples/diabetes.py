@@ -29,7 +29,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler  # type: ig
 from torch import Tensor
 
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, tidy_axes
-from bilevel_apps.tune import Figures, Record, Tuning
+from bilevel_apps.tune import Figures, HistoryRow, Tuning
 from bilevel_core import Exact, Nesterov, Positive, Problem
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _error(data: _Data, predicted: NDArray[np.float64]) -> float:
     return float(((predicted - data.y_test) ** 2).mean() * data.scale**2)
 
 
-def _draw(names: list[str], figure: SubFigure, lam: Tensor, records: Sequence[Record]) -> None:
+def _draw(names: list[str], figure: SubFigure, lam: Tensor, records: Sequence[HistoryRow]) -> None:
     del records
     labels = [*names, "squares", "products"]
     axes = figure.subplots()

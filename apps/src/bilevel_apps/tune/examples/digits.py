@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, tidy_axes
-from bilevel_apps.tune import Figures, Record, Tuning
+from bilevel_apps.tune import Figures, HistoryRow, Tuning
 from bilevel_core import HeavyBall, Interval, Problem, Unrolled
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _error(data: _Data, model: LogisticRegression) -> float:
 
 
 def _draw(
-    corrupted: NDArray[np.bool_], figure: SubFigure, lam: Tensor, records: Sequence[Record]
+    corrupted: NDArray[np.bool_], figure: SubFigure, lam: Tensor, records: Sequence[HistoryRow]
 ) -> None:
     del records
     axes = figure.subplots()

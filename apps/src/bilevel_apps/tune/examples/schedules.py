@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bilevel_apps.drawing.style import BLUE, GREEN, INK, tidy_axes
-from bilevel_apps.tune import Figures, Record, Tuning
+from bilevel_apps.tune import Figures, HistoryRow, Tuning
 from bilevel_core import HeavyBall, Interval, Positive, Problem, solve_inner
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _grid(data: _Data, problem: Problem, dynamics: HeavyBall, steps: int) -> Map
     return {f"constant {rate} and {momentum}, best of {len(runs)} runs": _report(data, w)}
 
 
-def _draw(figure: SubFigure, lam: Numbers, records: Sequence[Record]) -> None:
+def _draw(figure: SubFigure, lam: Numbers, records: Sequence[HistoryRow]) -> None:
     del lam
     panels = figure.subplots(2, 1, sharex=True)
     for axes, name, colour in zip(panels, ("rate", "momentum"), (BLUE, GREEN), strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bilevel_data.errors import DataError, WriteError
 
-__all__ = ["file_sha256", "publish", "read_sidecar", "sidecar_path", "temporary"]
+__all__ = ["commit", "file_sha256", "read_sidecar", "sidecar_path", "temporary"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
@@ -39,7 +39,7 @@ def temporary(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def publish(scratch: Path, path: Path) -> None:
+def commit(scratch: Path, path: Path) -> None:
     """Give a finished file its real name, after its bytes are on the disk."""
     _fsync(scratch)
     scratch.replace(path)

@@ -7,7 +7,7 @@ from http.client import HTTPException  # noqa: TID251
 from pathlib import Path
 
 from bilevel_data.errors import DataError
-from bilevel_data.files.atomic import publish, temporary
+from bilevel_data.files.atomic import commit, temporary
 
 __all__ = ["fetch"]
 
@@ -47,4 +47,4 @@ def fetch(
         if digest.hexdigest() != md5:
             msg = f"{url}: expected MD5 {md5}, found {digest.hexdigest()}: damaged or replaced"
             raise DataError(msg)
-        publish(scratch, path)
+        commit(scratch, path)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bilevel_data.dataset import SPLIT_NAMES, Images, SourceData, SourceSplit
 from bilevel_data.duplicates import Twice
 from bilevel_data.errors import DataError, WriteError
-from bilevel_data.files.atomic import file_sha256, publish, read_sidecar, sidecar_path, temporary
+from bilevel_data.files.atomic import commit, file_sha256, read_sidecar, sidecar_path, temporary
 from bilevel_data.preprocessing import Preprocessing
 from bilevel_data.stores.deferred_errors import SteadyFile
 from bilevel_data.stores.manifest import Manifest, SplitInfo
@@ -95,7 +95,7 @@ def write_store(
             manifest = _write_apart(scratch, source, report, twice)
             twice.check_images()
             note.write_text(f"{file_sha256(scratch)}  {path.name}\n", encoding="utf-8")
-            _publish(scratch, path, note, sidecar)
+            _commit(scratch, path, note, sidecar)
         except OSError as err:
             reason = err.strerror or " ".join(str(err).split())[:120]
             raise WriteError(f"{path}: cannot write the store ({reason})") from None
@@ -115,13 +115,13 @@ def _refuse_stranger(path: Path, sidecar: Path) -> None:
         ) from None
 
 
-def _publish(scratch: Path, path: Path, note: Path, sidecar: Path) -> None:
+def _commit(scratch: Path, path: Path, note: Path, sidecar: Path) -> None:
     """Give the store and its checksum their names; where that fails, the old pair stays."""
     before = sidecar.read_bytes() if sidecar.is_file() else None
     # The checksum gets its name first: where there is a store, there is its checksum.
-    publish(note, sidecar)
+    commit(note, sidecar)
     try:
-        publish(scratch, path)
+        commit(scratch, path)
     except OSError:
         if scratch.exists():  # the store did not get its name
             with suppress(OSError):
@@ -135,7 +135,7 @@ def _put_back(sidecar: Path, content: bytes | None) -> None:
         return
     with temporary(sidecar) as copy:
         copy.write_bytes(content)
-        publish(copy, sidecar)
+        commit(copy, sidecar)
 
 
 def _names(source: SourceData) -> list[str]:

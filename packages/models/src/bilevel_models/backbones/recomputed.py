@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from bilevel_models.autograd import refuse_second_derivatives
 from bilevel_models.normalization import OffsetNorm2d, Statistics
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = [
     "Normalise",
+    "convolved_thrice",
     "differentiable_twice",
-    "frugal",
     "leaky_relu",
+    "recomputed",
     "three_convolutions",
-    "through",
 ]
 
 _TWICE: ContextVar[bool] = ContextVar("twice", default=False)
@@ -58,13 +58,13 @@ def leaky_relu(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.1, inplace=True)
 
 
-def through(
+def convolved_thrice(
     convolutions: nn.ModuleList, norms: nn.ModuleList, x: Tensor, statistics: Statistics
 ) -> Tensor:
     """Return w₃ ∗ r(n₂(w₂ ∗ r(n₁(w₁ ∗ x)))), w the convolutions, n the norms, r the rectifier."""
     y: Tensor = convolutions[0](x)
     for norm, convolution in zip(norms, convolutions[1:], strict=False):
-        y = frugal(_link(norm, convolution), statistics, y)
+        y = recomputed(_link(norm, convolution), statistics, y)
     return y
 
 
@@ -76,7 +76,7 @@ def _link(norm: nn.Module, convolution: nn.Module) -> Callable[[Normalise, Tenso
     return work
 
 
-def frugal(work: Callable[..., Tensor], statistics: Statistics, *inputs: Tensor) -> Tensor:
+def recomputed(work: Callable[..., Tensor], statistics: Statistics, *inputs: Tensor) -> Tensor:
     """Return work(normalise, *inputs), of which nothing but the inputs is kept for the gradient.
 
     What the gradient needs of `work` is computed once more, up to the last tensor that it needs:

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from bilevel_models.backbones.recomputed import (
     Normalise,
-    frugal,
+    convolved_thrice,
     leaky_relu,
+    recomputed,
     three_convolutions,
-    through,
 )
 from bilevel_models.backbones.sizes import check_sizes, halved
 from bilevel_models.normalization import EACH_SET, OffsetNorm2d, Statistics
@@ -33,8 +33,8 @@ class _Block(nn.Module):
         self.skip_norm = _norm(filters)
 
     def forward(self, x: Tensor, statistics: Statistics) -> Tensor:
-        y = through(self.convolutions, self.norms, x, statistics)
-        return frugal(self._end, statistics, x, y)
+        y = convolved_thrice(self.convolutions, self.norms, x, statistics)
+        return recomputed(self._end, statistics, x, y)
 
     def _end(self, normalise: Normalise, x: Tensor, y: Tensor) -> Tensor:
         total = normalise(self.skip_norm, self.skip(x))

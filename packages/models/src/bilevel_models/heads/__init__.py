@@ -25,7 +25,7 @@ and an evaluation is the same under `torch.no_grad()`. There is no graph over in
 adjoint of T steps is derived by hand (`unrolled.py`), that of an optimum is one linear system
 (`solve.py`). Two forms give the same numbers, and the cheaper is taken: the n x n Gram matrix of
 the support features, whose cost and memory know nothing of dim, or, for many images, the weights
-(`dual.py`, `newton.py`).
+(`linear.py`, `newton.py`).
 
 T steps are right for the task that their step size was made for. `descend` minimises a mean over
 the n support images, so that a class with more images outweighs one with fewer, and a step size
@@ -37,7 +37,7 @@ loss is stable for η < 2 / (λ_max(K)/n + ρ), K = s² h hᵀ + 1, and that on 
 curves at most half as much, for η < 2 / (λ_max(K)/(2n) + ρ). A run that diverges all the same
 raises `HeadDivergenceError`, an `ArithmeticError`.
 
-Within `torch.autocast` all train in float64 and return the features' dtype (`autocast.py`);
+Within `torch.autocast` all train in float64 and return the features' dtype (`checks.py`);
 `logits` is a product like any other there.
 """
 
@@ -45,8 +45,8 @@ from bilevel_models.heads.checks import HeadDivergenceError
 from bilevel_models.heads.class_means import class_means
 from bilevel_models.heads.closed_form import closed_form
 from bilevel_models.heads.descent import descend
-from bilevel_models.heads.dual import Form
 from bilevel_models.heads.linear import (
+    Form,
     Head,
     accuracy,
     cross_entropy,
@@ -55,10 +55,10 @@ from bilevel_models.heads.linear import (
     squared_error,
     zeros,
 )
-from bilevel_models.heads.losses import CROSS_ENTROPY, SQUARED, Loss
 from bilevel_models.heads.ridge import ridge
 from bilevel_models.heads.solve import solve
 from bilevel_models.heads.solver import HeadSolver
+from bilevel_models.heads.unrolled import CROSS_ENTROPY, SQUARED, Loss
 
 __all__ = [
     "CROSS_ENTROPY",

@@ -1,8 +1,12 @@
-"""What the heads refuse: input that does not fit, and runs that diverged."""
+"""What guards the heads: input that does not fit, runs that diverged, and autocast's rounding."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +21,9 @@ __all__ = [
     "check_sets",
     "check_steps",
     "positive",
+    "precise",
     "scalar",
+    "without_autocast",
 ]
 
 
@@ -118,3 +124,37 @@ def positive(value: Tensor | float, name: str, like: Tensor) -> Tensor:
     if not (found := float(number.detach())) > 0:
         raise ValueError(f"{name} must be positive, found {found}: without it no head is unique")
     return number
+
+
+Training = TypeVar("Training", bound=Callable[..., Head])
+
+
+def precise(training: Training) -> Training:
+    """Return a training of heads that autocast makes no less precise; without it, the same one.
+
+    Within autocast, heads are trained in float64 and returned in the features' dtype. Autocast
+    leaves float64 alone, also in a backward pass of any order: turned off around the training, it
+    would still round the products of a backward pass within it.
+
+    Raises:
+        TypeError, ValueError: within autocast, features and targets that do not fit each other.
+    """
+
+    @functools.wraps(training)
+    def trained(support: Tensor, targets: Tensor, **options: Any) -> Head:
+        if not torch.is_autocast_enabled(support.device.type):
+            return training(support, targets, **options)
+        check_sets(support, targets)  # before they come to have one dtype
+        head = training(support.double(), targets.double(), **options)
+        return {name: leaf.to(support.dtype) for name, leaf in head.items()}
+
+    return cast("Training", trained)
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves alone what runs on a tensor's device.
+
+    For a backward pass within autocast of a forward pass outside.
+    """
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
-from bilevel_models.heads.autocast import precise, without_autocast
 from bilevel_models.heads.checks import (
     HeadDivergenceError,
     check_finite,
     check_sets,
     check_steps,
+    precise,
     scalar,
+    without_autocast,
 )
-from bilevel_models.heads.dual import Form, normal_equations
-from bilevel_models.heads.linear import Head
+from bilevel_models.heads.linear import Form, Head, normal_equations
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["closed_form", "power_differences", "power_sums"]
 

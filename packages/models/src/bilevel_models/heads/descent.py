@@ -8,25 +8,26 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
-from bilevel_models.heads.autocast import precise
 from bilevel_models.heads.checks import (
     check_initial,
     check_sets,
     check_steps,
+    precise,
     scalar,
 )
-from bilevel_models.heads.dual import (
+from bilevel_models.heads.linear import (
     Form,
+    Head,
     augmented,
     coefficients_to_head,
     form_for,
     gram,
+    logits,
     rows_to_head,
+    zeros,
 )
-from bilevel_models.heads.linear import Head, logits, zeros
-from bilevel_models.heads.losses import CROSS_ENTROPY, Loss
-from bilevel_models.heads.unrolled import Kind, Run, final_state
+from bilevel_models.heads.unrolled import CROSS_ENTROPY, Kind, Loss, Run, final_state
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["descend"]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_models.heads.autocast import precise
-from bilevel_models.heads.checks import check_finite, check_sets, positive, scalar
-from bilevel_models.heads.dual import Form, normal_equations
-from bilevel_models.heads.linear import Head
+from bilevel_models.heads.checks import check_finite, check_sets, positive, precise, scalar
+from bilevel_models.heads.linear import Form, Head, normal_equations
 
 __all__ = ["ridge"]
 

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
-from bilevel_models.heads.autocast import precise, without_autocast
 from bilevel_models.heads.checks import (
     HeadDivergenceError,
     check_initial,
     check_sets,
     positive,
+    precise,
+    without_autocast,
 )
 from bilevel_models.heads.linear import Head, logits, zeros
 from bilevel_models.heads.newton import Kernel, conjugate_gradients, curved, minimise
+from bilevel_models.refusals import refuse_second_derivatives
 
 __all__ = ["balance", "solve"]
 

@@ -23,18 +23,63 @@ Frasconi, Pontil, 2017), Algorithm 1, with the products of the linear head writt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
-from bilevel_models.heads.autocast import without_autocast
-from bilevel_models.heads.checks import check_run
-from bilevel_models.heads.losses import Loss
+from bilevel_models.heads.checks import check_run, without_autocast
+from bilevel_models.refusals import refuse_second_derivatives
 
-__all__ = ["Adjoint", "Kind", "Record", "Run", "adjoint", "descend_run", "final_state", "gradients"]
+__all__ = [
+    "CROSS_ENTROPY",
+    "SQUARED",
+    "Adjoint",
+    "Kind",
+    "Loss",
+    "Run",
+    "Trajectory",
+    "adjoint",
+    "descend_run",
+    "final_state",
+    "gradients",
+]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss ℓ(z, y) with ∂ℓ/∂z = link(z) - y, such as that of a generalised linear model.
+
+    Tensors are (batch, way, n): classes come second, because torch's softmax is several times
+    faster over a middle axis than over a short last one.
+
+    Attributes:
+        link: writes link(z) into its second argument.
+        pull: writes (∂link/∂z)ᵀ g into its third argument, from link(z) and g.
+    """
+
+    link: Callable[[Tensor, Tensor], object]
+    pull: Callable[[Tensor, Tensor, Tensor], object]
+
+
+def _softmax(z: Tensor, out: Tensor) -> None:
+    torch.softmax(z, 1, out=out)
+
+
+def _pull_softmax(p: Tensor, g: Tensor, out: Tensor) -> None:
+    """Write p ∘ (g - ⟨p, g⟩): the Jacobian of softmax is diag(p) - p pᵀ."""
+    torch.mul(p, g, out=out)
+    out.addcmul_(p, out.sum(1, keepdim=True), value=-1)
+
+
+CROSS_ENTROPY = Loss(link=_softmax, pull=_pull_softmax)
+"""ℓ = -Σ y log softmax(z), with targets that sum to one."""
+
+SQUARED = Loss(link=lambda z, out: out.copy_(z), pull=lambda _p, g, out: out.copy_(g))
+"""ℓ = ½‖z - y‖²."""
 
 
 @final
@@ -78,7 +123,7 @@ class Run:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Trajectory:
     """What the adjoint needs of a run.
 
     Attributes:
@@ -112,8 +157,8 @@ def final_state(kind: Kind, run: Run) -> Tensor:
         return descend_run(kind, run, keep=False).states[-1]
 
 
-def descend_run(kind: Kind, run: Run, *, keep: bool) -> Record:
-    """Take the T steps; unless `keep`, the record holds the last state, residual and velocity.
+def descend_run(kind: Kind, run: Run, *, keep: bool) -> Trajectory:
+    """Take the T steps; unless `keep`, the trajectory holds the last state, residual and velocity.
 
     Raises:
         HeadDivergenceError: the run diverged.
@@ -145,7 +190,7 @@ def descend_run(kind: Kind, run: Run, *, keep: bool) -> Record:
             first = torch.linalg.vector_norm(v[0])
     if steps:
         check_run(steps, first, torch.linalg.vector_norm(v[-1]), u[-1])
-    return Record(states=states, residuals=residuals, velocities=velocities)
+    return Trajectory(states=states, residuals=residuals, velocities=velocities)
 
 
 def _slots(like: Tensor, count: int, keep: bool) -> tuple[list[Tensor], Tensor]:
@@ -174,14 +219,14 @@ class Adjoint:
     logits: Tensor
 
 
-def adjoint(kind: Kind, run: Run, record: Record, grad: Tensor) -> Adjoint:
+def adjoint(kind: Kind, run: Run, trajectory: Trajectory, grad: Tensor) -> Adjoint:
     """Return the cotangents that ∂E/∂u_T, (batch, way, p), gives a recorded run."""
     eps, rho, mu = run.sizes.tolist(), float(run.decay), float(run.momentum)
-    back, links = run.span.mT, (record.residuals + run.targets).unbind()
+    back, links = run.span.mT, (trajectory.residuals + run.targets).unbind()
     made = Adjoint(
-        states=torch.empty_like(record.states),
-        velocities=torch.empty_like(record.velocities),
-        logits=torch.empty_like(record.residuals),
+        states=torch.empty_like(trajectory.states),
+        velocities=torch.empty_like(trajectory.velocities),
+        logits=torch.empty_like(trajectory.residuals),
     )
     a, g, q = made.states.unbind(), made.velocities.unbind(), made.logits.unbind()
     a[-1].copy_(grad)
@@ -196,9 +241,9 @@ def adjoint(kind: Kind, run: Run, record: Record, grad: Tensor) -> Adjoint:
     return made
 
 
-def gradients(kind: Kind, run: Run, record: Record, swept: Adjoint) -> dict[str, Tensor]:
+def gradients(kind: Kind, run: Run, trajectory: Trajectory, swept: Adjoint) -> dict[str, Tensor]:
     """Return ∂E of each tensor of a run, by name; of an absent offset, nothing."""
-    u, r, v = record.states[:-1], record.residuals, record.velocities
+    u, r, v = trajectory.states[:-1], trajectory.residuals, trajectory.velocities
     a, g, q = swept.states, swept.velocities, swept.logits
     span, targets = _outer(u, q), -g.sum(dim=0)
     if not kind.dual:
@@ -229,17 +274,19 @@ def _named(tensors: Any) -> Run:
 class _FinalState(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: Kind, *tensors: Tensor) -> Tensor:
-        record = descend_run(kind, _named(tensors), keep=True)
+        trajectory = descend_run(kind, _named(tensors), keep=True)
         ctx.kind = kind
-        ctx.save_for_backward(*tensors, record.states, record.residuals, record.velocities)
-        return record.states[-1].clone()
+        ctx.save_for_backward(
+            *tensors, trajectory.states, trajectory.residuals, trajectory.velocities
+        )
+        return trajectory.states[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         *tensors, states, residuals, velocities = ctx.saved_tensors
-        record = Record(states=states, residuals=residuals, velocities=velocities)
+        trajectory = Trajectory(states=states, residuals=residuals, velocities=velocities)
         run = _named(tensors)
         with without_autocast(grad):
-            found = gradients(ctx.kind, run, record, adjoint(ctx.kind, run, record, grad))
+            found = gradients(ctx.kind, run, trajectory, adjoint(ctx.kind, run, trajectory, grad))
         return None, *(found.get(name) for name in NAMES)

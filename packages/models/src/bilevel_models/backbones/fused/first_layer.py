@@ -19,10 +19,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from bilevel_models.autograd import refuse_second_derivatives
-from bilevel_models.backbones.fused.im2col import windows
+from bilevel_models.refusals import refuse_second_derivatives
 
-__all__ = ["Moments", "Patches", "normalising_maps", "rectified"]
+__all__ = ["Moments", "Patches", "normalising_maps", "rectified", "windows"]
+
+
+def windows(framed: Tensor) -> Tensor:
+    """Return every second window of (n, c, h + 2, w + 2), a view (n, c, ⌈h/2⌉, ⌈w/2⌉, 3, 3)."""
+    return framed.unfold(2, 3, 2).unfold(3, 3, 2)
 
 
 @final

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bilevel_apps.config import TrackingSection
 from bilevel_apps.errors import InputError
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
+from bilevel_apps.evaluate.report import EvaluationReport
+from bilevel_apps.paper.published import published_accuracy
 from bilevel_apps.paper.trained.cells import validations
-from bilevel_apps.paper.trained.table3 import TASKS
-from bilevel_apps.publish import command_of
-from bilevel_apps.results.records import FORMAT, ScoreRecord, Upright
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.load import load_run
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.system.machine import machine_name, versions
+from tools.publish.weights import command_of
+from tools.results.records import FORMAT, ScoreRecord, Upright
 
 __all__ = ["score_record"]
 
-KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "episodes", "shifts")
+KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "seed", "shifts", "norm")
 
 
 def score_record(
@@ -54,44 +53,34 @@ def score_record(
     known = last.seconds if last is not None else None
     neutral = {"data": None, "device": "auto", "threads": None, "tracking": TrackingSection()}
     environment = read_record(load_checkpoint(run.path), run.path).environment
-    upright = report.get("upright")
+    upright = report.upright
     return ScoreRecord(
         format=FORMAT,
         data=data,
         network=run.config.model.name,
-        **{key: report[key] for key in KEPT},
-        accuracy=report["accuracy"],
-        ci95=report["ci95"],
-        upright=None if upright is None else Upright(**upright),
-        norm=report["norm"],
-        transductive=report["norm"] == "episode",
-        steps=report["steps"],
-        lr=report["lr"],
-        paper=_paper(data, run.config.model.name, report["way"], report["shot"]),
+        **{key: getattr(report, key) for key in KEPT},
+        episodes=report.score.episodes,
+        accuracy=report.score.accuracy,
+        ci95=report.score.ci95,
+        upright=upright and Upright(accuracy=upright.accuracy, ci95=upright.ci95),
+        transductive=report.norm == "episode",
+        steps=report.inner.steps,
+        lr=report.inner.lr,
+        paper=published_accuracy(data, run.config.model.name, report.way, report.shot),
         train=command_of(run.config.model_copy(update=neutral), data),
         evaluate=_evaluation(data, request, report),
         training_seed=run.config.seed,
-        seed=report["seed"],
         hyper_iterations=None if last is None else last.step,
         chosen_at=run.step,
         seconds=known if known is not None else (curve[-1][1] if curve else None),
         machine=machine or machine_name(environment.device, environment.threads),
         versions=versions(environment.python, environment.torch, environment.bilevel),
         checkpoint_sha256=run.sha256,
-        split_sha256=report["split_sha256"],
+        split_sha256=report.split_sha256,
     )
 
 
-def _paper(data: str, network: str, way: int, shot: int) -> float | None:
-    """Return the paper's figure for the task with the network, if it has one."""
-    for name, task in TASKS.items():
-        same = (task.data, task.way, task.shot) == (data, way, shot)
-        if same and (data != "mini-imagenet" or f"-{network}-" in name):
-            return task.paper[0]
-    return None
-
-
-def _evaluation(data: str, request: EvaluationRequest, report: Mapping[str, Any]) -> str:
+def _evaluation(data: str, request: EvaluationRequest, report: EvaluationReport) -> str:
     """Return the command of a score, with T and η where they are not those of the training."""
     words = ["bilevel-eval", "DIR", "--data", shlex.quote(f"{data}.h5"), "--split", request.split]
     words += ["--episodes", str(request.episodes), "--seed", str(request.seed)]
@@ -101,6 +90,7 @@ def _evaluation(data: str, request: EvaluationRequest, report: Mapping[str, Any]
     words += ["--overlap"] * request.overlap
     words += ["--shifts", str(request.shifts)] if request.shifts else []
     for option, name in (("--steps", "steps"), ("--lr", "lr")):
-        if getattr(request, name) or report[name] != report[f"trained_{name}"]:
-            words += [option, f"{report[name]:g}"]
+        own, trained = getattr(report.inner, name), getattr(report.trained_inner, name)
+        if getattr(request, name) or own != trained:
+            words += [option, f"{own:g}"]
     return " ".join(words)

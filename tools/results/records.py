@@ -48,7 +48,8 @@ class ScoreRecord(_Document):
         norm: whose statistics normalise.
         shifts: pixels by which images were moved to average their features; 0: they were not.
         transductive: whether query images are classified with the help of one another.
-        steps, lr: T and η; that of older records is the learned one.
+        steps, lr: T, None where heads are at their optimum, and η; that of older records is the
+            learned one.
         paper: the paper's figure for the same task and network, in %.
         train, evaluate: the commands.
         training_seed, seed: of the training and of the episodes.
@@ -75,7 +76,7 @@ class ScoreRecord(_Document):
     norm: Line
     shifts: int = 0
     transductive: bool
-    steps: int
+    steps: int | None
     lr: float | None = None
     paper: float | None
     train: Line

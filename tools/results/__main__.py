@@ -1,4 +1,4 @@
-"""`python -m bilevel_apps.results`: add a record, and make the tables of all of them."""
+"""`python -m tools.results`: add a record, and make the tables of all of them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ they are not what the records say.
 
 Example:
 
-  python -m bilevel_apps.results add runs/omniglot --data omniglot.h5 --out docs/records/NAME.json
+  python -m tools.results add runs/omniglot --data omniglot.h5 --out docs/records/NAME.json
 
-  python -m bilevel_apps.results write
+  python -m tools.results write
 """
 
 app = make_app(HELP)
@@ -69,7 +69,7 @@ def add(
     """Evaluate a run and write the record of it."""
     del debug
     from bilevel_apps.evaluate.evaluate import EvaluationRequest
-    from bilevel_apps.results.score import score_record
+    from tools.results.score import score_record
 
     request = EvaluationRequest(
         data=data,
@@ -118,13 +118,11 @@ def write(path: Path, text: str, _records: Path) -> None:
 def check(path: Path, text: str, records: Path) -> None:
     """Fail when the page or the short table is not what the records say."""
     if not path.exists() or path.read_text("utf-8") != text:
-        raise RunError(
-            f"{path}: is not what {records} says: run python -m bilevel_apps.results write"
-        )
+        raise RunError(f"{path}: is not what {records} says: run python -m tools.results write")
 
 
 def _made(records: Path, page: Path, readme: Path) -> dict[Path, str]:
-    from bilevel_apps.results import read_records, results_page, with_table
+    from tools.results import read_records, results_page, with_table
 
     found = read_records(records)
     return {

@@ -14,6 +14,7 @@ import safetensors.torch
 
 from bilevel_apps.config import Config, TrackingSection, list_presets, load_preset, parse_config
 from bilevel_apps.errors import InputError
+from bilevel_apps.evaluate.report import EvaluationReport
 from bilevel_apps.runs.build import backbone_options
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import SETTLED
@@ -162,27 +163,30 @@ def _head_numbers(learner: HyperRepresentation) -> dict[str, float] | None:
 def _measured(path: Path, run: TrainedRun) -> dict[str, Any]:
     """Return what a report says, if it is about this checkpoint with this T and η."""
     try:
-        report = read_json(path)
+        found = read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file: give JSON of bilevel-eval --json") from None
     except ValueError:
         raise InputError(f"{path}: expected JSON of bilevel-eval --json") from None
-    needed = {*KEPT, *MEASURED, "checkpoint_sha256", "steps", "lr", "norm"}
-    if not isinstance(report, dict) or not report.keys() >= needed:
-        raise InputError(f"{path}: expected a report of bilevel-eval --json")
+    try:
+        report = EvaluationReport.of(found)
+    except ValueError:
+        raise InputError(f"{path}: expected a report of bilevel-eval --json") from None
     asked = {
-        "checkpoint_sha256": run.sha256,
-        **run.inner._asdict(),
-        "norm": run.config.model.norm,
+        "checkpoint_sha256": (report.checkpoint_sha256, run.sha256),
+        "steps": (report.inner.steps, run.inner.steps),
+        "lr": (report.inner.lr, run.inner.lr),
+        "norm": (report.norm, run.config.model.norm),
     }
-    for key, own in asked.items():
-        if report[key] != own:
+    for key, (told, own) in asked.items():
+        if told != own:
             raise InputError(
-                f"{path}: is about {key} {report[key]}, but the run has {own}: evaluate it anew"
+                f"{path}: is about {key} {told}, but the run has {own}: evaluate it anew"
             )
-    if run.data.get(report["split"]) != report["split_sha256"]:
+    if run.data.get(report.split) != report.split_sha256:
         raise InputError(f"{path}: its episodes are not of the run's own data: evaluate it anew")
-    return {key: report[key] for key in (*KEPT, *MEASURED, "upright") if key in report}
+    kept = report.as_json()
+    return {key: kept[key] for key in (*KEPT, *MEASURED, "upright") if key in kept}
 
 
 def _training(run: TrainedRun, data: str) -> dict[str, Any]:

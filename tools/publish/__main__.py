@@ -1,4 +1,4 @@
-"""`python -m bilevel_apps.cli.publish`: for developers, weights that come with bilevel-models."""
+"""`python -m tools.publish`: for developers, weights that come with bilevel-models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Example:
 \b
   bilevel-eval runs/omniglot --episodes 600 --json > 5way.json
   bilevel-eval runs/omniglot --episodes 600 --way 20 --json > 20way.json
-  python -m bilevel_apps.cli.publish runs/omniglot --tag omniglot \\
+  python -m tools.publish runs/omniglot --tag omniglot \\
       --report 5way.json --report 20way.json --out packages/models/src/bilevel_models/pretrained
 """
 
@@ -42,7 +42,7 @@ def publish(
 ) -> None:
     """Write both files, and say so."""
     del debug
-    from bilevel_apps.publish import PublishRequest, publish_run
+    from tools.publish.weights import PublishRequest, publish_run
 
     for path in publish_run(folder, out, PublishRequest(tag=tag, reports=report, data=data)):
         print(f"wrote {path}: {path.stat().st_size:,} bytes")

@@ -8,7 +8,7 @@ from pathlib import Path
 from bilevel_apps.errors import InputError
 from bilevel_apps.paper.harness.overview import total_seconds
 from bilevel_apps.paper.harness.render import markdown_table
-from bilevel_apps.results.records import ItemRecord, ScoreRecord
+from tools.results.records import ItemRecord, ScoreRecord
 
 __all__ = ["BEGIN", "END", "results_page", "with_table"]
 
@@ -24,7 +24,7 @@ SHOWN = (
 )
 HEAD = """# Results
 
-Made from the records in `docs/{folder}` by `python -m bilevel_apps.results write`; a test
+Made from the records in `docs/{folder}` by `python -m tools.results write`; a test
 fails where the two disagree. Beside each row are the commands that compute it.
 """
 SCORES = """## Accuracy
@@ -203,7 +203,8 @@ def _percent(accuracy: float, ci95: float) -> str:
 
 def _inner(record: ScoreRecord) -> int | str:
     """Return T, and η where it is not the learned one."""
-    return f"{record.steps}, η = {record.lr:.4g}" if " --lr " in record.evaluate else record.steps
+    steps = "∞" if record.steps is None else record.steps
+    return f"{steps}, η = {record.lr:.4g}" if " --lr " in record.evaluate else steps
 
 
 def _training(record: ScoreRecord) -> str:

@@ -1,0 +1,1 @@
+"""Weights that come with bilevel-models: `python -m tools.publish` makes their two files."""
