@@ -88,9 +88,10 @@ def _pulled(
 
 def apart(x: Tree, y: Tree, least: Array, backend: Backend) -> Array:
     """Return max |x - y| over the entries, or `least` if that is more, and look at no number."""
-    for gap in floating(map_leaves(lambda a, b: abs(a - b), x, y)):
+    largest = backend.namespace.maximum
+    for gap in floating(map_leaves(lambda a, b: a - b, x, y)):
         if 0 not in gap.shape:
-            least = backend.namespace.maximum(least, gap.max())
+            least = largest(least, largest(gap.max(), -gap.min()))  # without an array for |gap|
     return least
 
 
