@@ -2,6 +2,7 @@
 
 Every side is made from a problem's name and returns `step(k)`, which takes hyper-iteration k's
 tasks, computes f_T and ∇f_T at the same λ, and returns the value and the norm of the gradient.
+Tasks are made by `prepare`, before the clock runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bilevel_core import (
     over_tasks,
 )
 
-__all__ = ["SIDES", "STEPS", "Step"]
+__all__ = ["SIDES", "STEPS", "Step", "prepare"]
 
 Step: TypeAlias = Callable[[int], tuple[float, float]]
 
@@ -71,8 +72,22 @@ TASKS_OF = {
 
 @cache
 def tensors(name: str, k: int) -> dict[str, Tensor]:
-    """Return the tasks of a hyper-iteration as tensors, made before the clock runs."""
+    """Return the tasks of a hyper-iteration as tensors, made once."""
     return {key: torch.as_tensor(value) for key, value in TASKS_OF[name](k).items()}
+
+
+@cache
+def arrays(name: str, k: int) -> dict[str, Any]:
+    """Return the tasks of a hyper-iteration as arrays of JAX, made once."""
+    import jax.numpy as jnp
+
+    return {key: jnp.asarray(value) for key, value in TASKS_OF[name](k).items()}
+
+
+def prepare(framework: str, name: str, count: int) -> None:
+    """Make the tasks of the first hyper-iterations."""
+    for k in range(count):
+        (tensors if framework == "torch" else arrays)(name, k)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
@@ -260,13 +275,14 @@ def torch_ridge_by_hand(name: str) -> Step:
 
 
 def torchopt_ridge(name: str) -> Step:
-    """Take functional steps on one graph, or the module's custom root with conjugate gradients."""
+    """Take functional steps on one graph."""
     import torchopt
 
     problem = ridge_problem(torch.exp, torch.zeros_like)
     lam = torch.full((RIDGE_COLUMNS,), PENALTY).log().requires_grad_()
 
-    def unrolled(task: dict[str, Tensor]) -> Tensor:
+    def step(k: int) -> tuple[float, float]:
+        task = tensors(name, k)
         rule = torchopt.sgd(lr=RIDGE_ETA)
         w = torch.zeros_like(lam).requires_grad_()
         memory = rule.init(w)
@@ -274,16 +290,61 @@ def torchopt_ridge(name: str) -> Step:
             (g,) = torch.autograd.grad(problem.inner(w, lam, task), w, create_graph=True)
             updates, memory = rule.update(g, memory, params=w, inplace=False)
             w = torchopt.apply_updates(w, updates, inplace=False)
-        return w
+        value = problem.outer(w, lam, task)
+        return answer(value, torch.autograd.grad(value, [lam]))
+
+    return step
+
+
+def torchopt_module(name: str) -> Step:
+    """Solve in its implicit module, by `torch.optim.SGD` and conjugate gradients, as its guide."""
+    import torchopt
+
+    problem = ridge_problem(torch.exp, torch.zeros_like)
+    lam = torch.full((RIDGE_COLUMNS,), PENALTY).log().requires_grad_()
+
+    class Ridge(
+        torchopt.nn.ImplicitMetaGradientModule,
+        linear_solve=torchopt.linear_solve.solve_cg(rtol=1e-5, atol=0),
+    ):
+        def __init__(self, penalty: Tensor) -> None:
+            super().__init__()
+            self.penalty = penalty
+            self.w = torch.nn.Parameter(torch.zeros_like(penalty))
+
+        def objective(self, task: dict[str, Tensor]) -> Any:
+            return problem.inner(self.w, self.penalty, task)
+
+        def solve(self, task: dict[str, Tensor]) -> Any:
+            optimizer = torch.optim.SGD([self.w], lr=RIDGE_ETA)
+            with torch.enable_grad():
+                for _ in range(STEPS[name]):
+                    loss = self.objective(task)
+                    optimizer.zero_grad()
+                    loss.backward(inputs=[self.w])
+                    optimizer.step()
+            return self
+
+    def step(k: int) -> tuple[float, float]:
+        task = tensors(name, k)
+        value = problem.outer(Ridge(lam).solve(task).w, lam, task)
+        return answer(value, torch.autograd.grad(value, [lam]))
+
+    return step
+
+
+def torchopt_root(name: str) -> Step:
+    """Solve by a loop by hand, whose root it differentiates by conjugate gradients."""
+    import torchopt
+
+    problem = ridge_problem(torch.exp, torch.zeros_like)
+    lam = torch.full((RIDGE_COLUMNS,), PENALTY).log().requires_grad_()
 
     def stationary(w: tuple[Tensor, ...], lam: Tensor, task: dict[str, Tensor]) -> Any:
-        return torch.func.grad(problem.inner)(w[0], lam, task), None
+        return (torch.func.grad(problem.inner)(w[0], lam, task),)
 
     @torchopt.diff.implicit.custom_root(
-        stationary,
-        argnums=1,
-        has_aux=True,
-        solve=torchopt.linear_solve.solve_cg(rtol=1e-5, atol=0),
+        stationary, argnums=1, solve=torchopt.linear_solve.solve_cg(rtol=1e-5, atol=0)
     )
     def solve(w: tuple[Tensor, ...], lam: Tensor, task: dict[str, Tensor]) -> Any:
         (x,) = w
@@ -292,12 +353,11 @@ def torchopt_ridge(name: str) -> Step:
                 x = x.detach().requires_grad_()
                 (g,) = torch.autograd.grad(problem.inner(x, lam.detach(), task), x)
             x = x - RIDGE_ETA * g
-        return (x.detach().requires_grad_(),), None
+        return (x.detach().requires_grad_(),)
 
     def step(k: int) -> tuple[float, float]:
         task = tensors(name, k)
-        start = (torch.zeros_like(lam),)
-        w = unrolled(task) if name == "ridge" else solve(start, lam, task)[0][0]
+        (w,) = solve((torch.zeros_like(lam),), lam, task)
         value = problem.outer(w, lam, task)
         return answer(value, torch.autograd.grad(value, [lam]))
 
@@ -327,13 +387,11 @@ def jax_network(name: str) -> tuple[dict[str, Any], Callable[..., Any]]:
 def jax_step(objective: Callable[[Any, Any], Any], lam: Any, name: str) -> Step:
     """Return the step of an objective (λ, task), compiled as a whole."""
     import jax
-    import jax.numpy as jnp
 
     both = jax.jit(jax.value_and_grad(objective))
-    arrays = cache(lambda k: jax.tree.map(jnp.asarray, TASKS_OF[name](k)))
 
     def step(k: int) -> tuple[float, float]:
-        value, grad = both(lam, arrays(k))
+        value, grad = both(lam, arrays(name, k))
         flat = np.concatenate([np.asarray(g).ravel() for g in jax.tree.leaves(grad)])
         return float(value), float(np.linalg.norm(flat))
 
@@ -433,6 +491,36 @@ def jaxopt_ridge(name: str) -> Step:
     return jax_step(objective, lam, name)
 
 
+def optimistix_ridge(name: str) -> Step:
+    """Minimise by optimistix's gradient descent, unrolled or by the implicit function theorem."""
+    import jax.numpy as jnp
+    import lineax
+    import optimistix
+
+    problem, lam = ridge_problem(jnp.exp, jnp.zeros_like), jnp.log(jnp.full(RIDGE_COLUMNS, PENALTY))
+    solver = optimistix.GradientDescent(learning_rate=RIDGE_ETA, rtol=0.0, atol=0.0)
+    adjoint = (
+        optimistix.RecursiveCheckpointAdjoint()
+        if name == "ridge"
+        else optimistix.ImplicitAdjoint(linear_solver=lineax.CG(rtol=1e-5, atol=0.0))
+    )
+
+    def objective(lam: Any, task: Any) -> Any:
+        w = optimistix.minimise(
+            lambda w, args: problem.inner(w, *args),
+            solver,
+            jnp.zeros_like(lam),
+            args=(lam, task),
+            max_steps=STEPS[name] + 1,  # the first one evaluates the start
+            adjoint=adjoint,
+            tags=frozenset({lineax.positive_semidefinite_tag}),
+            throw=False,
+        ).value
+        return problem.outer(w, lam, task)
+
+    return jax_step(objective, lam, name)
+
+
 SIDES: dict[str, dict[str, dict[str, Callable[[str], Step]]]] = {
     "torch": {
         "sinusoid": {
@@ -443,11 +531,24 @@ SIDES: dict[str, dict[str, dict[str, Callable[[str], Step]]]] = {
         },
         "omniglot": {"by hand": torch_maml_by_hand, "ours": torch_maml, "higher": higher_maml},
         "ridge": {"by hand": torch_ridge_by_hand, "ours": torch_ridge, "torchopt": torchopt_ridge},
-        "ridge, implicit": {"ours": torch_ridge, "torchopt": torchopt_ridge},
+        "ridge, implicit": {
+            "ours": torch_ridge,
+            "torchopt": torchopt_module,
+            "torchopt, loop by hand": torchopt_root,
+        },
     },
     "jax": {
         "sinusoid": {"by hand": jax_maml_by_hand, "ours": jax_maml},
-        "ridge": {"by hand": jax_ridge_by_hand, "ours": jax_ridge, "jaxopt": jaxopt_ridge},
-        "ridge, implicit": {"ours": jax_ridge, "jaxopt": jaxopt_ridge},
+        "ridge": {
+            "by hand": jax_ridge_by_hand,
+            "ours": jax_ridge,
+            "jaxopt": jaxopt_ridge,
+            "optimistix": optimistix_ridge,
+        },
+        "ridge, implicit": {
+            "ours": jax_ridge,
+            "jaxopt": jaxopt_ridge,
+            "optimistix": optimistix_ridge,
+        },
     },
 }

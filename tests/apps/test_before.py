@@ -35,6 +35,8 @@ def test_the_store_opens():
 
 def part(found, wanted):
     """What is found where something is wanted; there may be more now."""
+    if isinstance(wanted, list):
+        return [part(*pair) for pair in zip(found, wanted, strict=True)]
     if not isinstance(wanted, dict):
         return found
     return {key: part(found[key], value) for key, value in wanted.items()}

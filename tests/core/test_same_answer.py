@@ -13,6 +13,7 @@ from bilevel_core import (
     Checkpointed,
     Direct,
     Engine,
+    FirstOrder,
     Forward,
     GradientDescent,
     Implicit,
@@ -346,6 +347,41 @@ def test_nothing_is_kept_of_a_call(engine: Engine):
         call()
     gc.collect()
     assert [ref() for ref in seen] == [None] * 3
+
+
+SEVERAL = torch.tensor([0.1, 0.2], dtype=torch.float64)
+
+
+def halved(lam: torch.Tensor, t: int) -> torch.Tensor:
+    return lam / 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradientDescent(step_size=0.1),
+        lambda: GradientDescent(step_size=halved),
+        lambda: GradientDescent(step_size=SEVERAL),
+        lambda: FirstOrder(GradientDescent(step_size=halved)),
+    ],
+    ids=["number", "function", "tensor", "nested"],
+)
+def test_dynamics_that_are_made_anew_are_checked_once(make):
+    steps = []
+
+    def inner(w, lam):
+        steps.append(w)
+        return (w**2).sum()
+
+    problem = Problem(
+        inner=inner, outer=lambda w, lam: w.sum() * lam, init=lambda lam: lam.expand(2)
+    )
+    taken = []
+    for _ in range(3):
+        steps.clear()
+        hypergradient(problem, make(), RATE, steps=4, engine=Unrolled())
+        taken.append(len(steps))
+    assert taken[0] > taken[1] == taken[2] == 4
 
 
 def test_the_state_before_the_way_back_goes_with_its_graph():

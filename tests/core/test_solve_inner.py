@@ -218,6 +218,27 @@ def test_parameters_of_a_module_accumulate_gradients():
         torch.testing.assert_close(parameter.grad, parts[0][name] + parts[1][name])
 
 
+def test_a_grad_scaler_trains_a_module_as_it_would_be_without():
+    def trained(enabled: bool) -> list[torch.Tensor]:
+        net, problem, data = regression()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
+        for step in range(3):
+            optimizer.zero_grad()
+            lam = net(double(0.3, -0.7)).exp()
+            value = outer_objective(problem, DESCENT, lam, data, steps=4)
+            # In the second step a gradient overflows: the step is left out, and the scale halved.
+            scaler.scale(value * (float("inf") if enabled and step == 1 else 1.0)).backward()
+            if enabled or step != 1:
+                scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == (512.0 if enabled else 1.0)
+        return list(net.parameters())
+
+    for found, expected in zip(trained(enabled=True), trained(enabled=False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+
+
 def test_hooks_see_the_gradient():
     lam = double(0.3).requires_grad_()
     seen = []
@@ -330,17 +351,49 @@ def test_a_captured_tensor_whose_derivative_would_be_lost_is_refused():
         solve_inner(problem, DESCENT, lam, steps=2)  # numbers alone
 
 
-def test_within_a_transform_of_torch_only_unrolled_goes():
-    known = ridge()
+TRANSFORMABLE = [*TRACEABLE, Implicit(stationarity=None)]
 
-    def value(engine):
-        return lambda lam: outer_objective(known.problem, DESCENT, lam, steps=3, engine=engine)
 
-    expected = hypergradient(known.problem, DESCENT, known.lam, steps=3).grad
-    found = torch.func.vmap(torch.func.grad(value(Unrolled())))(known.lam[None])[0]
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+@pytest.mark.parametrize("engine", TRANSFORMABLE, ids=str)
+def test_transforms_of_torch_go_around_it(engine):
+    """`grad`, `vmap` over λ, over the data, and autograd around it: each as it is by itself."""
+    _, problem, data = regression()
+    rates = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+    lams = rates[:, None] * double(1.0, 0.5, 2.0)
+    tasks = {name: torch.stack([leaf, leaf.flip(0), 2 * leaf]) for name, leaf in data.items()}
+
+    def value(lam, task):
+        return outer_objective(problem, DESCENT, lam, task, steps=4, engine=engine)
+
+    def alone(lam, j):
+        task = {name: leaf[j] for name, leaf in tasks.items()}
+        return hypergradient(problem, DESCENT, lam, task, steps=4, engine=engine).grad
+
+    def same(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+    grad, rows = torch.func.grad(value), range(3)
+    same(grad(lams[0], data), alone(lams[0], 0))
+    each = torch.func.vmap(grad)(lams, tasks)
+    same(each, torch.stack([alone(lams[j], j) for j in rows]))
+    lam = lams[0].clone().requires_grad_()
+    torch.func.vmap(value, in_dims=(None, 0))(lam, tasks).sum().backward()
+    same(lam.grad, sum(alone(lams[0], j) for j in rows))
+
+
+def test_a_second_derivative_is_refused_within_transforms_too():
+    known = linear_map()
+    problem = known.problem
+
+    def total(lam):  # the cotangent of w_T is a constant: what depends on λ is the way back alone
+        return solve_inner(problem, DESCENT, lam, steps=3).sum()
+
     with pytest.raises(RuntimeError, match="take engine=Unrolled"):
-        torch.func.grad(value(Reverse()))(known.lam)
+        torch.func.jacrev(torch.func.grad(total))(known.lam)
+    lam = known.lam.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(total(lam), lam, create_graph=True)
+    with pytest.raises(RuntimeError, match="take engine=Unrolled"):
+        slope.sum().backward()
 
 
 def test_the_implicit_engine_says_on_the_way_back_that_it_cannot():

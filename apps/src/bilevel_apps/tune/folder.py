@@ -17,8 +17,8 @@ from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.files import is_there, write_text, write_whole
 from bilevel_apps.tune.hyperparameters import leaf_names, tree_bytes
 from bilevel_apps.tune.tuning import HistoryRow
-from bilevel_core.abstract import Tree
 from bilevel_core.tree import leaves
+from bilevel_core.types import Tree
 
 __all__ = ["TuneFolder", "arrays_of", "next_folder"]
 

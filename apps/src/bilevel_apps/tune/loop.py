@@ -14,7 +14,7 @@ from bilevel_apps.tracking.tracker import Tracker
 from bilevel_apps.tune.folder import TuneFolder, arrays_of
 from bilevel_apps.tune.tuning import HistoryRow, Tuning
 from bilevel_core import OuterStep, Problem, minimize, minimize_online
-from bilevel_core.abstract import Tree
+from bilevel_core.types import Tree
 
 __all__ = ["INTERRUPTED", "Loop"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bilevel_apps.drawing.style import BLUE, INK, tidy_axes
 from bilevel_apps.tune.tuning import HistoryRow, Tuning
-from bilevel_core.abstract import Tree
+from bilevel_core.types import Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

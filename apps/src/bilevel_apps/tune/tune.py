@@ -19,7 +19,7 @@ from bilevel_apps.tune.loop import INTERRUPTED, Loop
 from bilevel_apps.tune.picture import draw_history
 from bilevel_apps.tune.tuning import Figures, Tuning
 from bilevel_core import Problem, hypergradient, solve_inner
-from bilevel_core.abstract import Tree
+from bilevel_core.types import Tree
 
 __all__ = ["TuneRequest", "tune"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from bilevel_core import Problem, Reverse
-from bilevel_core.abstract import Dynamics, Engine, Tree
+from bilevel_core.abstract import Dynamics, Engine
+from bilevel_core.types import Tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure

@@ -41,14 +41,12 @@ if TYPE_CHECKING:
     from bilevel_core.results import Pulled, Solution
 
 __all__ = [
-    "Array",
     "Backend",
     "Dynamics",
     "Engine",
     "Gradient",
     "LinearSolver",
     "OuterOptimizer",
-    "Tree",
 ]
 
 
@@ -243,10 +241,8 @@ class Backend(Protocol):
         """
         ...
 
-    def mapped(
-        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
-    ) -> Callable[..., Tree]:
-        """Return the function over a leading axis of the arguments whose entry of `axes` is 0."""
+    def mapped(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
+        """Return the function over a leading axis of its arguments, and of what it returns."""
         ...
 
     def outer_optimizer(self, factory: Callable[..., Any], lam: Tree) -> OuterOptimizer:

@@ -19,6 +19,7 @@ __all__ = [
     "from_entries",
     "is_floating",
     "norm",
+    "root_epsilon",
     "signature",
     "size",
     "solve",
@@ -52,6 +53,11 @@ def epsilon(tree: Tree, backend: Backend) -> float:
     """Return the largest machine epsilon among a tree's floating-point arrays."""
     finfo = backend.namespace.finfo
     return max(float(finfo(leaf.dtype).eps) for leaf in floating(tree))
+
+
+def root_epsilon(tree: Tree, backend: Backend) -> float:
+    """Return √ε, and no more than 0.03 in half precision, where it would accept anything."""
+    return min(math.sqrt(epsilon(tree, backend)), 0.03)
 
 
 def size(tree: Tree) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bilevel_core.arrays import distance, epsilon, is_floating, norm
+from bilevel_core.arrays import distance, epsilon, norm, root_epsilon
 from bilevel_core.flow import Ends, Instance, KnownGradient
 from bilevel_core.results import Code, Result
-from bilevel_core.tree import leaves
 from bilevel_core.types import Tree
 
 __all__ = ["diagnose", "repeated"]
@@ -97,7 +96,6 @@ def repeated(instance: Instance, ends: Ends, gap: float) -> Result:
         return Result()
     backend = instance.backend
     strides = [distance(pair[-1], pair[0], backend) for pair in ends]
-    kinds = [leaf for leaf in leaves(ends[0][0]) if is_floating(leaf)]
-    if gap <= min(math.sqrt(epsilon(kinds, backend)), 0.03) * max(strides):
+    if gap <= root_epsilon(ends[0][0], backend) * max(strides):
         return Result()
     return Result(code=Code.NOT_REPEATED, measured=gap)

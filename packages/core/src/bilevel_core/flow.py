@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, final
 
 from bilevel_core.abstract import Backend, Dynamics, Gradient
 from bilevel_core.problem import Problem
-from bilevel_core.tree import is_nothing, leaves, plain
+from bilevel_core.tree import is_nothing, leaves, map_leaves, plain
 from bilevel_core.types import Array, Tree
 
 __all__ = [
@@ -21,8 +21,10 @@ __all__ = [
     "Seen",
     "Trajectory",
     "advance",
+    "constant",
     "first_params",
     "loop_ends",
+    "parts",
     "run_ends",
     "start_state",
     "trajectory",
@@ -188,6 +190,34 @@ class Instance:
     def step(self, state: Tree, t: int) -> Tree:
         """Return s_t."""
         return self.flow.step(state, self.lam, self.flow.seen(t, self.data), t)
+
+
+def constant(instance: Instance) -> Instance:
+    """Return the same run with no derivatives attached."""
+    detach = instance.backend.detach
+    return replace(instance, lam=detach(instance.lam), start=detach(instance.start))
+
+
+def parts(instance: Instance, *, outer: bool = False) -> Tree:
+    """Return what a solve is made of, and the outer objective where it is asked for.
+
+    None of it may have a derivative if λ, the start and the data have none: it would get lost.
+
+    Cost: Φ_0, each objective and a step, with no gradient.
+    """
+    flow, lam, data = instance.flow, instance.lam, instance.data
+    w = first_params(instance)
+    state = flow.dynamics.init(w, lam)
+    found = [state]
+    if instance.steps > 0:
+        held = KnownGradient(lambda w: map_leaves(lambda leaf: 0 * leaf, w), data)
+        found += [
+            flow.inner(w, lam, flow.seen(1, data)),
+            flow.dynamics.step(held, state, lam, 1),
+        ]
+    if outer:
+        found.append(flow.outer(flow.dynamics.params(state), lam, data))
+    return found
 
 
 def first_params(instance: Instance) -> Tree:

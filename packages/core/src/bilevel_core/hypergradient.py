@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from bilevel_core.abstract import Dynamics, Engine
 from bilevel_core.arrays import norm
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.flow import Instance, Outer
+from bilevel_core.flow import Instance, Outer, constant
 from bilevel_core.problem import Problem
-from bilevel_core.results import Code, DivergenceError, Hypergradient, Pulled, Solution
+from bilevel_core.results import (
+    Code,
+    DivergenceError,
+    Hypergradient,
+    Pulled,
+    Solution,
+    raise_if_failed,
+)
 from bilevel_core.tree import add, named_leaves
 from bilevel_core.types import Tree
-from bilevel_core.validation import check_maps, checked_instance, raise_if_failed, refuse_unused
+from bilevel_core.validation import check_maps, checked_instance, refuse_unused
 
 __all__ = ["checked_run", "hypergradient", "run_engine", "value_and_gradient"]
 
@@ -88,9 +94,7 @@ def checked_run(
     start: Tree | None = None,
 ) -> Instance:
     """Return the run, checked and with no derivatives attached."""
-    instance = checked_instance(problem, dynamics, lam, data, start, steps)
-    detach = instance.backend.detach
-    instance = replace(instance, lam=detach(instance.lam), start=detach(instance.start))
+    instance = constant(checked_instance(problem, dynamics, lam, data, start, steps))
     check_maps(instance, engine)
     return instance
 

@@ -12,12 +12,13 @@ from bilevel_core.abstract import Backend, Dynamics, Engine
 from bilevel_core.arrays import zeros
 from bilevel_core.backends.find import backend_of
 from bilevel_core.engines.reverse import Reverse
-from bilevel_core.flow import Instance, KnownGradient, first_params
+from bilevel_core.flow import Instance, parts
 from bilevel_core.hypergradient import value_and_gradient
 from bilevel_core.problem import Problem
+from bilevel_core.results import raise_if_failed
 from bilevel_core.tree import leaves, map_leaves
 from bilevel_core.types import Array, Tree
-from bilevel_core.validation import check_maps, checked_instance, raise_if_failed
+from bilevel_core.validation import check_maps, checked_instance
 
 __all__ = ["in_turn", "joint_problem", "mean_objective", "over_tasks", "sampled"]
 
@@ -143,8 +144,8 @@ class _Sum:
     of_task: Callable[..., Array]
 
     def __call__(self, w: Tree, lam: Tree, data: Any) -> Array:
-        mapped = backend_of(lam, "λ").mapped(self.of_task, (0, None, 0))
-        return mapped(w, lam, data).sum()
+        each = backend_of(lam, "λ").mapped(lambda v, task: self.of_task(v, lam, task))
+        return each(w, data).sum()
 
 
 @final
@@ -153,8 +154,8 @@ class _Mean:
     of_task: Callable[..., Array]
 
     def __call__(self, w: Tree, lam: Tree, data: Any) -> Array:
-        mapped = backend_of(lam, "λ").mapped(self.of_task, (0, None, 0))
-        return mapped(w, lam, data).mean()
+        each = backend_of(lam, "λ").mapped(lambda v, task: self.of_task(v, lam, task))
+        return each(w, data).mean()
 
 
 @final
@@ -163,7 +164,7 @@ class _Each:
     of_task: Callable[..., Tree]
 
     def __call__(self, lam: Tree, data: Any) -> Tree:
-        starts = backend_of(lam, "λ").mapped(self.of_task, (None, 0))(lam, data)
+        starts = backend_of(lam, "λ").mapped(lambda task: self.of_task(lam, task))(data)
         # Starts that are the same for all tasks share memory, and are to move apart.
         return map_leaves(lambda leaf: leaf + 0, starts)
 
@@ -228,7 +229,8 @@ def mean_objective(
 
     def probe(lam: Tree, start: Tree, data: Any) -> Tree:
         del start
-        return _parts(replace(instance, lam=lam, data=next(_chunks(data, 1))))
+        part = next(_chunks(data, 1))
+        return parts(replace(instance, lam=lam, data=part), outer=True)
 
     value: Array = backend.differentiable(run, pull, probe, instance.lam, (), data)
     return value
@@ -247,16 +249,6 @@ def _value(instance: Instance, engine: Engine, keep: bool) -> tuple[Array, Tree]
         computed = value_and_gradient(engine, instance)
     raise_if_failed(computed.result, instance.steps)
     return computed.value, computed.grad
-
-
-def _parts(instance: Instance) -> Tree:
-    """Return what a solve is made of: no derivative may get lost in it."""
-    flow, lam, data = instance.flow, instance.lam, instance.data
-    w, seen = first_params(instance), flow.seen(1, data)
-    known = KnownGradient(lambda w: zeros(w, flow.backend), data)
-    state = flow.dynamics.init(w, lam)
-    moved = flow.dynamics.step(known, state, lam, 1) if instance.steps else state
-    return moved, flow.inner(w, lam, seen), flow.outer(flow.dynamics.params(state), lam, data)
 
 
 def _task_count(data: Tree) -> int:

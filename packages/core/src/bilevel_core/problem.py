@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, final
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from bilevel_core.types import Array, Tree
 
@@ -16,33 +16,52 @@ __all__ = ["Passed", "Problem"]
 class Passed:
     """What a problem was found good with (validation.py), for each dynamics.
 
-    Dynamics that are made of numbers are known by those again. Others, which may hold anything, are
-    not kept: what is remembered of them goes with them.
+    Dynamics that are made anew are known again by their class, their numbers and the functions that
+    they hold. Nothing is kept alive for that: what is remembered of a function goes with it.
     """
 
     def __init__(self) -> None:
-        self._by_value: dict[Hashable, set[Hashable]] = {}
-        self._by_object: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+        self._found: set[Hashable] = set()
+        self._by_value: dict[Hashable, Passed] = {}
+        self._by_object: dict[int, tuple[ref[Any], Passed]] = {}
 
     def of(self, dynamics: Any) -> set[Hashable] | None:
         """Return a set to remember in, or None where the dynamics cannot be found again."""
-        value = _value(dynamics)
-        if value is not None:
-            return self._by_value.setdefault(value, set())
-        try:
-            return self._by_object.setdefault(dynamics, set())
-        except TypeError:  # not hashable, or not to be held weakly
-            return None
-
-
-def _value(thing: Any) -> Hashable | None:
-    """Return what stands for a number, or for a dataclass made of them."""
-    if isinstance(thing, int | float | str | None):
-        return (type(thing), thing)
-    if not is_dataclass(thing) or isinstance(thing, type):
+        for path in (_parts(dynamics), (dynamics,)):
+            node = self
+            try:
+                for part in path:
+                    node = node._next(part)
+            except TypeError:  # a part cannot be held weakly
+                continue
+            return node._found
         return None
-    parts = tuple(_value(getattr(thing, part.name)) for part in fields(thing))
-    return None if None in parts else (type(thing), parts)
+
+    def _next(self, part: Any) -> Passed:
+        if isinstance(part, VALUES):
+            value = type(part), part
+            if value not in self._by_value:
+                self._by_value[value] = Passed()
+            return self._by_value[value]
+        table, key = self._by_object, id(part)
+        if key not in table:
+            table[key] = ref(part, lambda _: table.pop(key, None)), Passed()
+        return table[key][1]
+
+
+VALUES = (int, float, str, type(None))
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    """Yield what tells dynamics from others: classes, and what is in their fields."""
+    if isinstance(thing, type) or not (is_dataclass(thing) or isinstance(thing, tuple)):
+        yield thing
+        return
+    held = thing if isinstance(thing, tuple) else [getattr(thing, f.name) for f in fields(thing)]
+    yield type(thing)
+    yield len(held)
+    for part in held:
+        yield from _parts(part)
 
 
 @final
@@ -58,6 +77,7 @@ class Problem:
         batches: where the inner objective is stochastic, what step t sees of the data. `batches(t)`
             is called for t = 1 … T and its value handed on as `inner(w, lam, batch)`. It must be a
             function of t alone: engines that run a step again rely on the same batch.
+        passed: what the checks have found good; not to be set.
 
     Where a solve is given `data`, each of the four has it as its last argument: `inner(w, lam,
     data)`, `outer(w, lam, data)`, `init(lam, data)`, and `batches(t, data)`, whose value stands in

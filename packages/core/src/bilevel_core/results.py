@@ -16,6 +16,7 @@ __all__ = [
     "Pulled",
     "Result",
     "Solution",
+    "raise_if_failed",
 ]
 
 
@@ -124,3 +125,33 @@ class DivergenceError(ArithmeticError):
 
 class ConvergenceError(ArithmeticError):
     """The inner run or the linear solver stopped short of the limit that is differentiated."""
+
+
+def raise_if_failed(result: Result, steps: int) -> None:
+    """Raise what the result of a run of T = `steps` means, unless it went well."""
+    remedy, measured = result.code.value, result.measured
+    match result.code:
+        case Code.SUCCESS | Code.UNCHECKED:
+            return
+        case Code.NOT_STATIONARY:
+            raise ConvergenceError(
+                f"w_T is not a stationary point of the inner objective after {steps} inner steps: "
+                f"its gradient there is {measured:.3g} times that at w_0; {remedy}"
+            )
+        case Code.NOT_SOLVED:
+            raise ConvergenceError(
+                f"the linear system at w_T (T = {steps}) is not solved: relative residual "
+                f"{measured:.3g}; {remedy}"
+            )
+        case Code.NOT_REPEATED:
+            raise ValueError(
+                f"a step that was run again led {measured:.3g} away from where it had: batches, "
+                f"dynamics or objectives are not functions of their arguments alone; {remedy}"
+            )
+        case Code.NOT_DEFINED:
+            raise DivergenceError(
+                f"the inner run is not finite at step {result.step} of T = {steps}, because the "
+                f"gradient of the inner objective is not at the state before it, which is; {remedy}"
+            )
+    what = "is not finite" if result.code is Code.NOT_FINITE else "grows without bound"
+    raise DivergenceError(f"the inner run {what} at step {result.step} of T = {steps}: {remedy}")

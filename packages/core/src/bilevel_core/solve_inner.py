@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from bilevel_core.abstract import Dynamics, Engine
-from bilevel_core.arrays import zeros
 from bilevel_core.engines.reverse import Reverse
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Instance, KnownGradient, first_params
+from bilevel_core.flow import parts
 from bilevel_core.problem import Problem
-from bilevel_core.results import Solution
+from bilevel_core.results import Solution, raise_if_failed
 from bilevel_core.types import Array, Tree
-from bilevel_core.validation import check_maps, checked_instance, raise_if_failed
+from bilevel_core.validation import check_maps, checked_instance
 
 __all__ = ["outer_objective", "solve_inner"]
 
@@ -33,9 +32,9 @@ def solve_inner(
     """Return w_T(λ), which the framework differentiates in λ, and in the start, by the engine.
 
     In PyTorch it is a node of autograd's graph: `backward()` reaches the parameters of modules,
-    through whatever computed λ. In JAX it is a function with a rule of its own, for `grad`, `jit`,
-    `vmap` and `lax.scan`. `Unrolled` is the framework's own code instead, and the one engine that
-    can be differentiated more than once; in PyTorch also the one for transforms of `torch.func`.
+    through whatever computed λ, and `torch.func` differentiates and maps it. In JAX it is a
+    function with a rule of its own, for `grad`, `jit`, `vmap` and `lax.scan`. `Unrolled` is the
+    framework's own code instead, and the one engine that can be differentiated more than once.
 
     Args:
         problem: Φ_0 and the inner objective; the outer one is evaluated once, in a check.
@@ -74,7 +73,7 @@ def solve_inner(
     instance = checked_instance(problem, dynamics, lam, data, start, steps)
     backend = instance.backend
     if isinstance(engine, Unrolled):
-        check_maps(_constant(instance), engine)
+        check_maps(instance, engine)
         return dynamics.params(engine.differentiable_state(instance))
 
     def run(lam: Tree, start: Tree, data: Any, keep: bool) -> tuple[Tree, Tree]:
@@ -94,13 +93,7 @@ def solve_inner(
         return found.lam, found.start
 
     def probe(lam: Tree, start: Tree, data: Any) -> Tree:
-        flow, state = instance.flow, instance.flow.start(lam, start, data)
-        if steps == 0:
-            return state
-        held = KnownGradient(lambda w: zeros(w, backend), data)
-        here = replace(instance, lam=lam, start=start, data=data)
-        loss = flow.inner(first_params(here), lam, flow.seen(1, data))
-        return loss, dynamics.step(held, state, lam, 1)
+        return parts(replace(instance, lam=lam, start=start, data=data))
 
     return backend.differentiable(run, pull, probe, instance.lam, instance.start, data)
 
@@ -134,9 +127,3 @@ def outer_objective(
     """
     w = solve_inner(problem, dynamics, lam, data, steps=steps, engine=engine, start=start)
     return problem.outer(w, lam) if data is None else problem.outer(w, lam, data)
-
-
-def _constant(instance: Instance) -> Instance:
-    """Return the same run with no derivatives attached."""
-    detach = instance.backend.detach
-    return replace(instance, lam=detach(instance.lam), start=detach(instance.start))

@@ -10,12 +10,16 @@ from bilevel_core.types import Tree
 __all__ = ["add", "is_nothing", "leaves", "map_leaves", "named_leaves", "plain", "rebuild"]
 
 
+# A tuple, and not `list | tuple`, which is made anew in every call.
+SEQUENCES = (list, tuple)
+
+
 def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (path, leaf) in a fixed order; the path reads as one would index: `λ['a'][0]`."""
     if isinstance(tree, dict):
         for key, child in tree.items():
             yield from named_leaves(child, f"{name}[{key!r}]")
-    elif isinstance(tree, list | tuple):
+    elif isinstance(tree, SEQUENCES):
         for index, child in enumerate(tree):
             yield from named_leaves(child, f"{name}[{index}]")
     else:
@@ -24,7 +28,11 @@ def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Tree) -> list[Any]:
     """Return the leaves in a fixed order."""
-    return [leaf for _, leaf in named_leaves(tree)]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, SEQUENCES):
+        return [tree]
+    return [leaf for child in tree for leaf in leaves(child)]
 
 
 def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
@@ -34,7 +42,7 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
             key: map_leaves(function, child, *(other[key] for other in others))
             for key, child in tree.items()
         }
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, SEQUENCES):
         children = [map_leaves(function, *together) for together in zip(tree, *others, strict=True)]
         # A named tuple takes its fields one by one.
         return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)

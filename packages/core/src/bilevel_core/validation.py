@@ -1,13 +1,11 @@
 """What is checked before anything runs, so that a mistake is named before the long run.
 
 `checked_instance` looks at the input of every entry point, and `check_maps` takes a few steps where
-a problem is new; `refuse_unused` looks for the reason where a derivative is zero, and
-`raise_if_failed` says what an engine's result means.
+a problem is new; `refuse_unused` looks for the reason where a derivative is zero.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
@@ -17,10 +15,10 @@ from typing import Any
 from bilevel_core.abstract import Backend, Dynamics, Engine
 from bilevel_core.arrays import (
     distance,
-    epsilon,
     framework,
     is_floating,
     norm,
+    root_epsilon,
     signature,
     unit_tangents,
 )
@@ -28,13 +26,20 @@ from bilevel_core.backends.find import backend_of, other_leaf
 from bilevel_core.engines.direct import Direct
 from bilevel_core.engines.forward import Forward
 from bilevel_core.engines.unrolled import Unrolled
-from bilevel_core.flow import Advance, Flow, Instance, KnownGradient, first_params, start_state
+from bilevel_core.flow import (
+    Advance,
+    Flow,
+    Instance,
+    KnownGradient,
+    constant,
+    first_params,
+    start_state,
+)
 from bilevel_core.problem import Problem
-from bilevel_core.results import Code, ConvergenceError, DivergenceError, Result
 from bilevel_core.tree import is_nothing, leaves, map_leaves, named_leaves
 from bilevel_core.types import Tree
 
-__all__ = ["check_maps", "checked_instance", "raise_if_failed", "refuse_unused"]
+__all__ = ["check_maps", "checked_instance", "refuse_unused"]
 
 PARTS = ("init", "step", "params")
 """Of `Dynamics`."""
@@ -69,31 +74,29 @@ def check_maps(instance: Instance, engine: Engine | None) -> None:
     """Check problem and dynamics, unless they passed before with an input of these shapes.
 
     Args:
-        instance: the run, with no derivatives attached.
+        instance: the run.
         engine: how it is to be differentiated; None where it is not, and every step taken once.
     """
     backend = instance.backend
     once = engine is None or isinstance(engine, ONCE)
     may_draw = once and not backend.compiles
-    shapes = tuple((path, signature(leaf)) for path, leaf in named_leaves(instance.lam))
+    shapes = tuple((path, leaf.shape, leaf.dtype) for path, leaf in named_leaves(instance.lam))
     # What was looked at: numbers are not while they are traced.
     concrete = backend.is_concrete((instance.lam, instance.start, instance.data))
     given = (instance.steps > 0, instance.data is None, is_nothing(instance.start))
-    looks: dict[Hashable, Callable[[], None]] = {
-        (backend, shapes, may_draw, concrete, given): lambda: _check_maps(
-            instance, may_draw=may_draw
-        )
+    looks: dict[Hashable, Callable[[Instance], None]] = {
+        (backend, shapes, may_draw, concrete, given): partial(_check_maps, may_draw=may_draw)
     }
     if instance.steps > 0 and not backend.compiles and not isinstance(engine, Direct | None):
         forward = isinstance(engine, Forward)
-        looks[backend, shapes, "forward" if forward else "second"] = lambda: _require_derivatives(
-            instance, type(engine).__name__, forward=forward
+        looks[backend, shapes, "forward" if forward else "second"] = partial(
+            _require_derivatives, engine=type(engine).__name__, forward=forward
         )
     passed = instance.flow.problem.passed.of(instance.flow.dynamics)
     for key, look in looks.items():
         if passed is None or key not in passed:
             with backend.values_only():
-                look()
+                look(constant(instance))
             if passed is not None:
                 passed.add(key)
 
@@ -120,36 +123,6 @@ def _check_maps(instance: Instance, *, may_draw: bool) -> None:
         _require_same_value(instance, value, flow.outer(flow.dynamics.params(start), lam, data))
         if backend.compiles:
             _require_traceable(instance, start)
-
-
-def raise_if_failed(result: Result, steps: int) -> None:
-    """Raise what the result of a run of T = `steps` means, unless it went well."""
-    remedy, measured = result.code.value, result.measured
-    match result.code:
-        case Code.SUCCESS | Code.UNCHECKED:
-            return
-        case Code.NOT_STATIONARY:
-            raise ConvergenceError(
-                f"w_T is not a stationary point of the inner objective after {steps} inner steps: "
-                f"its gradient there is {measured:.3g} times that at w_0; {remedy}"
-            )
-        case Code.NOT_SOLVED:
-            raise ConvergenceError(
-                f"the linear system at w_T (T = {steps}) is not solved: relative residual "
-                f"{measured:.3g}; {remedy}"
-            )
-        case Code.NOT_REPEATED:
-            raise ValueError(
-                f"a step that was run again led {measured:.3g} away from where it had: batches, "
-                f"dynamics or objectives are not functions of their arguments alone; {remedy}"
-            )
-        case Code.NOT_DEFINED:
-            raise DivergenceError(
-                f"the inner run is not finite at step {result.step} of T = {steps}, because the "
-                f"gradient of the inner objective is not at the state before it, which is; {remedy}"
-            )
-    what = "is not finite" if result.code is Code.NOT_FINITE else "grows without bound"
-    raise DivergenceError(f"the inner run {what} at step {result.step} of T = {steps}: {remedy}")
 
 
 def refuse_unused(instance: Instance, grad: Tree) -> None:
@@ -220,7 +193,7 @@ def _require_repeatable(instance: Instance, start: Tree) -> None:
     √ε apart is not refused: on a GPU the same sum may be rounded otherwise each time.
     """
     flow, backend, lam = instance.flow, instance.backend, instance.lam
-    w, root = first_params(instance), _root(start, backend)
+    w, root = first_params(instance), root_epsilon(start, backend)
 
     def slope() -> Tree:
         return backend.detach(flow.slope(lam, flow.seen(1, instance.data))(w))
@@ -249,7 +222,7 @@ def _require_repeatable(instance: Instance, start: Tree) -> None:
 def _require_same_value(instance: Instance, before: Any, after: Any) -> None:
     """Refuse an outer objective that an inner step, or its own call, turned into another one."""
     backend = instance.backend
-    if distance(after, before, backend) > _root(before, backend) * norm(before, backend):
+    if distance(after, before, backend) > root_epsilon(before, backend) * norm(before, backend):
         raise ValueError(
             f"the outer objective of the same w and λ is {float(before):.6g} at first and "
             f"{float(after):.6g} after an inner step: it draws at random, or a module keeps state "
@@ -271,7 +244,7 @@ def _require_traceable(instance: Instance, start: Tree) -> None:
         state = body(state, instance.fixed, t)
     _, compiled = backend.loop(body, start, instance.fixed, times)
     size = distance(state, start, backend) + norm(state, backend)
-    if distance(state, compiled, backend) > _root(start, backend) * size:
+    if distance(state, compiled, backend) > root_epsilon(start, backend) * size:
         raise ValueError(
             "batches(t) reads t in a way that JAX compiles as a constant, such as its text: "
             "compute with t instead, such as jax.random.fold_in(key, t) or rows[t]"
@@ -305,11 +278,6 @@ def _require_derivatives(instance: Instance, engine: str, *, forward: bool) -> N
             "operations (((a - b) ** 2).mean() for mse_loss; for attention, "
             f"torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or {remedy}"
         ) from error
-
-
-def _root(tree: Tree, backend: Backend) -> float:
-    """Return √ε, and no more than 0.03 in half precision, where it would accept anything."""
-    return min(math.sqrt(epsilon(tree, backend)), 0.03)
 
 
 def _require_alike(start: Tree, moved: Tree) -> None:

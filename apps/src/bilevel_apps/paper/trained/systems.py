@@ -11,16 +11,14 @@ from bilevel_apps.paper.published import published
 __all__ = ["SYSTEMS", "System", "interval"]
 
 EPISODE_LIKE_THE_TEST = ("train.way=5", "train.query=15")
+LONGER = ("train.way=5", "train.meta_batch=4", "train.steps=500")
+"""For what learns slowly: more and smaller episodes than the other cells have."""
+
 QUICK: Mapping[str, tuple[str, ...]] = {
-    "meta-lstm": (
-        *EPISODE_LIKE_THE_TEST,
-        "options.steps=3",
-        "options.hidden=10",
-        "train.steps=60",
-    ),
+    "meta-lstm": (*LONGER, "options.steps=3", "options.hidden=8", "options.step_size=0.1"),
     "maml": (*EPISODE_LIKE_THE_TEST, "options.steps=3", "options.test_steps=3"),
     "meta-networks": (*EPISODE_LIKE_THE_TEST, "options.embedding=16", "options.hidden=10"),
-    "snail": (*EPISODE_LIKE_THE_TEST, "options.filters=32"),
+    "snail": (*LONGER, "options.filters=32"),
 }
 """What changes of the preset for a training of seconds, beside what changes in all cells."""
 

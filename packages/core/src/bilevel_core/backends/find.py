@@ -47,10 +47,12 @@ def backend_of(tree: Tree, name: str) -> Backend:
     """
     found: Backend | None = None
     for path, leaf in named_leaves(tree, name):
+        if found is not None and found.owns(leaf):
+            continue
         owner = _owner(leaf)
         if owner is None:
             raise TypeError(_refusal(path, leaf))
-        if found is not None and owner != found:
+        if found is not None:
             raise TypeError(
                 f"{path} is a {framework(owner)} array, but {name} begins with "
                 f"{framework(found)} arrays: make all of {name} arrays of one framework"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.interpreters.partial_eval import dce_jaxpr
+from jax.extend.core import Jaxpr, Literal
 
 from bilevel_core.abstract import OuterOptimizer
 from bilevel_core.backends.messages import ONLY_ONCE
@@ -163,6 +163,26 @@ def _made(value: jax.Array, cotangent: Any) -> jax.Array:
     return jnp.zeros_like(value) if symbolic else cotangent
 
 
+def _used(jaxpr: Jaxpr, asked: list[bool]) -> list[bool]:
+    """Say for each input of a jaxpr whether one of the outputs that are asked for needs it."""
+    needed = {v for v, ask in zip(jaxpr.outvars, asked, strict=True) if ask and _is_variable(v)}
+    for equation in reversed(jaxpr.eqns):
+        outputs = [v in needed for v in equation.outvars]
+        if not any(outputs):
+            continue
+        inputs = [True] * len(equation.invars)
+        if equation.primitive.name == "jit":  # a function within, with inputs and outputs as here
+            inputs = _used(equation.params["jaxpr"].jaxpr, outputs)
+        needed |= {
+            v for v, use in zip(equation.invars, inputs, strict=True) if use and _is_variable(v)
+        }
+    return [v in needed for v in jaxpr.invars]
+
+
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, Literal)
+
+
 def _by_steps(
     body: Body, carry: Tree, fixed: Tree, times: range, *, keep: bool
 ) -> tuple[Any, Tree]:
@@ -250,7 +270,7 @@ class JaxBackend:
     def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
         """Look for a path in the function's jaxpr."""
         jaxpr = jax.make_jaxpr(function)(tree).jaxpr
-        _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        used = _used(jaxpr, [True] * len(jaxpr.outvars))
         marks = jax.tree.unflatten(jax.tree.structure(tree), used)
         return leaves(map_leaves(lambda _, mark: mark, tree, marks))  # JAX sorts a dict's keys
 
@@ -323,11 +343,9 @@ class JaxBackend:
         solve.defvjp(forward, backward, symbolic_zeros=True)
         return solve(lam, start, data)
 
-    def mapped(
-        self, function: Callable[..., Tree], axes: tuple[int | None, ...]
-    ) -> Callable[..., Tree]:
+    def mapped(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
         """Return `jax.vmap` of the function."""
-        batched: Callable[..., Tree] = jax.vmap(function, in_axes=axes)
+        batched: Callable[..., Tree] = jax.vmap(function)
         return batched
 
     def outer_optimizer(self, factory: Any, lam: Tree) -> OuterOptimizer:

@@ -19,6 +19,10 @@ Coefficient: TypeAlias = float | Callable[[Tree, int], Tree]
 """
 
 
+# A tuple, and not `dict | list | tuple`, which would be made anew in every step.
+TREES = (dict, list, tuple)
+
+
 def broadcast(coefficient: Coefficient, lam: Tree, t: int, w: Tree) -> Tree:
     """Return the coefficient's value at step t for every leaf of w.
 
@@ -26,7 +30,7 @@ def broadcast(coefficient: Coefficient, lam: Tree, t: int, w: Tree) -> Tree:
         ValueError: it is a tree of another shape than w.
     """
     value = coefficient(lam, t) if callable(coefficient) else coefficient
-    if not isinstance(value, dict | list | tuple):
+    if not isinstance(value, TREES):
         return map_leaves(lambda _: value, w)
     found, expected = (dict(named_leaves(tree, "w")) for tree in (value, w))
     if found.keys() != expected.keys():

@@ -10,7 +10,7 @@ from typing import final
 from bilevel_core.abstract import Backend
 from bilevel_core.arrays import dot, norm
 from bilevel_core.tree import map_leaves
-from bilevel_core.types import Tree
+from bilevel_core.types import Array, Tree
 
 __all__ = ["ConjugateGradient"]
 
@@ -92,17 +92,20 @@ class ConjugateGradient:
         residual = b if guess is None else map_leaves(lambda c, a: c - a, b, product(x))
         enough = self.tolerance**2 * dot(b, b, backend)
 
+        def times(rate: Array, leaf: Array) -> Array:
+            return xp.asarray(rate * leaf, dtype=leaf.dtype)
+
         def step(carry: Tree, fixed: Tree, t: int) -> Tree:
             del fixed, t
             x, residual, direction, square = carry
             along, active = product(direction), square > enough
             curvature = xp.where(active, dot(direction, along, backend), 1)
             rate = xp.where(active, square / curvature, 0)
-            x = map_leaves(lambda u, p: u + (rate * p).astype(p.dtype), x, direction)
-            residual = map_leaves(lambda r, a: r - (rate * a).astype(a.dtype), residual, along)
+            x = map_leaves(lambda u, p: u + times(rate, p), x, direction)
+            residual = map_leaves(lambda r, a: r - times(rate, a), residual, along)
             after = xp.where(active, dot(residual, residual, backend), square)
             turn = xp.where(active, after / xp.where(active, square, 1), 0)
-            direction = map_leaves(lambda r, p: r + (turn * p).astype(p.dtype), residual, direction)
+            direction = map_leaves(lambda r, p: r + times(turn, p), residual, direction)
             return x, residual, direction, after
 
         carry = (x, residual, residual, dot(residual, residual, backend))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -29,16 +30,23 @@ class Gates(nn.Module):
 
     Args:
         hidden: size of the LSTM's output.
+        step_size: of that descent, where the input gate begins; between 0 and 1. The paper's is
+            between 0.007 and 0.018.
+
+    Raises:
+        ValueError: a step size that no gate can have.
     """
 
-    def __init__(self, hidden: int = 20) -> None:
+    def __init__(self, hidden: int = 20, step_size: float = 0.01) -> None:
         super().__init__()
+        if not 0 < step_size < 1:
+            raise ValueError(f"step_size={step_size}: a gate begins between 0 and 1: choose such")
         self.weight = nn.Parameter(torch.empty(4 * hidden, 4 + hidden).uniform_(-0.01, 0.01))
         self.bias = nn.Parameter(torch.zeros(4 * hidden))
         self.forget = nn.Parameter(torch.empty(hidden + 2).uniform_(-0.01, 0.01))
         self.admit = nn.Parameter(torch.empty(hidden + 2).uniform_(-0.01, 0.01))
         self.forget_bias = nn.Parameter(torch.empty(()).uniform_(4, 5))
-        self.admit_bias = nn.Parameter(torch.empty(()).uniform_(-5, -4))
+        self.admit_bias = nn.Parameter(torch.tensor(math.log(step_size / (1 - step_size))))
 
 
 @final
@@ -98,6 +106,7 @@ class MetaLstm(Maml):
         backbone: h.
         steps: T.
         hidden: size of the LSTM's output.
+        step_size: where the input gate begins.
         settings: as of `Maml`.
 
     Cost: of a loss, (Q + T S) / (Q + S) passes, as no second derivative is taken, and T steps of
@@ -109,13 +118,19 @@ class MetaLstm(Maml):
     diet = Diet(way=5, shot=1, query=15, episodes=1)
 
     def __init__(
-        self, backbone: nn.Module | str, *, steps: int = 12, hidden: int = 20, **settings: Any
+        self,
+        backbone: nn.Module | str,
+        *,
+        steps: int = 12,
+        hidden: int = 20,
+        step_size: float = 0.01,
+        **settings: Any,
     ) -> None:
         super().__init__(
             backbone,
             steps=steps,
             dynamics=MetaLstmSteps(),
-            learned=Gates(hidden),
+            learned=Gates(hidden, step_size),
             offsets_move=True,
             **settings,
         )

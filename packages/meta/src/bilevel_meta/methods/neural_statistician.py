@@ -89,7 +89,7 @@ class NeuralStatistician(HeadLearner):
                 "multiple of 4: choose such a size"
             )
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
-        side, maps = image_size // 4, max(1, width // 4)
+        side, maps = image_size // 4, max(1, width // 8)
         self.statistic = nn.Sequential(nn.Linear(self.dim, width), nn.ELU())
         self.pooled = nn.Sequential(
             nn.Linear(width, width), nn.ELU(), nn.Linear(width, 2 * context)
@@ -102,9 +102,9 @@ class NeuralStatistician(HeadLearner):
         )
         self.decode = nn.Sequential(
             *(nn.Linear(latent + context, width), nn.ELU(), nn.Linear(width, maps * side**2)),
-            *(nn.ELU(), nn.Unflatten(-1, (maps, side, side)), nn.Upsample(scale_factor=2)),
-            *(nn.Conv2d(maps, maps, 3, padding=1), nn.ELU(), nn.Upsample(scale_factor=2)),
-            nn.Conv2d(maps, channels, 3, padding=1),
+            *(nn.ELU(), nn.Unflatten(-1, (maps, side, side))),
+            *(nn.Conv2d(maps, 4 * maps, 3, padding=1), nn.PixelShuffle(2), nn.ELU()),
+            *(nn.Conv2d(maps, 4 * channels, 3, padding=1), nn.PixelShuffle(2)),
         )
 
     def context(self, statistics: Tensor) -> Gaussian:
@@ -118,14 +118,17 @@ class NeuralStatistician(HeadLearner):
     def loss(self, batch: Batch) -> Tensor:
         """Return the negative evidence lower bound an image; each class is a set.
 
-        What it draws is a function of how many meta-batches it was trained on.
+        Of each set, statistics are taken of a number of images that is drawn, 1 to all, so that one
+        image alone has a context too. What is drawn is a function of how many meta-batches it was
+        trained on.
         """
         generator = torch.Generator().manual_seed(int(self.drawn))
         self.drawn += int(self.training)
         both = self.take(batch).united()
         labels, way = both.support_labels, both.way
         (features,) = self.encoder(both.support, training=self.training)
-        q_c = self.context(class_means(self.statistic(features), labels, way))
+        seen = _some(labels, way, generator)
+        q_c = self.context(class_means(self.statistic(features), seen, way + 1)[:, :way])
         at = labels.unsqueeze(-1).expand(-1, -1, q_c.mean.shape[-1])
         c = q_c.draw(generator).gather(1, at)  # every image with the context of its class
         q_z = _gaussian(self.encode(torch.cat((features, c), dim=-1)))
@@ -136,6 +139,15 @@ class NeuralStatistician(HeadLearner):
         costs = divergence(q_c, Gaussian(nothing, nothing)).sum()
         costs = costs + divergence(q_z, _gaussian(self.prior(c))).sum()
         return (explained + costs) / len(images)
+
+
+def _some(labels: Tensor, way: int, generator: torch.Generator) -> Tensor:
+    """Return the labels of a class's first images, as many as is drawn, and `way` for others."""
+    members = functional.one_hot(labels, way)
+    rank = members.cumsum(dim=1).gather(2, labels.unsqueeze(-1)).squeeze(-1)
+    most = members.sum(dim=1).amax(dim=1, keepdim=True)
+    drawn = torch.rand(len(labels), 1, generator=generator).to(labels.device)
+    return labels.masked_fill(rank > 1 + (drawn * most).long(), way)
 
 
 def _gaussian(numbers: Tensor) -> Gaussian:

@@ -11,6 +11,7 @@ Frasconi, Pontil, 2017), Algorithm 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -88,9 +89,10 @@ def _pulled(
 
 def apart(x: Tree, y: Tree, least: Array, backend: Backend) -> Array:
     """Return max |x - y| over the entries, or `least` if that is more, and look at no number."""
-    for gap in floating(map_leaves(lambda a, b: abs(a - b), x, y)):
+    xp = backend.namespace
+    for gap in floating(map_leaves(lambda a, b: a - b, x, y)):
         if 0 not in gap.shape:
-            least = backend.namespace.maximum(least, gap.max())
+            least = xp.maximum(least, xp.linalg.vector_norm(gap, ord=math.inf))
     return least
 
 

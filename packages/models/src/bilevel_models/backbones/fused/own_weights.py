@@ -99,9 +99,9 @@ class _Rectified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, beta: Tensor, eps: float) -> Tensor:
-        var, mean = torch.var_mean(y, dim=1, correction=0, keepdim=True)
-        r = torch.rsqrt(var + eps)
-        z = (y - mean).mul_(r)
+        z = y - y.mean(dim=1, keepdim=True)  # the squares of what is centred: no digits are lost
+        r = torch.rsqrt(_mean(z, z) + eps)
+        z.mul_(r)
         a = torch.relu_(z + beta)
         ctx.save_for_backward(y, beta, z, r, a)
         return a
@@ -156,7 +156,7 @@ class _Pulled(torch.autograd.Function):
 
 def _mean(x: Tensor, y: Tensor) -> Tensor:
     """Return the mean of x y over the rows of each task."""
-    return torch.einsum("enf,enf->ef", x, y).unsqueeze(1) / x.shape[1]
+    return (x * y).mean(dim=1, keepdim=True)
 
 
 def _projected(d: Tensor, mean: Tensor, along: Tensor, z: Tensor, r: Tensor) -> Tensor:

@@ -1,0 +1,5 @@
+"""PyTorch."""
+
+from bilevel_core.backends.torch.adapter import TorchBackend
+
+__all__ = ["TorchBackend"]
