@@ -58,7 +58,7 @@ from bilevel_models.backbones.linear_output import (
 
 CPU = torch.device("cpu")
 # Those of a representation, which go with every one of its methods.
-PRESETS = [name for name in list_presets() if "method" not in load_preset(name)]
+PRESETS = [n for n in list_presets() if "method" not in load_preset(n) and n != "features"]
 WAY, SHOT, QUERY, SIZE, CLASSES = 3, 2, 3, 8, 7
 SUPPORT_SET, TOGETHER = WAY * SHOT, WAY * (SHOT + QUERY)
 MODES = list(Normalization)

@@ -156,9 +156,9 @@ def test_cifar_100_as_torchvision_has_it(tmp_path, benchmark, monkeypatch):
 def test_what_is_not_there(tmp_path):
     for name in (*PUBLISHED, "tiered-imagenet"):
         assert SOURCES[name].takes_path
-        with pytest.raises(DataError, match="expected the folder"):
+        with pytest.raises(DataError, match="expected the folder or the archive"):
             load_source(name, tmp_path / "none")
-        with pytest.raises(DataError, match="expected the folder"):
+        with pytest.raises(DataError, match="expected the folder or the archive"):
             load_source(name)
     with pytest.raises(DataError, match="expected CUB-200-2011"):
         load_source("cub", tmp_path)

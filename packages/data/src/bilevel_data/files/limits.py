@@ -8,6 +8,7 @@ from bilevel_data.errors import DataError
 
 __all__ = [
     "LIMITS",
+    "MAX_ARCHIVE_BYTES",
     "MAX_CHECKPOINT_BYTES",
     "MAX_CONFIG_BYTES",
     "MAX_ENTRIES",
@@ -69,6 +70,9 @@ MAX_PICTURE_BYTES = Limit(
 MAX_ENTRIES = Limit(
     variable="BILEVEL_MAX_ENTRIES", default=200_000, meaning="files in a folder or zip"
 )
+MAX_ARCHIVE_BYTES = Limit(
+    variable="BILEVEL_MAX_ARCHIVE_BYTES", default=64 << 30, meaning="bytes of pictures"
+)
 MAX_SPLIT_BYTES = Limit(
     variable="BILEVEL_MAX_SPLIT_BYTES", default=16 << 30, meaning="bytes of images in a split"
 )
@@ -85,6 +89,7 @@ LIMITS = (
     MAX_PIXELS,
     MAX_PICTURE_BYTES,
     MAX_ENTRIES,
+    MAX_ARCHIVE_BYTES,
     MAX_SPLIT_BYTES,
     MAX_CHECKPOINT_BYTES,
     MAX_CONFIG_BYTES,

@@ -10,6 +10,7 @@ from typing import final
 from bilevel_data.class_splits import PUBLISHED
 from bilevel_data.dataset import SourceData
 from bilevel_data.errors import DataError
+from bilevel_data.files.archives import from_archive
 from bilevel_data.sources.benchmarks import TIERED, benchmark
 from bilevel_data.sources.folder import folder
 from bilevel_data.sources.glyphs.source import glyphs
@@ -59,8 +60,8 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             takes_path=True,
         ),
         "folder": Source(
-            summary="your own pictures, a directory a class",
-            load=folder,
+            summary="your own pictures, a directory a class, or an archive of them",
+            load=from_archive(folder),
             takes_path=True,
             options={
                 "size": "height and width in pixels (default: the largest picture's, at most 84)",
@@ -90,7 +91,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         **{
             name: Source(
                 summary=f"{title}, its classes as they were published",
-                load=partial(benchmark, name=name),
+                load=from_archive(partial(benchmark, name=name)),
                 takes_path=True,
                 takes_download=True,
                 options={"size": "height and width in pixels (default 32 for CIFAR, else 84)"},

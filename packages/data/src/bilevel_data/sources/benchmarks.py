@@ -46,7 +46,10 @@ def benchmark(
             split is missing.
     """
     if path is None or not (download or path.is_dir()):
-        raise DataError(f"{name}: expected the folder of its pictures, found {path}: give --source")
+        raise DataError(
+            f"{name}: expected the folder or the archive of its pictures, found {path}: give its "
+            "path (--source)"
+        )
     if name == TIERED:
         return _tiered(path, size or _SIDE)
     splits = PUBLISHED[name]
