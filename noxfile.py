@@ -27,8 +27,9 @@ BENCHMARKS = (
     "gradients",
 )
 FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
-# What the engines are measured against; no other session installs them.
-PEERS = ("torchopt==0.7.3", "higher==0.2.1", "optree==0.20.0", "graphviz==0.21")
+# What the engines are measured against.
+TORCHOPT = ("torchopt==0.7.3", "optree==0.20.0", "graphviz==0.21")
+PEERS = (*TORCHOPT, "higher==0.2.1")
 SITE = ("mkdocs-material", "mkdocstrings-python", "latex2mathml")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "tools", "docs", "noxfile.py")
 # What a wheel must hold beside its modules.
@@ -50,6 +51,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # there is a worker a core
 WORKERS = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 # griffelib reads the code for the reference pages; mypy, because `typing` shares the environment.
 TESTED = ("pytest-xdist", "griffelib", "mypy", "types-PyYAML")
+# torchopt has no wheel for a later Python, and takes long to build.
+TESTED += tuple(f"{need}; python_version < '3.12'" for need in TORCHOPT)
 # One environment for all that is built; those of `tests` are isolated.
 BUILT = ("build", "hatchling")
 BUILD = ("python", "-m", "build", "--no-isolation")
@@ -213,9 +216,8 @@ def alone(session: nox.Session) -> None:
         install = ("python", "-m", "pip", "--python", python, "install", "-q", *PINNED)
         for name in names:
             (wheel,) = wheels.glob(f"bilevel_{name}-*.whl")
-            needed = (f"{wheel}[test]", "pytest-xdist", "--find-links", str(wheels))
-            session.run(*install, *needed)
-            chosen = ("-m", QUICK, *FEW, *WORKERS, f"tests/{name}")
+            session.run(*install, f"{wheel}[test]", "--find-links", str(wheels))
+            chosen = ("-m", QUICK, *FEW, f"tests/{name}")
             session.run(python, "-m", "pytest", *chosen, env=ENV | ONE_THREAD, external=True)
 
 

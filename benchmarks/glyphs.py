@@ -265,7 +265,17 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
         for row in sorted(rows, key=lambda row: -row["accuracy"][0])
     ]
     head = HEAD.format(episodes=EPISODES, pixels=figure(rows[0]["raw_pixels"]))
-    return head + "\n".join(lines) + "\n" + TAIL
+    return "\n".join((head + "\n".join(lines), *_remarks(rows), TAIL))
+
+
+def _remarks(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what a reader should know of the rows that are there, and of those that are not."""
+    recorded = {row["name"]: row["filters"] for row in rows}
+    earlier = [name for name, width in recorded.items() if width != RECIPES[name].filters]
+    if earlier:
+        yield f"\nWith an earlier recipe, wider and with more query images: {', '.join(earlier)}."
+    if missing := [name for name in RECIPES if name not in recorded]:
+        yield f"\nNot recorded yet: {', '.join(missing)}."
 
 
 def main() -> None:

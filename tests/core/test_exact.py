@@ -85,6 +85,31 @@ def test_a_set_that_holds_the_minimiser_changes_nothing():
     assert torch.equal(inside.value, free.value)
 
 
+def test_a_set_that_moves_with_the_hyperparameter_is_that_of_it():
+    follows = ProjectedGradient(
+        step_size=0.1, projection=lambda w, lam: torch.minimum(w, 2 * lam.abs())
+    )
+    followed, free = (exact(shift().problem, shift().lam, dynamics=d) for d in (follows, DESCENT))
+    assert torch.equal(followed.state, free.state)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_how_far_dynamics_may_move_a_start_is_a_share_of_it(size):
+    problem = Problem(
+        inner=lambda w, lam: 0.5 * ((w - size * lam) ** 2).sum(),
+        outer=lambda w, lam: (w**2).sum(),
+        init=torch.zeros_like,
+    )
+
+    def moving(share):
+        return ProjectedGradient(step_size=0.1, projection=lambda w, lam: w * (1 + share))
+
+    rounded = exact(problem, tensor(1.0, 2.0), dynamics=moving(1e-10))
+    assert torch.allclose(rounded.grad, 2 * size**2 * tensor(1.0, 2.0), rtol=1e-8)
+    with pytest.raises(ValueError, match="ProjectedGradient"):
+        exact(problem, tensor(1.0, 2.0), dynamics=moving(1e-6))
+
+
 def tree_problem():
     """L = ½ wᵀ H w - ⟨λ, w⟩ with w in two leaves, so w_λ = H⁻¹ λ; E = ⟨c, w⟩, so ∇f = H⁻¹ c."""
     hessian = tensor([2.0, 0.5, 0.1], [0.5, 3.0, -1.0], [0.1, -1.0, 4.0])

@@ -209,7 +209,7 @@ def test_a_run_that_has_hardly_begun_is_refused_whatever_the_scale_of_the_object
 
 def test_a_float32_run_that_starts_where_another_stood_still_is_accepted():
     """Rounding stops descent where η ‖∇L‖ is below ε ‖w‖: no step reduces that gradient."""
-    curvature = torch.logspace(0, -3, 8)
+    curvature = torch.logspace(0, -2, 8)
 
     def problem(init):
         return Problem(
@@ -219,7 +219,7 @@ def test_a_float32_run_that_starts_where_another_stood_still_is_accepted():
         )
 
     lam, descent = torch.linspace(1, 3, 8), GradientDescent(step_size=1.0)
-    w = hypergradient(problem(torch.zeros_like), descent, lam, steps=20_000).state
+    w = hypergradient(problem(torch.zeros_like), descent, lam, steps=2_000).state
     assert (w != lam).any()
     warm = problem(lambda lam: w)
     grad = hypergradient(warm, descent, lam, steps=5, engine=Implicit()).grad

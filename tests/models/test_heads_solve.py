@@ -161,6 +161,35 @@ def test_without_shrinkage_the_nearest_class_mean_wins():
     assert torch.equal(heads.logits(heads.class_means(h, y), query).argmax(-1), nearest)
 
 
+def test_class_means_are_means_unless_told_otherwise():
+    h, _, y = task(shots=(4, 2))
+    weight = heads.class_means(h, y)["weight"]
+    assert torch.allclose(weight[..., 0], h[:, :4].mean(1), rtol=1e-13)
+    assert torch.allclose(weight[..., 1], h[:, 4:].mean(1), rtol=1e-13)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0])
+def test_a_class_without_images_is_the_origin(shrinkage):
+    h, _, y = task(shots=(4, 2))
+    more = torch.cat((y, torch.zeros_like(y[..., :1])), dim=-1)
+    found = heads.class_means(h, more, shrinkage=shrinkage)
+    expected = heads.class_means(h, y, shrinkage=shrinkage)
+    for name in ("weight", "bias"):
+        assert torch.equal(found[name][..., :2], expected[name])
+        assert not found[name][..., 2].any()
+
+
+def test_a_module_begins_with_its_documented_numbers_and_takes_the_features_precision():
+    h, labels, _ = task()
+    solver = heads.HeadSolver(5)
+    begun = (solver.log_shrinkage, solver.log_temperature, solver.log_decay)
+    assert [number.detach().exp().item() for number in begun] == pytest.approx([1.0, 20.0, 0.03])
+    found = solver.fit_labels(h, labels, 3)
+    expected = solver.double().fit_labels(h, labels, 3)
+    for name in expected:
+        assert torch.allclose(found[name], expected[name], rtol=1e-12, atol=1e-14)
+
+
 def test_the_centre_lies_between_the_running_mean_and_the_episode():
     h, labels, y = task(shots=(3, 1))
     solver = filled(heads.HeadSolver(5, shrinkage=2.0).double())
@@ -238,3 +267,28 @@ def test_class_means_refuse_what_is_no_variance(options):
     h, _, y = task()
     with pytest.raises(ValueError, match=next(iter(options))):
         heads.class_means(h, y, **options)
+
+
+MORE = [(1, 1, 1), (2, 1, 1), (10, 1, 1), (10, 2, 2), (10, 10, 10), (50, 10, 10)]
+
+
+def test_more_pictures_never_hurt():
+    """On the same Gaussian tasks, whichever class has them."""
+    tasks, way, dim, most, query = 400, 3, 8, 50, 10
+    centres, noise = normal(tasks, way, 1, dim), normal(tasks, way, most + query, dim, seed=1)
+    images = centres + 1.5 * noise
+    asked = images[:, :, most:].flatten(1, 2)
+    truth = torch.arange(way).repeat_interleave(query).expand(tasks, -1)
+    solver = heads.HeadSolver(dim, shrinkage=1.5**2, temperature=1.5**-2, decay=0.3).double()
+    before = None
+    for shots in MORE:
+        support = torch.cat([images[:, c, :n] for c, n in enumerate(shots)], dim=1)
+        labels = torch.arange(way).repeat_interleave(torch.tensor(shots)).expand(tasks, -1)
+        with torch.no_grad():
+            scores = heads.logits(solver.fit_labels(support, labels, way), asked)
+        found = heads.accuracy(scores, truth)
+        if before is not None:
+            rise = found - before
+            assert rise.mean() > -1.96 * rise.std() / tasks**0.5, shots
+        before = found
+    assert before.mean() > 0.75
