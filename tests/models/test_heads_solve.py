@@ -267,3 +267,28 @@ def test_class_means_refuse_what_is_no_variance(options):
     h, _, y = task()
     with pytest.raises(ValueError, match=next(iter(options))):
         heads.class_means(h, y, **options)
+
+
+MORE = [(1, 1, 1), (2, 1, 1), (10, 1, 1), (10, 2, 2), (10, 10, 10), (50, 10, 10)]
+
+
+def test_more_pictures_never_hurt():
+    """On the same Gaussian tasks, whichever class has them."""
+    tasks, way, dim, most, query = 400, 3, 8, 50, 10
+    centres, noise = normal(tasks, way, 1, dim), normal(tasks, way, most + query, dim, seed=1)
+    images = centres + 1.5 * noise
+    asked = images[:, :, most:].flatten(1, 2)
+    truth = torch.arange(way).repeat_interleave(query).expand(tasks, -1)
+    solver = heads.HeadSolver(dim, shrinkage=1.5**2, temperature=1.5**-2, decay=0.3).double()
+    before = None
+    for shots in MORE:
+        support = torch.cat([images[:, c, :n] for c, n in enumerate(shots)], dim=1)
+        labels = torch.arange(way).repeat_interleave(torch.tensor(shots)).expand(tasks, -1)
+        with torch.no_grad():
+            scores = heads.logits(solver.fit_labels(support, labels, way), asked)
+        found = heads.accuracy(scores, truth)
+        if before is not None:
+            rise = found - before
+            assert rise.mean() > -1.96 * rise.std() / tasks**0.5, shots
+        before = found
+    assert before.mean() > 0.75
