@@ -13,6 +13,7 @@ from bilevel_core import (
     Checkpointed,
     Dense,
     Direct,
+    DivergenceError,
     Exact,
     FirstOrder,
     Forward,
@@ -182,6 +183,18 @@ def test_the_mean_over_tasks_is_differentiated_chunk_by_chunk(chunk, framework):
         value, grad = jax.jit(jax.value_and_grad(mean))(theta)
     np.testing.assert_allclose(value, (each[0].value + each[1].value) / 2, rtol=1e-12)
     np.testing.assert_allclose(grad, (each[0].grad + each[1].grad) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("engine", OF_THE_RUN, ids=str)
+def test_the_mean_over_tasks_without_a_gradient(engine):
+    """w_T - a = (1 - ηh)^T (θ - a), and a run that grows is refused there too."""
+    theta = torch.tensor(0.3, dtype=torch.float64)
+    value = mean_objective(PLAIN, DESCENT, theta, TASKS, steps=STEPS, engine=engine)
+    expected = (0.5 * H * (1 - ETA * H) ** (2 * STEPS) * (0.3 - A) ** 2).mean()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    fast = GradientDescent(step_size=3.0)
+    with pytest.raises(DivergenceError):
+        mean_objective(PLAIN, fast, theta, TASKS, steps=60, engine=engine)
 
 
 def test_wrong_chunks_and_tasks_of_different_numbers_are_refused():
