@@ -31,6 +31,7 @@ from bilevel_models.backbones.linear_output import with_linear_outputs
 
 __all__ = [
     "FEATURES",
+    "PRETRAINED",
     "backbone_options",
     "check_features",
     "check_size",

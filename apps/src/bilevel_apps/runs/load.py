@@ -15,6 +15,7 @@ from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner, solver_of
 from bilevel_apps.runs.folder import RunFolder, moved_data
+from bilevel_apps.runs.mixture import seen_preprocessing
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.runs.weights import backbone_sha256
@@ -25,10 +26,8 @@ from bilevel_data import (
     ImageSplit,
     Preprocessing,
     Store,
-    common_ink,
     open_store,
 )
-from bilevel_data.dataset import pixels_of
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_meta.shifts import over_shifts
@@ -43,7 +42,6 @@ __all__ = [
 ]
 
 AS_TRAINED = ChosenInner()
-LOOKED_AT = 200  # images of a store that does not say what ink they have
 
 
 @final
@@ -248,13 +246,9 @@ def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> st
 
     Where a store does not say what ink its drawings have, their borders do.
     """
-    theirs, pictures = store.manifest.preprocessing, store.manifest.features is None
     if run.preprocessing is None or run.data.get(split.name) == split.sha256:
         return None
-    if pictures and theirs.ink is None and run.preprocessing.ink is not None:
-        step = max(1, len(split.images) // LOOKED_AT)
-        theirs = replace(theirs, ink=common_ink(pixels_of(split.images[::step])))
-    found = theirs.differences(run.preprocessing)
+    found = seen_preprocessing(store, split).differences(run.preprocessing)
     if not found:
         return None
     remedy = "; prepare it again as the run's, such as with --option ink=bright for a folder"
