@@ -164,7 +164,10 @@ class RunFolder:
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise InputError(f"{self.path}: another process is at work in this folder") from None
+            raise InputError(
+                f"{self.path}: another process is at work in this folder: wait for its end, or "
+                "choose another `out`"
+            ) from None
         except OSError as error:
             reason = f"{self.path}: cannot write to this folder ({error.strerror})"
             if disk_failed(error):

@@ -38,6 +38,7 @@ __all__ = [
     "differently_prepared",
     "load_run",
     "load_trained",
+    "require_split",
     "run_of",
 ]
 
@@ -216,10 +217,11 @@ class TrainedRun:
         Whatever it was trained on, they overlap only where that is asked for.
 
         Raises:
-            InputError: the images are of another size, or too few.
+            InputError: no such split, or its images are of another size, or too few.
         """
-        found = store.manifest.splits[split].image_shape if split in store.splits else None
-        if found not in (None, self.image_shape):
+        require_split(store, split)
+        found = store.manifest.splits[split].image_shape
+        if found != self.image_shape:
             raise InputError(
                 f"{store.path}: images of (height, width, channels) {found}, but the run was "
                 f"trained on {self.image_shape}: give a store made the same way"
@@ -238,6 +240,19 @@ class TrainedRun:
             seed=seed,
             rotations=rotations,
             overlap=overlap,
+        )
+
+
+def require_split(store: Store, split: str, parameter: str = "split") -> None:
+    """Refuse a split that a store does not have; `parameter` is what asks for it.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if split not in store.splits:
+        raise InputError(
+            f"`{parameter}`={split}: {store.path} has none of this name: choose one of "
+            f"{', '.join(store.splits)}"
         )
 
 
@@ -295,7 +310,10 @@ def load_trained(path: Path, device: str) -> TrainedRun:
     try:
         alone = path.is_file()
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}): give a folder of bilevel-train, a "
+            "checkpoint or pretrained:TAG"
+        ) from None
     if not alone:
         return load_run(path, device)
     checkpoint = load_checkpoint(path)
