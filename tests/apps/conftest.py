@@ -45,6 +45,12 @@ def source(seed=0, size=SIZE, classes=None):
 
 
 @pytest.fixture(scope="session")
+def make_source():
+    """Make what a store is written from."""
+    return source
+
+
+@pytest.fixture(scope="session")
 def make_store(tmp_path_factory):
     """Write a store and return its path."""
 

@@ -17,7 +17,6 @@ from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.prepare import prepare, resolve
 from bilevel_data import DataError, Preprocessing, open_store, write_store
-from conftest import source
 
 ALONE, CPU = Processes(), torch.device("cpu")
 LAST = "last.safetensors"
@@ -118,10 +117,10 @@ def test_a_run_of_one_store_says_nothing_of_others(trained):
     assert "mix" not in load_checkpoint(trained / LAST).record["environment"]
 
 
-def test_stores_that_do_not_agree_are_refused(tmp_path, config, store, make_store):
+def test_stores_that_do_not_agree_are_refused(tmp_path, config, store, make_store, make_source):
     def made(name, **changes):
         path = tmp_path / f"{name}.h5"
-        write_store(path, replace(source(seed=7), **changes))
+        write_store(path, replace(make_source(seed=7), **changes))
         return path
 
     bright, dark = (Preprocessing(size=(16, 16), channels=1, ink=ink) for ink in ("bright", "dark"))
@@ -141,8 +140,8 @@ def test_stores_that_do_not_agree_are_refused(tmp_path, config, store, make_stor
             prepared(config(**changes | {"train__mix": mix}), tmp_path / "run")
 
 
-def test_a_class_called_like_one_to_be_tested_on_is_told(tmp_path, config, capsys):
-    data = source(seed=9)
+def test_a_class_called_like_one_to_be_tested_on_is_told(tmp_path, config, make_source, capsys):
+    data = make_source(seed=9)
     names = tuple(f"test-{number}" for number in range(12))
     renamed = replace(data.splits[0], class_names=names)
     path = tmp_path / "named.h5"
