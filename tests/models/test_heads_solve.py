@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bilevel_models import heads
-from bilevel_models.heads.newton import Kernel
+from bilevel_models.heads.optimum import Kernel
 
 SHAPES = {"gram": (2, 4, 3, 3), "weights": (1, 7, 3, 3), "two classes": (1, 3, 6, 2)}
 

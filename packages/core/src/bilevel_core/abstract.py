@@ -192,7 +192,7 @@ class Backend(Protocol):
         """Return w ↦ (value, gradient) of a scalar function; both can be differentiated again."""
         ...
 
-    def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
+    def depends_on(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
         """Say for each leaf, in order, whether the function's value depends on it at all.
 
         It is a matter of the function's operations and not of its numbers: a derivative that

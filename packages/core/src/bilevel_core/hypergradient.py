@@ -128,7 +128,7 @@ def value_and_gradient(engine: Engine, instance: Instance) -> Hypergradient:
             Outer(instance.flow), w, instance.lam, fixed=(instance.data,)
         )
         towards_w, direct = backend.detach(pull_back(backend.namespace.ones_like(value)))
-        pulled = _pulled(engine, instance, found, towards_w)
+        pulled = _pull_back(engine, instance, found, towards_w)
         grad = backend.detach(add(direct, pulled.lam))
     good = found.result.code in (Code.SUCCESS, Code.UNCHECKED)
     return Hypergradient(
@@ -140,7 +140,7 @@ def value_and_gradient(engine: Engine, instance: Instance) -> Hypergradient:
     )
 
 
-def _pulled(engine: Engine, instance: Instance, found: Solution, cotangent: Tree) -> Pulled:
+def _pull_back(engine: Engine, instance: Instance, found: Solution, cotangent: Tree) -> Pulled:
     """Pull back, or return λ where the run failed: its derivative means nothing."""
     if found.result.code in (Code.SUCCESS, Code.UNCHECKED):
         return engine.pull(instance, found, cotangent)

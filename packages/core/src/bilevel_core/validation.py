@@ -152,7 +152,7 @@ def refuse_unused(instance: Instance, grad: Tree) -> None:
         (partial(step, t=t) for t in range(1, max(1, instance.steps) + 1)),
     )
     for use in maps:
-        idle.difference_update(compress(paths, backend.reached(use, lam)))
+        idle.difference_update(compress(paths, backend.depends_on(use, lam)))
         if not idle:
             return
     raise ValueError(

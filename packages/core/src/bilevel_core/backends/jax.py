@@ -267,7 +267,7 @@ class JaxBackend:
         differentiated: Callable[[Tree], tuple[jax.Array, Tree]] = jax.value_and_grad(function)
         return differentiated
 
-    def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
+    def depends_on(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
         """Look for a path in the function's jaxpr."""
         jaxpr = jax.make_jaxpr(function)(tree).jaxpr
         used = _used(jaxpr, [True] * len(jaxpr.outvars))

@@ -23,9 +23,9 @@ ordinary autograd differentiates in all that was passed. So a hyper-iteration is
 
 and an evaluation is the same under `torch.no_grad()`. There is no graph over inner steps: the
 adjoint of T steps is derived by hand (`unrolled.py`), that of an optimum is one linear system
-(`solve.py`). Two forms give the same numbers, and the cheaper is taken: the n x n Gram matrix of
+(`optimum.py`). Two forms give the same numbers, and the cheaper is taken: the n x n Gram matrix of
 the support features, whose cost and memory know nothing of dim, or, for many images, the weights
-(`linear.py`, `newton.py`).
+(`linear.py`, `optimum.py`).
 
 T steps are right for the task that their step size was made for. `descend` minimises a mean over
 the n support images, so that a class with more images outweighs one with fewer, and a step size
@@ -42,7 +42,6 @@ Within `torch.autocast` all train in float64 and return the features' dtype (`ch
 """
 
 from bilevel_models.heads.checks import HeadDivergenceError
-from bilevel_models.heads.class_means import class_means
 from bilevel_models.heads.closed_form import closed_form
 from bilevel_models.heads.descent import descend
 from bilevel_models.heads.linear import (
@@ -55,9 +54,9 @@ from bilevel_models.heads.linear import (
     squared_error,
     zeros,
 )
+from bilevel_models.heads.optimum import solve
 from bilevel_models.heads.ridge import ridge
-from bilevel_models.heads.solve import solve
-from bilevel_models.heads.solver import HeadSolver
+from bilevel_models.heads.solver import HeadSolver, class_means
 from bilevel_models.heads.unrolled import CROSS_ENTROPY, SQUARED, Loss
 
 __all__ = [

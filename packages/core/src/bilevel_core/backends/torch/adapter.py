@@ -107,7 +107,7 @@ class TorchBackend:
 
         return differentiated
 
-    def reached(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
+    def depends_on(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:
         """Look for a path in the graph."""
         inputs = tracked(tree)
         with torch.enable_grad():

@@ -72,7 +72,7 @@ def finish(instance: Instance, passed: Backward, ends: Ends, *, whole: bool = Tr
     return Pulled(lam=gathered, start=start, result=repeated(instance, ends, measured))
 
 
-def _pulled(
+def _step_backward(
     flow: Flow, passed: Backward, fixed: tuple[Tree, Any], before: Tree, after: Tree, t: int
 ) -> Backward:
     alpha, gathered, gap = passed
@@ -104,7 +104,7 @@ class _OneBack:
 
     def __call__(self, passed: Backward, fixed: tuple[Any, ...], t: int) -> Backward:
         lam, data, before, after = fixed
-        return _pulled(self.flow, passed, (lam, data), before, after, t)
+        return _step_backward(self.flow, passed, (lam, data), before, after, t)
 
 
 @final
@@ -127,4 +127,4 @@ class _Back:
         before, after = history[t - 1 - self.position], ()
         if not self.flow.backend.compiles:
             after = last if t == self.end else history[t - self.position]
-        return _pulled(self.flow, passed, (lam, data), before, after, t)
+        return _step_backward(self.flow, passed, (lam, data), before, after, t)
