@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -41,6 +42,12 @@ def source(seed=0, size=SIZE, classes=None):
             for name, count in (classes or CLASSES).items()
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def make_source():
+    """Make what a store is written from."""
+    return source
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +127,9 @@ def trained(tmp_path_factory, config):
     return folder
 
 
+MODULES = {"eval": "evaluate"}  # of the others by the command's name
+
+
 @dataclass
 class Outcome:
     status: int
@@ -138,15 +148,12 @@ class Outcome:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run a command in this process: `command("train", "--out", folder)`."""
-    from bilevel_apps.cli import data, evaluate, train
-
-    mains = {"train": train.main, "eval": evaluate.main, "data": data.main}
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [f"bilevel-{name}", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            mains[name]()
+            import_module(f"bilevel_apps.cli.{MODULES.get(name, name)}").main()
         return Outcome(ended.value.code, *capsys.readouterr())
 
     return run

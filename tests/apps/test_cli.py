@@ -318,7 +318,7 @@ BAD_EVALUATIONS = [
     (["--way", 7], "way=7 but split 'test' has 6 classes: lower way"),
     (["--way", 7], "(change --way, --shot, --query or --split)"),
     (["--shot", 10, "--query", 11], "has 20 images"),
-    (["--split", "dev"], "no split 'dev': choose one that it has: train, val, test"),
+    (["--split", "dev"], "has none of this name: choose one of train, val, test"),
     (["--device", "tpu"], "--device tpu: expected auto, cpu or cuda"),
     (["--nonsense"], "No such option: --nonsense"),
     (["extra"], "unexpected extra argument"),

@@ -28,9 +28,34 @@ TABLE = [
     (("eval", "NONE"), "NONE"),
     (("eval", "RUN", "--data", "TEXT"), "TEXT"),
     (("eval", "RUN", "--way", "99"), "--way"),
-    (("eval", "RUN", "--split", "none"), "STORE"),
+    (("eval", "RUN", "--split", "none"), "--split none: STORE has none of this name"),
+    (("eval", "RUN", "--split", "none"), "choose one of train, val, test"),
+    (("embed", "RUN", "--out", "OUT", "--split-a", "none"), "--split-a none: STORE"),
     (("eval", "RUN", "--norm", "none"), "--norm"),
     (("eval", "RUN", "--plot", "NONE"), "--plot"),
+    (("eval", "RUN", "--shot", "99"), "--shot"),
+    (("eval", "RUN", "--steps", "many"), "--steps many"),
+    (("eval", "RUN", "--lr", "0"), "--lr 0"),
+    (
+        ("train", "--preset", "folder-quick", "--data", "STORE", "--data", "NONE", "--out", "OUT"),
+        "NONE",
+    ),
+    (("train", "--preset", "folder-quick", "--data", "STORE=none", "--out", "OUT"), "STORE=none"),
+    (("train", "--preset", "folder-quick", "--data", "STORE=0", "--out", "OUT"), "--data STORE=0"),
+    (("train", "--set", "train.mix={STORE: -1}", "--out", "OUT"), "train.mix"),
+    (("train", "--set", "train.steps=none", "--data", "STORE", "--out", "OUT"), "train.steps"),
+    (("train", "--set", "train.step=3", "--data", "STORE", "--out", "OUT"), "train.steps"),
+    (("train", "TEXT", "--data", "STORE", "--out", "OUT"), "TEXT"),
+    (("data", "verify", "LONE"), "LONE.sha256: missing"),
+    (("data", "prepare", "glyphs", "--out", "OUT", "--source", "NONE"), "(--source)"),
+    (("data", "prepare", "glyphs", "--out", "OUT", "--download"), "(--download)"),
+    (("data", "prepare", "folder", "--out", "OUT", "--source", "EMPTY"), "EMPTY"),
+    (("data", "splits", "none"), "cub"),
+    (("predict", "RUN", "--support", "NONE", "--query", "EMPTY"), "NONE"),
+    (("predict", "RUN", "--support", "EMPTY", "--query", "EMPTY"), "EMPTY"),
+    (("export", "RUN", "--out", "TEXT"), "TEXT"),
+    (("tune", "none"), "MODULE:PROBLEM"),
+    (("runs", "compare", "none", "--uri", "sqlite:///NONE"), "--uri"),
 ]
 
 
@@ -38,15 +63,24 @@ TABLE = [
 def test_a_line_names_what_is_wrong(line, named, store, trained, tmp_path, command):
     text = tmp_path / "text.h5"
     text.write_text("no store")
+    lone = tmp_path / "lone.h5"
+    lone.write_bytes(store.read_bytes())
+    (tmp_path / "empty").mkdir()
     places = {
         "NONE": tmp_path / "none",
         "TEXT": text,
+        "LONE": lone,
+        "EMPTY": tmp_path / "empty",
         "OUT": tmp_path / "out",
         "STORE": store,
         "RUN": trained,
     }
-    done = command(*(str(places.get(word, word)) for word in line))
+
+    def filled(words):
+        return re.sub("|".join(places), lambda found: str(places[found[0]]), words)
+
+    done = command(*map(filled, line))
     assert done.status == 2
-    assert str(places.get(named, named)) in done.error
+    assert filled(named) in done.error
     assert not ADDRESS.search(done.error)
     assert not (tmp_path / "out").exists()

@@ -82,6 +82,8 @@ def _type_name(annotation: Any) -> str:
     )
     if str(annotation).startswith("tuple"):
         return f"a list: {names[0]} each"
+    if str(annotation).startswith("dict"):
+        return f"a mapping, each value {' or '.join(names[1:])}"
     return " or ".join(names)
 
 

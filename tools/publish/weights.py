@@ -112,6 +112,11 @@ def _weights(run: TrainedRun) -> bytes:
 
 
 def _card(run: TrainedRun, content: bytes, request: PublishRequest) -> Card:
+    if run.config.train.mix:
+        raise InputError(
+            f"{run.path}: trained on several stores (train.mix), and a card names one: train on "
+            "one store to publish"
+        )
     store = run.store(request.data)
     splits = {name: info.sha256 for name, info in store.manifest.splits.items()}
     if splits != run.data:
@@ -199,7 +204,7 @@ def _training(run: TrainedRun, data: str) -> dict[str, Any]:
         "step": run.step,
         "command": command_of(config, data),
         "config": config.model_dump(mode="json"),
-        "environment": environment.model_dump(mode="json", exclude={"data"}),
+        "environment": environment.model_dump(mode="json", exclude={"data", "mix"}),
     }
 
 

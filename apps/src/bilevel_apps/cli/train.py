@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,10 @@ Example:
 
   bilevel-eval runs/glyphs
 
+--data may be repeated: each meta-batch is then drawn from the train split of one of the stores, by
+their weights (1 unless given: --data a.h5 --data b.h5=0.5). The first store is the run's own: it is
+validated on, and evaluated on unless another is given.
+
 --sweep trains once for each combination of values, below DIR, as children of one run in MLflow, and
 prints a table of them. A failed child does not stop the others; --resume goes on where the sweep
 stopped. --sampler random or tpe (with optuna) tries --trials N settings, also of ranges:
@@ -78,7 +83,11 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Start from these settings instead.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE.h5", help="A store of bilevel-data.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.h5[=WEIGHT]",
+            help="A store of bilevel-data; repeat it to train on several.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder.")] = None,
     assignments: Annotated[
@@ -109,11 +118,12 @@ def train(
     del debug
     if out is None:
         raise InputError("--out DIR is missing: name a folder for the run")
-    given = _collect(config, preset, data, device, assignments or [])
+    given = _collect(config, preset, data or [], device, assignments or [])
     if given.data is not None:
         from bilevel_data import open_store
 
-        open_store(given.data)  # a bad one is refused before torch is imported, which takes seconds
+        for path in (given.data, *given.train.mix):
+            open_store(path)  # a bad one is refused before torch is imported, which takes seconds
     named = config is not None or preset is not None
     processes = launched(os.environ)
     if sweep or sampler or trials or _holds_sweep(out):
@@ -132,7 +142,7 @@ def train(
 def _collect(
     config: Path | None,
     preset: str | None,
-    data: Path | None,
+    data: list[str],
     device: str | None,
     assignments: list[str],
 ) -> Config:
@@ -147,11 +157,45 @@ def _collect(
     parse_config(settings, str(config) if config else f"preset {preset}")
     settings = with_settings(settings, assignments)
     parse_config(settings, "--set")
-    if data is not None:
-        settings["data"] = str(data.resolve())
+    if data:
+        stores = _weighted(data)
+        settings["data"], own = next(iter(stores.items()))
+        mix = {path: weight / own for path, weight in stores.items() if path != settings["data"]}
+        if mix:
+            settings["train"] = {**settings.get("train", {}), "mix": mix}
     if device is not None:
         settings["device"] = device
     return parse_config(settings, "--device")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _weighted(data: list[str]) -> dict[str, float]:
+    """Return the weight of each store that `--data FILE[=WEIGHT]` names, by its absolute path.
+
+    Raises:
+        InputError: a weight is not > 0, or a store is named twice.
+    """
+    from bilevel_apps.system.files import is_file
+
+    found: dict[str, float] = {}
+    for text in data:
+        path, _, number = text.rpartition("=")
+        weight = math.nan if is_file(Path(text)) else _number(number)
+        if not path or math.isnan(weight):  # a name may have an = of its own
+            path, weight = text, 1.0
+        if not 0 < weight < math.inf:
+            raise InputError(f"--data {text}: expected FILE.h5=WEIGHT with a weight above 0")
+        place = str(Path(path).resolve())
+        if place in found:
+            raise InputError(f"--data {text}: given twice: give it once, with its weight")
+        found[place] = weight
+    return found
 
 
 def _holds_sweep(out: Path) -> bool:

@@ -122,7 +122,8 @@ def _changed(
     try:
         return replace(tuning, **changes)
     except (TypeError, ValueError) as error:
-        raise InputError(f"this tuning cannot be changed so: {error}") from error
+        options = "--engine, --steps and --outer-steps"
+        raise InputError(f"{error}: this tuning cannot be so: change {options}") from error
 
 
 def _print(rows: Mapping[str, Mapping[str, float]]) -> None:

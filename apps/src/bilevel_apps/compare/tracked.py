@@ -90,7 +90,10 @@ def read_run(uri: str, run_id: str, folder: Path) -> TrackedRun:
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id).name
     except MlflowException:
-        raise InputError(f"{folder}: {uri} has no run {run_id}, where it was tracked") from None
+        raise InputError(
+            f"{folder}: {uri} has no run {run_id}, where it was tracked: give the `uri` of the "
+            "database that has it"
+        ) from None
     return _tracked(client, run, experiment, folder)
 
 

@@ -161,6 +161,11 @@ class TrainSection(Section):
     query: Count | None = Field(
         default=None, description="query images in training; null: episode.query"
     )
+    mix: dict[str, Positive] = Field(
+        default={},
+        description="other stores that meta-batches are drawn from, by weight against 1 of data, "
+        "such as {b.h5: 0.5}",
+    )
     overlap: Switch = Field(
         default=False,
         description="in training queries may be support images, as in the paper's loader",

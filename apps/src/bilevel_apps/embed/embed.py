@@ -18,7 +18,7 @@ from bilevel_apps.embed.page import html_page
 from bilevel_apps.embed.pairs import draw_pairs, extreme_pairs
 from bilevel_apps.embed.projection import Projection, principal_components, tsne
 from bilevel_apps.embed.samples import Embedded, balanced, embed_episode, embed_images
-from bilevel_apps.runs.load import TrainedRun, load_run
+from bilevel_apps.runs.load import TrainedRun, load_run, require_split
 from bilevel_apps.system.files import check_writable, write_files
 from bilevel_apps.system.terminal import say
 from bilevel_data import Store
@@ -91,6 +91,8 @@ def embed_run(folder: Path, out: Path, request: EmbedRequest) -> Embedding:
     run = load_run(folder, request.device)
     run.require_pictures("bilevel-embed")
     store = run.store(request.data)
+    require_split(store, request.split_a, "split_a")
+    require_split(store, request.split_b, "split_b")
     pairs, arrays = _pairs(run, store, request)
     images, names, more = _images_of(run, store, request)
     rng = np.random.default_rng(request.seed)

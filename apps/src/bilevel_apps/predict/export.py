@@ -270,6 +270,7 @@ def _portable(config: Config) -> dict[str, Any]:
     record = config.model_dump(mode="json")
     for key in ("data", "tracking", "device", "threads"):
         record.pop(key)
+    record["train"]["mix"] = {Path(path).name: w for path, w in config.train.mix.items()}
     weights = record["model"].get("weights")
     if weights is not None and not str(weights).startswith(PREFIX):
         record["model"]["weights"] = Path(weights).name

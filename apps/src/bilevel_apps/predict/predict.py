@@ -216,7 +216,9 @@ def _check_picture(
         ours = {file.resolve() for files in (*support.values(), query) for file in files}
         taken = any(p.is_dir() or p.resolve() in ours for p in page_files(path, len(query)))
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"`picture`={path}: cannot write here ({error.strerror})") from None
+        raise InputError(
+            f"`picture`={path}: cannot write here ({error.strerror}): choose another"
+        ) from None
     if taken:
         raise InputError(f"`picture`={path}: is a folder or one of the pictures: choose another")
     check_writable(path.parent)

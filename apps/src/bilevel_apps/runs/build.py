@@ -31,6 +31,7 @@ from bilevel_models.backbones.linear_output import with_linear_outputs
 
 __all__ = [
     "FEATURES",
+    "PRETRAINED",
     "backbone_options",
     "check_features",
     "check_size",
@@ -133,7 +134,8 @@ def _range(number: int | tuple[int, int]) -> tuple[int, int]:
 def _split(store: Store, split: str) -> ImageSplit:
     if split not in store.splits:
         raise InputError(
-            f"{store.path}: no split {split!r}: choose one that it has: {', '.join(store.splits)}"
+            f"{store.path}: no split {split!r}, which training needs, only "
+            f"{', '.join(store.splits)}: prepare a store with one"
         )
     return store.load(split)
 
@@ -167,7 +169,11 @@ def make_learner(config: Config, image_shape: tuple[int, ...], device: torch.dev
     """
     height, width, _ = image_shape
     if height != width:
-        raise InputError(f"images of {height}×{width}: the models here take square images")
+        where = "images" if config.data is None else f"{config.data}: images"
+        raise InputError(
+            f"{where} of {height}×{width}: the models here take square ones: prepare them so, such "
+            f"as with `bilevel-data prepare folder --option size={min(height, width)}`"
+        )
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)

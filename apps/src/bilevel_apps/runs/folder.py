@@ -80,7 +80,7 @@ class RunFolder:
     def continued(self, given: Config) -> Config:
         """Return the run's configuration, if what was given explicitly agrees with it.
 
-        The device may change, and the store's place: hashes tell whether it holds the same images.
+        The device may change, and the stores' places: hashes tell whether the images are the same.
         So may the time that the run is given, and its number of hyper-iterations where the schedule
         of the learning rate does not follow it.
 
@@ -92,11 +92,18 @@ class RunFolder:
         chosen = flatten(given.model_dump(mode="json", exclude_unset=True))
         free = {key: chosen.pop(key) for key in ("device", "data") if chosen.get(key) is not None}
         longer = {key: chosen.pop(key) for key in may_change(saved.train) if key in chosen}
-        length = {key.removeprefix("train."): value for key, value in longer.items()}
-        free["train"] = saved.train.model_copy(update=length)
+        train = {key.removeprefix("train."): value for key, value in longer.items()}
         if "tracking.uri" in chosen:  # where it is recorded decides nothing
             uri = chosen.pop("tracking.uri")
             free["tracking"] = saved.tracking.model_copy(update={"uri": uri})
+        if "train.mix" in chosen:  # its weights and images are compared with the checkpoint's
+            train["mix"] = chosen.pop("train.mix")
+        elif saved.train.mix:
+            train["mix"] = {
+                str(moved_data(path, self.path) or path): weight
+                for path, weight in saved.train.mix.items()
+            }
+        free["train"] = saved.train.model_copy(update=train)
         if "data" not in free and (store := moved_data(saved.data, self.path)) is not None:
             free["data"] = str(store)
         for key, value in chosen.items():
@@ -157,7 +164,10 @@ class RunFolder:
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise InputError(f"{self.path}: another process is at work in this folder") from None
+            raise InputError(
+                f"{self.path}: another process is at work in this folder: wait for its end, or "
+                "choose another `out`"
+            ) from None
         except OSError as error:
             reason = f"{self.path}: cannot write to this folder ({error.strerror})"
             if disk_failed(error):

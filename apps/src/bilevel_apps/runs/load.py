@@ -15,6 +15,7 @@ from bilevel_apps.runs.build import episode_sampler, make_learner, model_tensors
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.chosen_inner import ChosenInner, chosen_inner, solver_of
 from bilevel_apps.runs.folder import RunFolder, moved_data
+from bilevel_apps.runs.mixture import seen_preprocessing
 from bilevel_apps.runs.pretrained import pretrained_checkpoint, pretrained_tag
 from bilevel_apps.runs.record import read_record
 from bilevel_apps.runs.weights import backbone_sha256
@@ -25,10 +26,8 @@ from bilevel_data import (
     ImageSplit,
     Preprocessing,
     Store,
-    common_ink,
     open_store,
 )
-from bilevel_data.dataset import pixels_of
 from bilevel_meta.learner import HeadLearner, Learner
 from bilevel_meta.methods.hyper_representation import HyperRepresentation, InnerLoop, inner_of
 from bilevel_meta.shifts import over_shifts
@@ -39,11 +38,11 @@ __all__ = [
     "differently_prepared",
     "load_run",
     "load_trained",
+    "require_split",
     "run_of",
 ]
 
 AS_TRAINED = ChosenInner()
-LOOKED_AT = 200  # images of a store that does not say what ink they have
 
 
 @final
@@ -218,10 +217,11 @@ class TrainedRun:
         Whatever it was trained on, they overlap only where that is asked for.
 
         Raises:
-            InputError: the images are of another size, or too few.
+            InputError: no such split, or its images are of another size, or too few.
         """
-        found = store.manifest.splits[split].image_shape if split in store.splits else None
-        if found not in (None, self.image_shape):
+        require_split(store, split)
+        found = store.manifest.splits[split].image_shape
+        if found != self.image_shape:
             raise InputError(
                 f"{store.path}: images of (height, width, channels) {found}, but the run was "
                 f"trained on {self.image_shape}: give a store made the same way"
@@ -243,18 +243,27 @@ class TrainedRun:
         )
 
 
+def require_split(store: Store, split: str, parameter: str = "split") -> None:
+    """Refuse a split that a store does not have; `parameter` is what asks for it.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if split not in store.splits:
+        raise InputError(
+            f"`{parameter}`={split}: {store.path} has none of this name: choose one of "
+            f"{', '.join(store.splits)}"
+        )
+
+
 def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> str | None:
     """Return a line on how other images were prepared otherwise than the run's, if they were.
 
     Where a store does not say what ink its drawings have, their borders do.
     """
-    theirs, pictures = store.manifest.preprocessing, store.manifest.features is None
     if run.preprocessing is None or run.data.get(split.name) == split.sha256:
         return None
-    if pictures and theirs.ink is None and run.preprocessing.ink is not None:
-        step = max(1, len(split.images) // LOOKED_AT)
-        theirs = replace(theirs, ink=common_ink(pixels_of(split.images[::step])))
-    found = theirs.differences(run.preprocessing)
+    found = seen_preprocessing(store, split).differences(run.preprocessing)
     if not found:
         return None
     remedy = "; prepare it again as the run's, such as with --option ink=bright for a folder"
@@ -301,7 +310,10 @@ def load_trained(path: Path, device: str) -> TrainedRun:
     try:
         alone = path.is_file()
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}): give a folder of bilevel-train, a "
+            "checkpoint or pretrained:TAG"
+        ) from None
     if not alone:
         return load_run(path, device)
     checkpoint = load_checkpoint(path)

@@ -42,6 +42,7 @@ class Environment(BaseModel):
 
     Attributes:
         data: SHA-256 of the pixels of each split.
+        mix: weights of other stores' training images, by the SHA-256 of their pixels.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -53,6 +54,7 @@ class Environment(BaseModel):
     torch: str
     bilevel: str
     data: dict[str, str]
+    mix: dict[str, Number] = {}
 
 
 class RunRecord(BaseModel):
@@ -103,7 +105,10 @@ class RunRecord(BaseModel):
             "validated": self.validated,
             "features": self.features is None,
         }
-        return self.model_dump(mode="json", exclude={key for key in silent if silent[key]})
+        exclude: dict[str, Any] = {key: True for key in silent if silent[key]}
+        if not self.environment.mix:
+            exclude["environment"] = {"mix"}
+        return self.model_dump(mode="json", exclude=exclude)
 
 
 def read_record(checkpoint: Checkpoint, path: Path) -> RunRecord:

@@ -50,6 +50,9 @@ def sweep(given: Config, out: Path, plan: Plan | None, *, resume: bool) -> list[
     _refuse_another(folder, resume)
     if given.data is not None:
         given = given.model_copy(update={"data": str(Path(given.data).resolve())})
+    if given.train.mix:
+        mix = {str(Path(path).resolve()): weight for path, weight in given.train.mix.items()}
+        given = given.model_copy(update={"train": given.train.model_copy(update={"mix": mix})})
     children: list[Child] = []
     if folder.began():
         given, plan, children = continued(folder, given, plan)

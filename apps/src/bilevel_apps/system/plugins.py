@@ -55,7 +55,9 @@ def imported(place: str, source: str) -> ModuleType:
                 f"{source}: no module {error.name}, here or installed: give a module's name or a "
                 "FILE.py"
             ) from error
-        raise InputError(f"{source}: {place} imports {error.name}, which is missing") from error
+        raise InputError(
+            f"{source}: {place} imports {error.name}, which is missing: install it"
+        ) from error
     except (Exception, SystemExit) as error:  # a user's module can fail in any way
         raise InputError(
             f"{source}: {place} cannot be imported ({type(error).__name__}: {error})"
@@ -68,12 +70,12 @@ _LOADED: dict[Path, ModuleType] = {}
 
 def _from_file(path: Path, source: str) -> ModuleType:
     if not path.is_file():
-        raise InputError(f"{source}: {path}: no such file")
+        raise InputError(f"{source}: {path}: no such file: name one that is there")
     if (known := _LOADED.get(path.resolve())) is not None:
         return known
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{path}: not a Python file")
+        raise InputError(f"{path}: not a Python file: give a FILE.py or the name of a module")
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickles look their module up by name; a module of that name is left alone.
     sys.modules.setdefault(path.stem, module)

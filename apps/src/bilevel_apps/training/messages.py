@@ -20,14 +20,16 @@ def say_beginning(training: Training) -> None:
     """Say what is trained, and where a resumed run goes on, if it does."""
     config, learner = training.config, training.learner
     parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
-    spec = training.train_episodes.spec
+    way = config.train.way or config.episode.way
+    shot = config.train.shot or config.episode.shot
     say(
         f"{config.method}, {config.model.name}: {parameters:,} outer parameters, "
         f"{config.model.norm} normalisation, "
-        f"{inner_of(learner)}; {config.train.meta_batch} episodes of {_size(spec.way)}-way "
-        f"{_size(spec.shot)}-shot a hyper-iteration; {training.device}, "
+        f"{inner_of(learner)}; {config.train.meta_batch} episodes of {_size(way)}-way "
+        f"{_size(shot)}-shot a hyper-iteration; {training.device}, "
         f"{torch.get_num_threads()} threads, {config.precision}"
         + (f", {training.processes.size} processes" if training.processes.size > 1 else "")
+        + (f", {1 + len(config.train.mix)} stores" if config.train.mix else "")
     )
     if training.ended:
         why = describe_ending(training.ended, config.train, training.step)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,10 +19,11 @@ from bilevel_apps.runs.build import (
     episode_sampler,
     make_learner,
     settled_outputs,
-    training_sampler,
+    store_of,
 )
 from bilevel_apps.runs.checkpoint import Checkpoint, load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
+from bilevel_apps.runs.mixture import mixed_sampler, mixed_stores
 from bilevel_apps.runs.record import Environment, RunRecord, read_record
 from bilevel_apps.runs.weights import load_backbone
 from bilevel_apps.system.hardware import choose_precision, set_threads
@@ -37,15 +40,18 @@ __all__ = ["prepare", "resolve", "resumable"]
 
 # What may differ when a run is resumed, beside its length: hashes tell the images, and another
 # device or number of threads costs a warning.
-FREE = ("data", "device", "threads", "tracking.uri")
+FREE = ("data", "device", "threads", "tracking.uri", "train.mix")
 
 
 def resolve(config: Config, store: Store, device: torch.device, processes: Processes) -> Config:
-    """Settle what the configuration leaves open, so that the saved one says what was run."""
+    """Settle what the configuration leaves open, so that the saved one says what was run.
+
+    Raises:
+        InputError: the stores of a mixture disagree about rotations.
+        bilevel_data.DataError: one of them is missing or unusable.
+    """
     threads = set_threads(config.threads, sharers=processes.local_size)
-    rotations = config.episode.rotations
-    if rotations is None:
-        rotations = store.manifest.rotations_are_classes
+    rotations = _rotations(config, store)
     outputs = config.model.outputs
     if "train" in store.splits:  # what has none is refused with the episodes
         classes = len(store.manifest.splits["train"].class_names) * (4 if rotations else 1)
@@ -56,10 +62,29 @@ def resolve(config: Config, store: Store, device: torch.device, processes: Proce
             "threads": threads if processes.size == 1 else config.threads,
             "precision": choose_precision(config.precision, device),
             "data": str(store.path.resolve()),
+            "train": config.train.model_copy(update={"mix": _absolute(config.train.mix)}),
             "episode": config.episode.model_copy(update={"rotations": rotations}),
             "model": config.model.model_copy(update={"outputs": outputs}),
         }
     )
+
+
+def _rotations(config: Config, store: Store) -> bool:
+    """Say whether rotated copies are classes: as told, or else as all stores say."""
+    if config.episode.rotations is not None:
+        return config.episode.rotations
+    own = store.manifest.rotations_are_classes
+    for other in map(store_of, config.train.mix):
+        if other.manifest.rotations_are_classes != own:
+            raise InputError(
+                f"{other.path}: counts rotated copies as classes, or not, otherwise than "
+                f"{store.path}: set episode.rotations to true or false for both"
+            )
+    return own
+
+
+def _absolute(mix: Mapping[str, float]) -> dict[str, float]:
+    return {str(Path(path).resolve()): weight for path, weight in mix.items()}
 
 
 def prepare(
@@ -73,7 +98,8 @@ def prepare(
     """
     _check_parts(config, processes)
     episode, training = config.episode, config.train
-    train_episodes = training_sampler(store, config)
+    others = mixed_stores(store, config)
+    train_episodes = mixed_sampler(store, config, others)
     val_episodes = episode_sampler(
         store,
         "val",
@@ -82,7 +108,7 @@ def prepare(
         seed=config.seed,
         rotations=bool(episode.rotations),
     )
-    image_shape = train_episodes.split.images.shape[1:]
+    image_shape = val_episodes.split.images.shape[1:]
     learner = make_learner(config, image_shape, device)
     check_features(config, store, learner)
     if training.small is not None:
@@ -109,6 +135,7 @@ def prepare(
             torch=str(torch.__version__),
             bilevel=version("bilevel-apps"),
             data={name: info.sha256 for name, info in store.manifest.splits.items()},
+            mix={other.sha256: other.weight for other in others},
         ),
         processes=processes,
     )
@@ -145,6 +172,11 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
             f"{training.config.data}: its images are not those that the run began with: give the "
             "same store, or choose another `out`"
         )
+    if before.mix != now.mix:
+        raise InputError(
+            f"{folder.config}: train.mix={training.config.train.mix}: not the images or weights "
+            "that the run began with: give the same stores, or choose another `out`"
+        )
     given, free = training.config.flat(), (*FREE, *may_change(training.config.train))
     for key, value in record.config.flat().items():
         if key not in free and given.get(key) != value:
@@ -157,7 +189,7 @@ def resumable(folder: RunFolder, training: Training) -> tuple[Checkpoint, RunRec
             f"{folder.last}: has {record.step} hyper-iterations behind it, and train.steps is "
             f"{training.config.train.steps}: give as many or more, or choose another `out`"
         )
-    past, present = before.model_dump(exclude={"data"}), now.model_dump(exclude={"data"})
+    past, present = (e.model_dump(exclude={"data", "mix"}) for e in (before, now))
     changed = [key for key in present if past.get(key) != present[key]]
     if changed:
         what = ", ".join(f"{key} {past.get(key)} → {present[key]}" for key in changed)

@@ -27,7 +27,7 @@ from bilevel_apps.training.optimizer import (
     optimizer_tensors,
 )
 from bilevel_apps.training.stopping import Stopwatch, finished, out_of_patience
-from bilevel_data import EpisodeSampler, Preprocessing, VariedSampler
+from bilevel_data import EpisodeSampler, MixedSampler, Preprocessing, VariedSampler
 from bilevel_data.episodes.augmentation import Augmented
 from bilevel_data.episodes.loader import BatchSampler
 from bilevel_data.episodes.smaller import SmallerAtFirst
@@ -83,7 +83,7 @@ class Training:
     learner: Learner
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
-    train_episodes: EpisodeSampler | VariedSampler
+    train_episodes: EpisodeSampler | VariedSampler | MixedSampler
     val_episodes: EpisodeSampler
     device: torch.device
     preprocessing: Preprocessing
@@ -125,7 +125,7 @@ class Training:
             "average": {} if self.average is None else self.average.module.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
-        height, width, channels = self.train_episodes.split.images.shape[1:]
+        height, width, channels = self.val_episodes.split.images.shape[1:]
         record = RunRecord(
             step=self.step,
             best_accuracy=self.best_accuracy,

@@ -20,6 +20,8 @@ def start_tracking(training: Training, store: Store, *, resume: bool) -> Tracker
     tags = {FOLDER_TAG: str(folder.path.resolve())}
     tags |= {"data.name": store.manifest.name, "data.file": str(config.data)}
     tags |= {f"data.sha256.{k}": v for k, v in training.environment.data.items()}
+    mix = training.environment.mix
+    tags |= {f"data.mix.{number}": f"{w:g} of {k}" for number, (k, w) in enumerate(mix.items(), 1)}
     versions = training.environment.model_dump(include={"python", "torch", "bilevel"})
     tags |= {f"version.{k}": v for k, v in versions.items()}
     tracker.describe(config.flat(), tags)

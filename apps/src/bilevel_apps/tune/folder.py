@@ -111,7 +111,9 @@ def next_folder(name: str, parent: Path = Path("runs")) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise InputError(f"{path}: cannot make this folder ({error.strerror})") from None
+            raise InputError(
+                f"{path}: cannot make this folder ({error.strerror}): choose another `out`"
+            ) from None
         return path
     raise AssertionError  # `count` does not end
 

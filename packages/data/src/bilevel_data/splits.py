@@ -161,13 +161,16 @@ def from_file(names: Sequence[str], path: Path) -> ClassSplits:
     lists = all(isinstance(group, list) and group for group in record.values())
     if not record or set(record) - set(SPLIT_NAMES) or not lists:
         expected = f"an object with some of {', '.join(SPLIT_NAMES)}, each a list of class names"
-        raise DataError(f"{path}: expected {expected}, found {ascii(record)[:80]}")
+        raise DataError(f"{path}: expected {expected}, found {ascii(record)[:80]}: correct it")
     every = [name for group in given.values() for name in group]
     have = set(names)
     for k, name in enumerate(every):
         if not isinstance(name, str) or name not in have:
             some = ", ".join(map(ascii, sorted(have)[:3]))
-            raise DataError(f"{path}: expected class names such as {some}, found {name!r}"[:300])
+            raise DataError(
+                f"{path}: expected class names such as {some}, found {name!r}"[:300]
+                + ": correct it"
+            )
         if name in every[:k]:
             raise DataError(f"{path}: expected each class once, found {name!r} twice: remove one")
     return {name: tuple(sorted(group)) for name, group in given.items() if group}
@@ -188,9 +191,9 @@ def _read_json(path: Path) -> dict[str, list[str]]:
     try:
         record = json.loads(content)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: expected JSON, found something else") from None
+        raise DataError(f"{path}: expected JSON, found something else: correct it") from None
     if not isinstance(record, dict):
-        raise DataError(f"{path}: expected a JSON object, found {ascii(record)[:80]}")
+        raise DataError(f"{path}: expected a JSON object, found {ascii(record)[:80]}: correct it")
     return record
 
 

@@ -78,14 +78,26 @@ def read_sidecar(path: Path) -> str:
     sidecar = sidecar_path(path)
     try:
         if sidecar.exists() and not sidecar.is_file():  # opening a pipe would wait for ever
-            raise DataError(f"{sidecar}: expected a line of sha256sum, found no plain file")
+            raise DataError(
+                f"{sidecar}: expected a line of sha256sum, found no plain file: remove it, and "
+                "prepare the store again"
+            )
         with sidecar.open("rb") as file:
             line = file.read(4096).decode()
     except FileNotFoundError:
-        raise DataError(f"{sidecar}: missing, so {path.name} cannot be verified") from None
+        raise DataError(
+            f"{sidecar}: missing, so {path.name} cannot be verified: put it beside "
+            "the store, or prepare the store again"
+        ) from None
     except (OSError, UnicodeDecodeError):
-        raise DataError(f"{sidecar}: expected a line of sha256sum, cannot read it") from None
+        raise DataError(
+            f"{sidecar}: expected a line of sha256sum, cannot read it: restore it, or prepare the "
+            "store again"
+        ) from None
     digest, _, name = line.rstrip("\n").partition("  ")
     if len(digest) != 64 or set(digest) - set("0123456789abcdef") or name != path.name:
-        raise DataError(f"{sidecar}: expected '<64 hexadecimal digits>  {path.name}' as one line")
+        raise DataError(
+            f"{sidecar}: expected '<64 hexadecimal digits>  {path.name}' as one line: restore it, "
+            "or prepare the store again"
+        )
     return digest

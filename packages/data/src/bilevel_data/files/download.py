@@ -38,13 +38,17 @@ def fetch(
                 while block := answer.read(1 << 16):
                     size += len(block)
                     if size > max_bytes:
-                        raise DataError(f"{url}: more than {max_bytes} bytes, refused")
+                        raise DataError(
+                            f"{url}: more than {max_bytes} bytes, which it should not have: put "
+                            f"what you trust at {path}"
+                        )
                     digest.update(block)
                     file.write(block)
         except (OSError, HTTPException) as err:  # URLError and timeouts are OSErrors
             msg = f"{url}: cannot fetch it ({err}): check the connection, or put it at {path}"
             raise DataError(msg) from None
         if digest.hexdigest() != md5:
-            msg = f"{url}: expected MD5 {md5}, found {digest.hexdigest()}: damaged or replaced"
+            msg = f"{url}: expected MD5 {md5}, found {digest.hexdigest()}: damaged or replaced: "
+            msg += f"try again, or put it at {path}"
             raise DataError(msg)
         commit(scratch, path)

@@ -131,9 +131,13 @@ def load_source(
     if source.takes_path:
         arguments["path"] = None if path is None else Path(path)
     elif path is not None:
-        raise DataError(f"source {name}: it reads no files: leave out the path {str(path)!r}")
+        raise DataError(
+            f"source {name}: it reads no files: leave out the path {str(path)!r} (--source)"
+        )
     if source.takes_download:
         arguments["download"] = download
     elif download:
-        raise DataError(f"source {name}: it has nothing to download: leave download out")
+        raise DataError(
+            f"source {name}: it has nothing to download: leave download out (--download)"
+        )
     return source.load(**arguments)

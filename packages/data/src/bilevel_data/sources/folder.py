@@ -94,7 +94,10 @@ def folder(
             raise DataError(f"{msg}: give its path (--source)")
         groups, found = _find(path)
     if given_splits and "" in groups:
-        raise DataError(f"{path}: expected directories train, val and test, found classes")
+        raise DataError(
+            f"{path}: expected directories train, val and test, found classes: give the folder "
+            "above, or deal the classes into such directories"
+        )
     left_out: dict[str, int] = {}
     groups = _readable(path, groups, found, left_out, skip=skip_unreadable)
     groups = _large(path, groups, min_pictures, left_out)

@@ -138,10 +138,14 @@ def _read_list(tree: FileTree, name: str) -> Classes:
         for row in filter(None, rows):
             file, label = _check_row(f"{where}, line {rows.line_num}", row, columns, len(header))
             if file in classes.setdefault(label, set()):
-                raise DataError(f"{where}, line {rows.line_num}: {file!r} is listed twice")
+                raise DataError(
+                    f"{where}, line {rows.line_num}: {file!r} is listed twice: remove a line"
+                )
             classes[label].add(file)
     except (UnicodeDecodeError, csv.Error) as err:
-        raise DataError(f"{where}: expected csv in UTF-8, cannot read it ({err})") from None
+        raise DataError(
+            f"{where}: expected csv in UTF-8, cannot read it ({err}): save it so"
+        ) from None
     if not classes:
         raise DataError(f"{where}: expected pictures, found an empty list: remove it or fill it")
     return {label: tuple(sorted(classes[label])) for label in sorted(classes)}
@@ -154,7 +158,10 @@ def _columns(where: str, header: list[str]) -> tuple[int, int]:
     for known in (_FILE_COLUMNS, _LABEL_COLUMNS):
         found = [names.index(name) for name in known if name in names]
         if not found:
-            raise DataError(f"{where}: expected the columns filename,label, found {header}"[:300])
+            raise DataError(
+                f"{where}: expected the columns filename,label, found {header}"[:300]
+                + ": name them so"
+            )
         places.append(found[0])
     return places[0], places[1]
 

@@ -124,7 +124,9 @@ def read_half(path: Path, half: Half) -> Drawings:
     for name in sorted(files):
         parts = name.split("/")
         if len(parts) < 3:
-            raise DataError(f"{where}: expected Alphabet/character/drawing.png, found {name!r}")
+            raise DataError(
+                f"{where}: expected Alphabet/character/drawing.png, found {name!r}: remove it"
+            )
         classes.setdefault("/".join(parts[-3:-1]), []).append(files[name])
     _check_counts(where, half, {name: len(found) for name, found in classes.items()})
     return {name: tuple(found) for name, found in classes.items()}
@@ -200,5 +202,7 @@ def _images(drawings: Drawings) -> Iterator[Images]:
 def _image(content: bytes, name: str) -> Images:
     picture = read_picture(content, name, channels=1)
     if picture.size != (_RAW_SIDE, _RAW_SIDE):
-        raise DataError(f"{name}: expected {_RAW_SIDE}×{_RAW_SIDE} pixels, found {picture.size}")
+        raise DataError(
+            f"{name}: expected {_RAW_SIDE}×{_RAW_SIDE} pixels, found {picture.size}: fetch it again"
+        )
     return _PREPROCESSING.apply(picture)

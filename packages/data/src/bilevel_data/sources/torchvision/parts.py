@@ -139,10 +139,12 @@ def _arguments(
 ) -> dict[str, object]:
     where = f"torchvision:{name}"
     if download and "download" not in known:
-        raise DataError(f"{where}: torchvision cannot download it: leave download out")
+        raise DataError(f"{where}: torchvision cannot download it: leave download out (--download)")
     if "root" not in known:
         if path is not None:
-            raise DataError(f"{where}: it reads no files: leave out the path {str(path)!r}")
+            raise DataError(
+                f"{where}: it reads no files: leave out the path {str(path)!r} (--source)"
+            )
         return {}
     if path is None or not (download or path.is_dir()):
         msg = f"{where}: expected the folder that is torchvision's root, found {path}"
@@ -159,5 +161,5 @@ def _choices(name: str, known: set[str], part: str | None) -> list[dict[str, obj
     parts = _PARTS.get(name, ()) if part is None else (part,)
     if not parts:
         msg = f"torchvision:{name}: expected the part to take (torchvision's split), found none"
-        raise DataError(f"{msg}: give the option part")
+        raise DataError(f"{msg}: give the option part (--option part=NAME)")
     return [{"split": value} for value in parts]
