@@ -60,7 +60,7 @@ def test_trainings_fill_the_time_that_is_left(benchmark, name):
     train_step, score_step = benchmark("gpu").training(name, OUT, STORE, 100)
     assert train_step.words[:2] == ("-m", "bilevel_apps.cli.train")
     found = parsed(train.app, train_step.words[2:])
-    assert (found["device"], found["out"], found["data"]) == ("cuda", OUT / name, STORE)
+    assert (found["device"], found["out"], found["data"]) == ("cuda", OUT / name, [str(STORE)])
     config = parse_config(with_settings(load_preset(found["preset"]), found["assignments"]), "it")
     assert config.model.name == name
     assert config.train.minutes == pytest.approx(1)  # 40 s are for what is around it
