@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bilevel_apps.config import parse_config
+from bilevel_apps.training import loop
 from bilevel_apps.training.loop import train
 from bilevel_data import SourceData, SourceSplit, write_store
 
@@ -125,6 +126,29 @@ def trained(tmp_path_factory, config):
     folder = tmp_path_factory.mktemp("runs") / "trained"
     train(config(), folder, resume=False)
     return folder
+
+
+class Killed(BaseException):
+    """Nothing in the program catches this."""
+
+
+@pytest.fixture
+def train_killed(monkeypatch):
+    """Begin a training and end it as a kill would: in the middle of hyper-iteration `step + 1`."""
+    whole = loop._hyper_iteration
+
+    def begin(chosen, folder, step):
+        def cut(training, batch):
+            if training.step == step:
+                raise Killed
+            return whole(training, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_hyper_iteration", cut)
+            with pytest.raises(Killed):
+                train(chosen, folder, resume=False)
+
+    return begin
 
 
 MODULES = {"eval": "evaluate"}  # of the others by the command's name

@@ -12,7 +12,6 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.runs.checkpoint import load_checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.processes import Processes
-from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.prepare import prepare, resolve
@@ -82,7 +81,7 @@ def test_ranges_and_processes(tmp_path, config, others):
             assert (part.support == whole.support[2 * rank : 2 * rank + 2]).all()
 
 
-def test_resumed_to_the_bit_wherever_the_stores_are(tmp_path, config, others, monkeypatch):
+def test_resumed_to_the_bit_wherever_the_stores_are(tmp_path, config, others, train_killed):
     mix = {others[0]: 2.0}
     whole = tmp_path / "whole"
     train(config(train__mix=mix), whole, resume=False)
@@ -90,16 +89,8 @@ def test_resumed_to_the_bit_wherever_the_stores_are(tmp_path, config, others, mo
     assert made.record["environment"]["mix"] == {hashes(others[0]): 2.0}
     assert yaml.safe_load((whole / "config.yaml").read_text())["train"]["mix"] == mix
 
-    def cut(training, batch):
-        if training.step == 2:
-            raise KeyboardInterrupt
-        return before(training, batch)
-
-    before, folder = module._hyper_iteration, tmp_path / "cut"
-    monkeypatch.setattr(module, "_hyper_iteration", cut)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(train__mix=mix), folder, resume=False)
-    monkeypatch.setattr(module, "_hyper_iteration", before)
+    folder = tmp_path / "cut"
+    train_killed(config(train__mix=mix), folder, 2)
     moved = tmp_path / "moved.h5"
     moved.write_bytes(Path(others[0]).read_bytes())
     given = config(train__mix={str(moved): 2.0})

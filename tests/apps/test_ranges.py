@@ -6,7 +6,6 @@ import torch
 from bilevel_apps.errors import InputError
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.processes import Processes
-from bilevel_apps.training import loop as module
 from bilevel_apps.training.data_parallel import Shard
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.prepare import prepare
@@ -60,21 +59,11 @@ def test_processes_share_one_meta_batch(tmp_path, config, overlap):
         assert (part.support == whole.support[2 * rank : 2 * rank + 2]).all()
 
 
-def test_resumed_to_the_bit(tmp_path, config, monkeypatch):
+def test_resumed_to_the_bit(tmp_path, config, train_killed):
     chosen = config(**RANGES, inner__steps=None, train__checkpoint_every=1)
     train(chosen, tmp_path / "whole", resume=False)
-    whole = module._hyper_iteration
-
-    def cut(training, batch):
-        if training.step == 2:
-            raise KeyboardInterrupt
-        return whole(training, batch)
-
-    monkeypatch.setattr(module, "_hyper_iteration", cut)
     folder = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt):
-        train(chosen, folder, resume=False)
-    monkeypatch.setattr(module, "_hyper_iteration", whole)
+    train_killed(chosen, folder, 2)
     train(RunFolder(folder).load_config(), folder, resume=True)
     last = "last.safetensors"
     assert (folder / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()

@@ -8,7 +8,6 @@ from bilevel_apps.errors import InputError
 from bilevel_apps.runs.build import check_size
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.system.processes import ALONE
-from bilevel_apps.training import loop as module
 from bilevel_apps.training.loop import train
 from bilevel_apps.training.prepare import prepare
 from bilevel_data import open_store
@@ -55,21 +54,11 @@ def test_the_first_half_of_a_training_has_smaller_images(tmp_path, config):
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_resumed_in_either_half_to_the_bit(tmp_path, config, monkeypatch, step):
+def test_resumed_in_either_half_to_the_bit(tmp_path, config, train_killed, step):
     chosen = config(train__small=12, train__checkpoint_every=1)
     train(chosen, tmp_path / "whole", resume=False)
-    whole = module._hyper_iteration
-
-    def cut(training, batch):
-        if training.step == step:
-            raise KeyboardInterrupt
-        return whole(training, batch)
-
-    monkeypatch.setattr(module, "_hyper_iteration", cut)
     folder = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt):
-        train(chosen, folder, resume=False)
-    monkeypatch.setattr(module, "_hyper_iteration", whole)
+    train_killed(chosen, folder, step)
     train(RunFolder(folder).load_config(), folder, resume=True)
     last = "last.safetensors"
     assert (folder / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()

@@ -117,11 +117,7 @@ def _of_run(request: FeaturesRequest, store: Store) -> tuple[str, Encoder]:
             f"on its episode: add `model`={run.config.model.name} to take its weights with running "
             "averages, or give a run with norm ghost or batch"
         )
-    if store.image_shape != run.image_shape:
-        raise InputError(
-            f"{store.path}: images of (height, width, channels) {store.image_shape}, but the run "
-            f"was trained on {run.image_shape}: give a store made the same way"
-        )
+    run.require_shape(store, store.image_shape)
     if line := differently_prepared(run, store, store.load(store.splits[-1])):
         warn(line)
     return run.config.model.name, replace(run.learner.encoder, unit_length=False)

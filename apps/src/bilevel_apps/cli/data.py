@@ -272,7 +272,8 @@ def _as_json(manifest: Manifest, *, named: bool) -> dict[str, Any]:
 
 def _print_summary(path: Path, manifest: Manifest) -> None:
     height, width, channels = next(iter(manifest.splits.values())).image_shape
-    kind = f"{height}×{width} { ({1: 'grey', 3: 'colour'}.get(channels, f'{channels}-channel')) }"
+    colours = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+    kind = f"{height}×{width} {colours}"
     if manifest.features is not None:
         kind = f"features of {channels} numbers"
     print(f"{path}: {manifest.name}, {kind}; licence: {manifest.licence}")

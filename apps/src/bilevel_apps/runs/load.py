@@ -123,7 +123,7 @@ class TrainedRun:
             return self
         learner = cast("HeadLearner", self.learner)
         if not learner.normalization.by_averages or self.shifts:
-            why = "--shifts" if self.shifts else f"norm={learner.normalization.value}"
+            why = "`shifts`" if self.shifts else f"norm={learner.normalization.value}"
             raise InputError(
                 f"{store.path}: holds features of each picture by itself, which {why} changes: "
                 "give the store of the pictures"
@@ -145,6 +145,18 @@ class TrainedRun:
             raise InputError(
                 f"{self.path}: learned from features, and {command} takes pictures: give the run "
                 "or the weights that the features are of"
+            )
+
+    def require_shape(self, store: Store, found: tuple[int, ...]) -> None:
+        """Refuse a store whose images have another shape, `found`, than those of the training.
+
+        Raises:
+            InputError: they have.
+        """
+        if found != self.image_shape:
+            raise InputError(
+                f"{store.path}: images of (height, width, channels) {found}, but the run was "
+                f"trained on {self.image_shape}: give a store made the same way"
             )
 
     @property
@@ -220,12 +232,7 @@ class TrainedRun:
             InputError: no such split, or its images are of another size, or too few.
         """
         require_split(store, split)
-        found = store.manifest.splits[split].image_shape
-        if found != self.image_shape:
-            raise InputError(
-                f"{store.path}: images of (height, width, channels) {found}, but the run was "
-                f"trained on {self.image_shape}: give a store made the same way"
-            )
+        self.require_shape(store, store.manifest.splits[split].image_shape)
         episode = self.config.episode
         spec = {
             "way": way or episode.way,

@@ -29,10 +29,7 @@ from bilevel_apps.runs.weights import load_backbone
 from bilevel_apps.system.hardware import choose_precision, set_threads
 from bilevel_apps.system.processes import Processes
 from bilevel_apps.system.terminal import warn
-from bilevel_apps.training.optimizer import (
-    make_optimizer,
-    weight_average,
-)
+from bilevel_apps.training.optimizer import make_optimizer, weight_average
 from bilevel_apps.training.state import Training
 from bilevel_data import Store
 

@@ -14,18 +14,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from bilevel_apps.config import Config
 from bilevel_apps.errors import InputError
-from bilevel_apps.runs.build import (
-    part_of,
-)
+from bilevel_apps.runs.build import part_of
 from bilevel_apps.runs.checkpoint import Checkpoint
 from bilevel_apps.runs.folder import RunFolder
 from bilevel_apps.runs.record import Ending, Environment, RunRecord
 from bilevel_apps.system.processes import ALONE, Processes
 from bilevel_apps.training.data_parallel import Shard
-from bilevel_apps.training.optimizer import (
-    load_optimizer,
-    optimizer_tensors,
-)
+from bilevel_apps.training.optimizer import load_optimizer, optimizer_tensors
 from bilevel_apps.training.stopping import Stopwatch, finished, out_of_patience
 from bilevel_data import EpisodeSampler, MixedSampler, Preprocessing, VariedSampler
 from bilevel_data.episodes.augmentation import Augmented

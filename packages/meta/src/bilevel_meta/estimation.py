@@ -6,6 +6,7 @@ import torch
 
 from bilevel_data import EpisodeBatch
 from bilevel_data.episodes.loader import BatchSampler
+from bilevel_meta.class_means import class_means
 from bilevel_meta.classifier import evaluating
 from bilevel_meta.episodes import Episodes
 from bilevel_meta.learner import HeadLearner
@@ -72,8 +73,7 @@ def _scatter(task: Episodes) -> float:
     """Return the mean squared distance of a class's images from their own mean."""
     features = torch.cat((task.support, task.query), dim=1)
     labels = torch.cat((task.support_labels, task.query_labels), dim=1)
-    targets = heads.one_hot(labels, task.way, features)
-    counts = targets.sum(dim=1)[..., None]
-    away = features - targets @ ((targets.mT @ features) / counts)
+    means = class_means(features, labels, task.way)
+    away = features - heads.one_hot(labels, task.way, features) @ means
     n, way = features.shape[1], task.way
     return float(away.square().sum() / max(n - way, 1))
