@@ -204,3 +204,71 @@ def test_nesterov_is_faster_than_descent_where_theory_says_so():
 def test_adam_without_epsilon_is_refused():
     with pytest.raises(ValueError, match="epsilon must be above 0"):
         Adam(step_size=0.1, epsilon=0.0)
+
+
+class Swapped:
+    """Gradient descent whose second leaf follows from the first one: it makes no promise."""
+
+    def init(self, w, lam):
+        return w
+
+    def step(self, gradient, state, lam, t):
+        slope = gradient(state)
+        a = state["a"] - 0.1 * slope["a"]
+        return {"a": a, "b": 2 * a - 0.1 * slope["b"]}
+
+    def params(self, state):
+        return state
+
+
+def tied(w, lam):
+    """An inner objective in which both leaves and λ meet."""
+    return (torch.sin(w["a"] * w["b"]) + lam * w["a"] ** 2 + torch.exp(0.1 * lam * w["b"])).sum()
+
+
+def steps_by_hand(dynamics, lam, start, steps):
+    """Return w_T by autograd where each gradient is that of fresh arrays, kept apart by name."""
+
+    def gradient(w):
+        inputs = {key: leaf + torch.zeros_like(leaf) for key, leaf in w.items()}
+        apart = lam + torch.zeros_like(lam)
+        found = torch.autograd.grad(tied(inputs, apart), list(inputs.values()), create_graph=True)
+        return dict(zip(inputs, found, strict=True))
+
+    state = dynamics.init(start, lam)
+    for t in range(1, steps + 1):
+        state = dynamics.step(gradient, state, lam, t)
+    return dynamics.params(state)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        GradientDescent(step_size=0.1),
+        GradientDescent(step_size=lambda lam, t: 0.1 * lam),
+        HeavyBall(step_size=0.1, momentum=0.5),
+        Nesterov(step_size=0.1, momentum=0.5),
+        Adam(step_size=0.1),
+        Swapped(),
+    ],
+    ids=lambda dynamics: type(dynamics).__name__,
+)
+def test_what_w_shares_with_the_hyperparameters_counts_once(dynamics, engine):
+    """The leaves of w_0 are one tensor, and λ follows from it."""
+    problem = Problem(inner=tied, outer=lambda w, lam: (w["a"] + 3 * w["b"]).sum(), init=dict)
+    seed = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+    # λ is the start itself, or made of it.
+    for lam in (seed, 0.5 * seed + 0.1):
+        start = {"a": seed, "b": seed}
+        expected = steps_by_hand(dynamics, lam, start, 3)
+        found = solve_inner(problem, dynamics, lam, steps=3, engine=engine, start=start)
+        for key, weight in (("a", 1.0), ("b", 3.0)):
+            assert torch.allclose(found[key], expected[key], rtol=1e-13)
+            assert torch.allclose(
+                *(
+                    torch.autograd.grad(weight * w[key].sum(), seed, retain_graph=True)[0]
+                    for w in (found, expected)
+                ),
+                rtol=1e-11,
+            )

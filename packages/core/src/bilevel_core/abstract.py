@@ -77,6 +77,10 @@ class Dynamics(Protocol):
     Whatever else than w the optimiser keeps (a velocity, moments, a counter) lives in the state, so
     that an engine can differentiate through it. Leaves of whole numbers are carried along: they
     have no derivative.
+
+    A class may say `own_arrays = True`: every leaf that it asks a gradient at is an array of its
+    own making, from `init` on, and none is made from another one. Then λ and the other leaves
+    cannot depend on it, and PyTorch needs no node to keep their derivatives apart.
     """
 
     def init(self, w: Tree, lam: Tree) -> Tree:
@@ -188,8 +192,14 @@ class Backend(Protocol):
         """
         ...
 
-    def gradient(self, function: Callable[[Tree], Array]) -> Callable[[Tree], tuple[Array, Tree]]:
-        """Return w ↦ (value, gradient) of a scalar function; both can be differentiated again."""
+    def gradient(
+        self, function: Callable[[Tree], Array], *, apart: bool = False
+    ) -> Callable[[Tree], tuple[Array, Tree]]:
+        """Return w ↦ (value, gradient) of a scalar function; both can be differentiated again.
+
+        `apart` says that no leaf of w follows from another one, nor what the function captures from
+        any of them.
+        """
         ...
 
     def depends_on(self, function: Callable[[Tree], Tree], tree: Tree) -> list[bool]:

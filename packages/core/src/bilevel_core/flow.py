@@ -69,13 +69,15 @@ class Flow:
         """Return L_λ(w)."""
         return self.problem.inner(w, lam, *seen.by_inner)
 
-    def slope(self, lam: Tree, seen: Seen) -> Gradient:
-        """Return ∇_w L_λ as a function of w."""
-        return Slope(self.backend, lambda w: self.inner(w, lam, seen), seen.data)
+    def slope(self, lam: Tree, seen: Seen, *, apart: bool = False) -> Gradient:
+        """Return ∇_w L_λ as a function of w; `apart` as for the backend's `gradient`."""
+        return Slope(self.backend, lambda w: self.inner(w, lam, seen), seen.data, apart)
 
     def step(self, state: Tree, lam: Tree, seen: Seen, t: int) -> Tree:
         """Return s_t = Φ_t(s_{t-1}, λ), where the inner objective has `seen` what it sees at t."""
-        return plain(self.dynamics.step(self.slope(lam, seen), state, lam, t))
+        dynamics = self.dynamics
+        slope = self.slope(lam, seen, apart=getattr(dynamics, "own_arrays", False))
+        return plain(dynamics.step(slope, state, lam, t))
 
     def outer(self, w: Tree, lam: Tree, data: Any) -> Array:
         """Return E(w, λ)."""
@@ -99,18 +101,22 @@ def _given(data: Any) -> tuple[Any, ...]:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Slope:
-    """∇L, as the dynamics are given it (`Gradient`)."""
+    """∇L, as the dynamics are given it (`Gradient`).
+
+    One is made at every step: a frozen class would take four times as long.
+    """
 
     backend: Backend
     objective: Callable[[Tree], Array]
-    data: Any = None
+    data: Any
+    apart: bool
     constant: bool = False
 
     def with_value(self, w: Tree) -> tuple[Array, Tree]:
         """Return L(w) and ∇L(w)."""
-        found = self.backend.gradient(self.objective)(w)
+        found = self.backend.gradient(self.objective, apart=self.apart)(w)
         return self.backend.detach(found) if self.constant else found
 
     def __call__(self, w: Tree) -> Tree:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bilevel_core.types import Tree
 
-__all__ = ["add", "is_nothing", "leaves", "map_leaves", "named_leaves", "plain", "rebuild"]
+__all__ = ["add", "is_nothing", "leaves", "map_leaves", "named_leaves", "plain", "rebuild", "views"]
 
 
 # A tuple, and not `list | tuple`, which is made anew in every call.
@@ -58,6 +58,11 @@ def rebuild(tree: Tree, flat: list[Any]) -> Tree:
 def plain(tree: Tree) -> Tree:
     """Return a tree whose dicts are all of the class `dict`: a framework may tell others apart."""
     return map_leaves(lambda leaf: leaf, tree)
+
+
+def views(tree: Tree) -> Tree:
+    """Return the same arrays as new ones, from which nothing follows yet; nothing is copied."""
+    return map_leaves(lambda leaf: leaf.reshape(leaf.shape), tree)
 
 
 def is_nothing(tree: Tree) -> bool:

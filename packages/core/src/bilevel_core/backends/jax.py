@@ -261,9 +261,10 @@ class JaxBackend:
         return _Rows(stacked), last
 
     def gradient(
-        self, function: Callable[[Tree], jax.Array]
+        self, function: Callable[[Tree], jax.Array], *, apart: bool = False
     ) -> Callable[[Tree], tuple[jax.Array, Tree]]:
-        """Return `jax.value_and_grad` of a scalar function."""
+        """Return `jax.value_and_grad` of a scalar function, which keeps leaves apart itself."""
+        del apart
         differentiated: Callable[[Tree], tuple[jax.Array, Tree]] = jax.value_and_grad(function)
         return differentiated
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from bilevel_core.dynamics.coefficient import Coefficient, broadcast
-from bilevel_core.tree import map_leaves
+from bilevel_core.tree import map_leaves, views
 from bilevel_core.types import Tree
 
 __all__ = ["Adam"]
@@ -37,6 +37,7 @@ class Adam:
     beta1: Coefficient = 0.9
     beta2: Coefficient = 0.999
     epsilon: float = 1e-8
+    own_arrays: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
@@ -46,7 +47,7 @@ class Adam:
         """Return w with moments of zero."""
         del lam
         zeros = map_leaves(lambda leaf: 0 * leaf, w)
-        return {"w": w, "first": zeros, "second": zeros}
+        return {"w": views(w), "first": zeros, "second": zeros}
 
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return the next w and moments."""

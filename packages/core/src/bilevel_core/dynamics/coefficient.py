@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from bilevel_core.tree import map_leaves, named_leaves
-from bilevel_core.types import Tree
+from bilevel_core.types import Array, Tree
 
-__all__ = ["Coefficient", "broadcast"]
+__all__ = ["Coefficient", "broadcast", "descend"]
 
 Coefficient: TypeAlias = float | Callable[[Tree, int], Tree]
 """A number, or a function `(lam, t)` of λ and the step t ≥ 1 that returns one of
@@ -42,3 +42,10 @@ def broadcast(coefficient: Coefficient, lam: Tree, t: int, w: Tree) -> Tree:
             "each leaf of w, or a single one"
         )
     return value
+
+
+def descend(w: Array, direction: Array, rate: Array | float) -> Array:
+    """Return w - rate · direction, for one leaf."""
+    if isinstance(rate, float) and hasattr(w, "untyped_storage"):
+        return w.add(direction, alpha=-rate)  # a tensor: one operation instead of two
+    return w - rate * direction

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from bilevel_core.dynamics.coefficient import Coefficient, broadcast
-from bilevel_core.tree import map_leaves
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast, descend
+from bilevel_core.tree import map_leaves, views
 from bilevel_core.types import Tree
 
 __all__ = ["GradientDescent"]
@@ -28,16 +28,17 @@ class GradientDescent:
     """
 
     step_size: Coefficient
+    own_arrays: ClassVar[bool] = True
 
     def init(self, w: Tree, lam: Tree) -> Tree:
         """Return w: gradient descent keeps nothing else."""
         del lam
-        return w
+        return views(w)
 
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return w - η ∇L(w)."""
         eta = broadcast(self.step_size, lam, t, state)
-        return map_leaves(lambda w, g, e: w - e * g, state, gradient(state), eta)
+        return map_leaves(descend, state, gradient(state), eta)
 
     def params(self, state: Tree) -> Tree:
         """Return w."""

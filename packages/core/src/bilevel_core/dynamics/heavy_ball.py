@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from bilevel_core.dynamics.coefficient import Coefficient, broadcast
-from bilevel_core.tree import map_leaves
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast, descend
+from bilevel_core.tree import map_leaves, views
 from bilevel_core.types import Tree
 
 __all__ = ["HeavyBall"]
@@ -30,18 +30,19 @@ class HeavyBall:
 
     step_size: Coefficient
     momentum: Coefficient = 0.9
+    own_arrays: ClassVar[bool] = True
 
     def init(self, w: Tree, lam: Tree) -> Tree:
         """Return w at rest."""
         del lam
-        return {"w": w, "velocity": map_leaves(lambda leaf: 0 * leaf, w)}
+        return {"w": views(w), "velocity": map_leaves(lambda leaf: 0 * leaf, w)}
 
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return the next w and velocity."""
         w = state["w"]
         eta, mu = broadcast(self.step_size, lam, t, w), broadcast(self.momentum, lam, t, w)
         v = map_leaves(lambda v, g, m: m * v + g, state["velocity"], gradient(w), mu)
-        return {"w": map_leaves(lambda w, v, e: w - e * v, w, v, eta), "velocity": v}
+        return {"w": map_leaves(descend, w, v, eta), "velocity": v}
 
     def params(self, state: Tree) -> Tree:
         """Return w."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from bilevel_core.dynamics.coefficient import Coefficient, broadcast
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast, descend
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
@@ -31,6 +31,7 @@ class Nesterov:
 
     step_size: Coefficient
     momentum: Coefficient = 0.9
+    own_arrays: ClassVar[bool] = True
 
     def init(self, w: Tree, lam: Tree) -> Tree:
         """Return w, which has not moved yet."""
@@ -42,7 +43,7 @@ class Nesterov:
         w, before = state["w"], state["before"]
         eta, mu = broadcast(self.step_size, lam, t, w), broadcast(self.momentum, lam, t, w)
         ahead = map_leaves(lambda w, b, m: w + m * (w - b), w, before, mu)
-        moved = map_leaves(lambda u, g, e: u - e * g, ahead, gradient(ahead), eta)
+        moved = map_leaves(descend, ahead, gradient(ahead), eta)
         return {"w": moved, "before": w}
 
     def params(self, state: Tree) -> Tree:

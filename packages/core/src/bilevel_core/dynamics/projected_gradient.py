@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from bilevel_core.dynamics.coefficient import Coefficient, broadcast
+from bilevel_core.dynamics.coefficient import Coefficient, broadcast, descend
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
@@ -41,7 +41,7 @@ class ProjectedGradient:
     def step(self, gradient: Callable[[Tree], Tree], state: Tree, lam: Tree, t: int) -> Tree:
         """Return the projection of a gradient step."""
         eta = broadcast(self.step_size, lam, t, state)
-        moved = map_leaves(lambda w, g, e: w - e * g, state, gradient(state), eta)
+        moved = map_leaves(descend, state, gradient(state), eta)
         return self.projection(moved, lam)
 
     def params(self, state: Tree) -> Tree:

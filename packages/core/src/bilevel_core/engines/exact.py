@@ -56,7 +56,7 @@ class Exact:
         w = _minimiser(instance)
         _refuse_elsewhere(instance, w)
         state = instance.flow.dynamics.init(w, instance.lam)
-        return Solution(state=state, memory=(w,))
+        return Solution(state=state)
 
     def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
         """Pull back by the implicit function theorem."""

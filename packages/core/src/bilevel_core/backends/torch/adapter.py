@@ -19,6 +19,7 @@ from bilevel_core.backends.torch.graph import (
     alias,
     filled,
     in_transform,
+    own,
     products,
     tracked,
     tracked_leaf,
@@ -84,7 +85,7 @@ class TorchBackend:
         return history, carry
 
     def gradient(
-        self, function: Callable[[Tree], torch.Tensor]
+        self, function: Callable[[Tree], torch.Tensor], *, apart: bool = False
     ) -> Callable[[Tree], tuple[torch.Tensor, Tree]]:
         """Return value and gradient, with a graph of their own where grad mode is on."""
 
@@ -93,17 +94,20 @@ class TorchBackend:
                 grad, value = torch.func.grad_and_value(function)(tree)
                 return value, grad
             keep = torch.is_grad_enabled()
-            inputs = map_leaves(alias if keep else tracked_leaf, tree)
+            separate = own if apart else alias
+            inputs = map_leaves(separate if keep else tracked_leaf, tree)
             if keep:
                 value = function(inputs)
             else:
                 with torch.enable_grad():
                     value = function(inputs)
-            flat, found = leaves(inputs), None
+            flat = leaves(inputs)
+            found: Any = [None] * len(flat)
             if value.requires_grad:
                 found = torch.autograd.grad(value, flat, create_graph=keep, allow_unused=True)
-            slope = rebuild(tree, filled(found or [None] * len(flat), flat))
-            return value if keep else value.detach(), slope
+            if any(g is None for g in found):
+                found = filled(found, flat)
+            return value if keep else value.detach(), rebuild(tree, found)
 
         return differentiated
 

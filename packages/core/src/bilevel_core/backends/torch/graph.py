@@ -9,7 +9,7 @@ import torch
 from bilevel_core.tree import map_leaves
 from bilevel_core.types import Tree
 
-__all__ = ["alias", "filled", "in_transform", "products", "tracked", "tracked_leaf"]
+__all__ = ["alias", "filled", "in_transform", "own", "products", "tracked", "tracked_leaf"]
 
 LEAF = torch.zeros((), device="cpu", requires_grad=True)
 
@@ -40,6 +40,11 @@ def alias(leaf: torch.Tensor) -> torch.Tensor:
     other's derivative as well.
     """
     return leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_()
+
+
+def own(leaf: torch.Tensor) -> torch.Tensor:
+    """Return the tensor itself where it is a node already."""
+    return leaf if leaf.requires_grad else leaf.detach().requires_grad_()
 
 
 def products(
