@@ -29,7 +29,8 @@ BENCHMARKS = (
 FOR_ALL_BENCHMARKS = ("--threads", "--quick")  # to --json each would write over the one before
 # What the engines are measured against.
 TORCHOPT = ("torchopt==0.7.3", "optree==0.20.0", "graphviz==0.21")
-PEERS = (*TORCHOPT, "higher==0.2.1")
+PEERS = (*TORCHOPT, "higher==0.2.1", "jax", "jaxopt==0.8.5", "optimistix==0.1.0")
+PEERS += ("equinox==0.13.8", "jaxtyping==0.3.11", "lineax==0.1.1")  # optimistix needs them
 SITE = ("mkdocs-material", "mkdocstrings-python", "latex2mathml")
 CHECKED = (*PACKAGES, "tests", "benchmarks", "tools", "docs", "noxfile.py")
 # What a wheel must hold beside its modules.
