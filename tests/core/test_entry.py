@@ -27,6 +27,7 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
+from bilevel_core.hypergradient import checked_run, value_and_gradient
 from problems import ridge, shift
 
 DESCENT, REVERSE = GradientDescent(step_size=0.1), Reverse()
@@ -193,6 +194,43 @@ def test_a_run_that_is_another_when_repeated_is_refused(noisy, dynamics, engine)
     lam = torch.tensor(0.3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"draw at random.*in `batches`.*use Unrolled$"):
         hypergradient(noisy, dynamics, lam, steps=3, engine=engine)
+
+
+@pytest.mark.parametrize("at", [4, 5])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Reverse(),
+        Checkpointed(budget=1),
+        Checkpointed(budget=3),
+        Truncated(horizon=2),
+        Forward(chunk=1),
+    ],
+    ids=str,
+)
+def test_how_far_a_step_was_from_itself_is_measured(engine, at):
+    """A batch b_t that is 1 at first and 1.5 when asked again moves s_t by η (1.5 - 1) Σλ."""
+    asked = []
+
+    def batches(t):
+        asked.append(t)
+        return 1.5 if t == at and asked.count(t) > 1 else 1.0
+
+    changing = problem(
+        inner=lambda w, lam, b: 0.5 * (w - b * lam.sum()) ** 2,
+        init=lambda lam: 0 * lam.sum(),
+        batches=batches,
+    )
+    lam = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    run = checked_run(changing, DESCENT, lam, steps=5, engine=engine)
+    result = value_and_gradient(engine, run).result
+    # Forward compares the last states alone, where what step 4 did has shrunk by 1 - η.
+    shrunk = 0.9 if isinstance(engine, Forward) and at == 4 else 1.0
+    assert result.code is Code.NOT_REPEATED
+    assert result.measured == pytest.approx(0.1 * 0.5 * 2.0 * shrunk, rel=1e-12)
+    asked.clear()
+    with pytest.raises(ValueError, match="run again led"):
+        hypergradient(changing, DESCENT, lam, steps=5, engine=engine)
 
 
 def test_unrolled_differentiates_the_run_that_was_drawn():

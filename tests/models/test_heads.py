@@ -411,6 +411,15 @@ def test_a_step_size_that_is_no_number_is_refused(form):
             train(h, y, steps=3, step_size=float("nan"), form=form)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_last_step_that_overflows_is_refused(form):
+    """Its gradient is that of the state before, so only where it ended tells."""
+    h, y = normal(2, 4, 3), soft_targets(2, 4, 5)
+    sizes = torch.tensor([0.1, torch.inf], dtype=torch.float64)
+    with pytest.raises(heads.HeadDivergenceError, match="not finite after T = 2"):
+        heads.descend(h, y, steps=2, step_size=sizes, form=form)
+
+
 def test_features_that_are_not_finite_are_refused():
     h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
     h[0, 0, 0] = torch.inf

@@ -128,6 +128,20 @@ def test_rows_of_zeros_are_no_images():
         assert torch.allclose(alone[name], among[name], rtol=1e-9, atol=1e-10)
 
 
+def test_a_class_without_images_takes_no_part_in_the_balance():
+    """Each class with images counts as one: the gradient of that loss is zero."""
+    h, _, y = task()
+    more = torch.cat((y, torch.zeros_like(y[..., :1])), dim=-1)
+    prior = heads.class_means(h, more)
+    head = heads.solve(h, more, decay=0.1, prior=prior)
+    weight = head["weight"].requires_grad_()
+    each = -(more * heads.logits({**head, "weight": weight}, h).log_softmax(-1)).sum(-1)
+    away = (weight - prior["weight"]).square().sum()
+    loss = ((y / y.sum(1, keepdim=True)).sum(-1) * each).sum() + 0.5 * 0.1 * away
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.abs().max() < 1e-9
+
+
 @pytest.mark.parametrize("times", [2, 5])
 def test_an_image_that_stands_there_several_times_changes_the_regression_nothing(times):
     """Each class counts once, so a copy of every image of one says nothing new."""
@@ -181,7 +195,7 @@ def test_a_class_without_images_is_the_origin(shrinkage):
 
 def test_a_module_begins_with_its_documented_numbers_and_takes_the_features_precision():
     h, labels, _ = task()
-    solver = heads.HeadSolver(5)
+    solver = filled(heads.HeadSolver(5))
     begun = (solver.log_shrinkage, solver.log_temperature, solver.log_decay)
     assert [number.detach().exp().item() for number in begun] == pytest.approx([1.0, 20.0, 0.03])
     found = solver.fit_labels(h, labels, 3)
@@ -242,7 +256,7 @@ def test_second_derivatives_are_refused():
 def test_features_that_are_not_finite_are_refused():
     h, _, y = task()
     h[0, 0, 0] = torch.nan
-    with pytest.raises(heads.HeadDivergenceError):
+    with pytest.raises(heads.HeadDivergenceError, match=r"\(2, 6, 5\) with decay 0\.1: look for"):
         heads.solve(h, y, decay=0.1)
 
 
@@ -265,8 +279,15 @@ def test_what_does_not_fit_is_refused(changes, error):
 @pytest.mark.parametrize("options", [{"shrinkage": -1.0}, {"temperature": 0.0}])
 def test_class_means_refuse_what_is_no_variance(options):
     h, _, y = task()
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         heads.class_means(h, y, **options)
+
+
+@pytest.mark.parametrize("name", ["shrinkage", "temperature", "decay"])
+def test_what_must_be_one_number_is_named(name):
+    h, _, y = task()
+    with pytest.raises(ValueError, match=f"^{name} must be a single number, found shape"):
+        (heads.solve if name == "decay" else heads.class_means)(h, y, **{name: h[0, 0]})
 
 
 MORE = [(1, 1, 1), (2, 1, 1), (10, 1, 1), (10, 2, 2), (10, 10, 10), (50, 10, 10)]
