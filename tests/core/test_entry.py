@@ -264,8 +264,12 @@ def test_a_batch_that_is_drawn_by_its_step_is_no_noise():
         inner=lambda w, lam, x: ((x @ w - 1) ** 2).mean() + lam * (w**2).sum(), batches=batches
     )
     lam = torch.tensor(0.3, dtype=torch.float64)
-    found = [hypergradient(still, dynamics, lam, steps=4, engine=e) for e in (REVERSE, Unrolled())]
-    assert torch.allclose(found[0].grad, found[1].grad, rtol=1e-12)
+    grads = [
+        hypergradient(still, dynamics, lam, steps=4, engine=engine).grad
+        for engine in (Unrolled(), REVERSE, Checkpointed(), Truncated(horizon=4), Forward())
+    ]
+    for grad in grads[1:]:
+        assert torch.allclose(grad, grads[0], rtol=1e-12)
 
 
 def test_a_step_that_is_not_a_number_is_called_that_and_not_noise():

@@ -404,6 +404,19 @@ def test_initial_weights_take_the_kind_of_the_features():
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_initial_weights_of_another_training_are_for_the_scale_of_this_one(form):
+    h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
+    other = heads.ridge(h, y, decay=0.1, scale=3.0)
+    plain = {name: other[name] for name in ("weight", "bias")}
+    found, expected = (
+        heads.descend(h, y, steps=3, step_size=0.3, scale=2.0, initial=each, form=form)
+        for each in (other, plain)
+    )
+    assert torch.equal(flat(found), flat(expected))
+    assert found["scale"] == 2.0
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_step_size_that_is_no_number_is_refused(form):
     h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
     for train in (heads.descend, heads.closed_form):

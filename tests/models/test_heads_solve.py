@@ -1,10 +1,13 @@
 """Heads at their optimum: against the gradient of the loss, long descent, differences and core."""
 
+import math
+
 import pytest
 import torch
 
 from bilevel_models import heads
-from bilevel_models.heads.optimum import Kernel
+from bilevel_models.heads import optimum
+from bilevel_models.heads.optimum import Kernel, minimise
 
 SHAPES = {"gram": (2, 4, 3, 3), "weights": (1, 7, 3, 3), "two classes": (1, 3, 6, 2)}
 
@@ -113,6 +116,7 @@ def test_both_forms_of_the_kernel_are_one():
     full = Kernel(torch.cat((x, torch.zeros(2, 11, 8, dtype=torch.float64)), dim=-1))
     assert low.matrix is None
     assert full.matrix is not None
+    assert Kernel(x[:, :8]).matrix is not None
     assert torch.allclose(low @ a, full @ a, rtol=1e-12)
     inverses = [kernel.inverse(rho, weights) @ a for kernel in (low, full)]
     assert torch.allclose(*inverses, rtol=1e-10, atol=1e-12)
@@ -140,6 +144,61 @@ def test_a_class_without_images_takes_no_part_in_the_balance():
     loss = ((y / y.sum(1, keepdim=True)).sum(-1) * each).sum() + 0.5 * 0.1 * away
     (gradient,) = torch.autograd.grad(loss, weight)
     assert gradient.abs().max() < 1e-9
+
+
+def halved(slope, at):
+    """Return the largest power of ½ by which a loss falls by a ten-thousandth of its slope."""
+    size = 1.0
+    while at(size) > at(0.0) + 1e-4 * size * slope:
+        size /= 2
+    return size
+
+
+def test_each_episode_of_a_batch_halves_its_own_step():
+    """Steps up to a thousand times too long, on one image of two classes: K = ‖h‖²."""
+    lengths = (1.0, 3.0, 30.0, 1000.0)
+    ones = torch.ones(len(lengths), 1, 1, dtype=torch.float64)
+    y, rho = torch.cat((ones, 0 * ones), dim=-1), torch.tensor(0.1, dtype=torch.float64)
+    zero = torch.zeros_like(y)
+    # F(0) = p - y = (-½, ½), and the direction of descent against it, which K = 4 moves fourfold.
+    step = torch.tensor(lengths, dtype=torch.float64).view(-1, 1, 1) * (y - 0.5)
+    slope = ((0.5 - y) * 4 * step).sum(dim=(1, 2), keepdim=True)
+    before = optimum._loss(zero, zero, zero, y, ones, rho)
+    sizes, after = optimum._armijo(zero, zero, step, 4 * step, slope, before, zero, y, ones, rho)
+    for k, length in enumerate(lengths):
+
+        def at(size, length=length):
+            z = size * length * 4 * 0.5  # of the first class; minus that of the second
+            penalty = 0.5 * 0.1 * (size * length) ** 2 * 4 * 2 * 0.25
+            return math.log1p(math.exp(-2 * z)) + penalty
+
+        expected = halved(float(slope[k]), at)
+        assert sizes[k].item() == expected
+        assert after[k].item() == pytest.approx(at(expected), rel=1e-12)
+    assert sizes.unique().numel() > 2
+
+
+def test_how_far_an_episode_is_from_its_optimum_says_nothing_of_another(monkeypatch):
+    """The first is at its optimum already; and a search that is cut short there is refused."""
+    monkeypatch.setattr(optimum, "NEWTON_STEPS", 1)
+    h, _, y = task()
+    y = torch.stack((0 * y[0], 0.2 * (y[1] - 1 / 3))) + 1 / 3
+    rho, prior = torch.tensor(0.1, dtype=torch.float64), torch.zeros_like(y)
+    found = minimise(Kernel(h), prior, y, optimum.balance(y), rho, 1e-9)
+    first, second = found.decrement.flatten().tolist()
+    assert first < 1e-14
+    assert 1e-2 < second < 1.0
+    with pytest.raises(heads.HeadDivergenceError):
+        heads.solve(h, y, decay=0.1)
+
+
+def test_a_prior_of_another_training_is_taken_without_its_scale():
+    h, _, y = task()
+    other = heads.ridge(h, y, decay=0.1, scale=3.0)
+    plain = {name: other[name] for name in ("weight", "bias")}
+    found, expected = (heads.solve(h, y, decay=0.1, prior=each) for each in (other, plain))
+    for name in plain:
+        assert torch.equal(found[name], expected[name])
 
 
 @pytest.mark.parametrize("times", [2, 5])
