@@ -49,6 +49,36 @@ def close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-10)
     assert torch.linalg.vector_norm(actual - expected).item() <= relative * scale + 1e-14
 
 
+@each_on_quadratics
+def test_a_given_start_has_its_part_of_what_is_pulled_back(engine):
+    """On ½(w - λ)², w_T = λ + q (w_0 - λ) with q = (1 - η)^T."""
+    known, w_0 = shift(), torch.tensor(0.4, dtype=torch.float64)
+    descent = GradientDescent(step_size=0.25)
+    run = checked_run(known.problem, descent, known.lam, steps=3, engine=engine, start=w_0)
+    pulled = engine.pull(run, engine.run(run, keep=True), torch.ones_like(w_0))
+    assert pulled.start.item() == pytest.approx(0.75**3, rel=1e-12)
+    assert pulled.lam.item() == pytest.approx(1 - 0.75**3, rel=1e-12)
+
+
+@pytest.mark.parametrize(("chunk", "runs"), [(None, 1), (5, 1), (2, 1 + 3), (1, 1 + 5)])
+def test_a_chunk_is_a_run_of_its_own(chunk, runs):
+    """A run that has tangents of all five hyperparameters is the only one."""
+    known, asked = ridge(), []
+
+    def step_size(lam, t):
+        asked.append(t)
+        return 0.1
+
+    hypergradient(
+        known.problem,
+        GradientDescent(step_size=step_size),
+        known.lam,
+        steps=7,
+        engine=Forward(chunk=chunk),
+    )
+    assert asked.count(7) == runs
+
+
 @pytest.mark.parametrize(
     ("engine", "known", "steps", "framework"),
     crossed(

@@ -27,6 +27,7 @@ from bilevel_core import (
     hypergradient,
     solve_inner,
 )
+from bilevel_core.hypergradient import checked_run, value_and_gradient
 from problems import ridge, shift
 
 DESCENT, REVERSE = GradientDescent(step_size=0.1), Reverse()
@@ -195,6 +196,43 @@ def test_a_run_that_is_another_when_repeated_is_refused(noisy, dynamics, engine)
         hypergradient(noisy, dynamics, lam, steps=3, engine=engine)
 
 
+@pytest.mark.parametrize("at", [4, 5])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Reverse(),
+        Checkpointed(budget=1),
+        Checkpointed(budget=3),
+        Truncated(horizon=2),
+        Forward(chunk=1),
+    ],
+    ids=str,
+)
+def test_how_far_a_step_was_from_itself_is_measured(engine, at):
+    """A batch b_t that is 1 at first and 1.5 when asked again moves s_t by η (1.5 - 1) Σλ."""
+    asked = []
+
+    def batches(t):
+        asked.append(t)
+        return 1.5 if t == at and asked.count(t) > 1 else 1.0
+
+    changing = problem(
+        inner=lambda w, lam, b: 0.5 * (w - b * lam.sum()) ** 2,
+        init=lambda lam: 0 * lam.sum(),
+        batches=batches,
+    )
+    lam = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    run = checked_run(changing, DESCENT, lam, steps=5, engine=engine)
+    result = value_and_gradient(engine, run).result
+    # Forward compares the last states alone, where what step 4 did has shrunk by 1 - η.
+    shrunk = 0.9 if isinstance(engine, Forward) and at == 4 else 1.0
+    assert result.code is Code.NOT_REPEATED
+    assert result.measured == pytest.approx(0.1 * 0.5 * 2.0 * shrunk, rel=1e-12)
+    asked.clear()
+    with pytest.raises(ValueError, match="run again led"):
+        hypergradient(changing, DESCENT, lam, steps=5, engine=engine)
+
+
 def test_unrolled_differentiates_the_run_that_was_drawn():
     noisy, dynamics = drawing()
 
@@ -226,8 +264,12 @@ def test_a_batch_that_is_drawn_by_its_step_is_no_noise():
         inner=lambda w, lam, x: ((x @ w - 1) ** 2).mean() + lam * (w**2).sum(), batches=batches
     )
     lam = torch.tensor(0.3, dtype=torch.float64)
-    found = [hypergradient(still, dynamics, lam, steps=4, engine=e) for e in (REVERSE, Unrolled())]
-    assert torch.allclose(found[0].grad, found[1].grad, rtol=1e-12)
+    grads = [
+        hypergradient(still, dynamics, lam, steps=4, engine=engine).grad
+        for engine in (Unrolled(), REVERSE, Checkpointed(), Truncated(horizon=4), Forward())
+    ]
+    for grad in grads[1:]:
+        assert torch.allclose(grad, grads[0], rtol=1e-12)
 
 
 def test_a_step_that_is_not_a_number_is_called_that_and_not_noise():

@@ -178,9 +178,9 @@ def test_a_start_at_the_optimum_is_accepted(known, steps):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-@pytest.mark.parametrize("lam", [1.0, -1e6])
+@pytest.mark.parametrize("lam", [1.0, 0.3, -1e6])
 @pytest.mark.parametrize(
-    ("left", "code"), [(0.9, Code.SUCCESS), (1.1, Code.NOT_STATIONARY)], ids=["near", "off"]
+    ("left", "code"), [(0.98, Code.SUCCESS), (1.02, Code.NOT_STATIONARY)], ids=["near", "off"]
 )
 def test_a_gradient_of_the_size_of_rounding_is_accepted(scale, lam, left, code):
     """The bound is 100 ε ‖H‖ (1 + ‖w‖); on ½ s (w - λ)² the gradient is s (w - λ) for any s."""
@@ -192,6 +192,35 @@ def test_a_gradient_of_the_size_of_rounding_is_accepted(scale, lam, left, code):
     descent = GradientDescent(step_size=0.3)
     at = torch.tensor(lam, dtype=torch.float64)
     run = checked_run(warm, descent, at, steps=0, engine=Implicit())
+    assert value_and_gradient(Implicit(), run).result.code is code
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize(
+    ("left", "code"), [(0.99, Code.SUCCESS), (1.005, Code.NOT_STATIONARY)], ids=["near", "off"]
+)
+def test_so_is_one_at_a_start_at_zero(scale, left, code):
+    """Powers of the Hessian on w say nothing there; those on ones say how large it is."""
+    problem = Problem(
+        inner=lambda w, lam: scale * 0.5 * (w - lam) ** 2,
+        outer=lambda w, lam: 0.5 * w**2,
+        init=lambda lam: 0 * lam,
+    )
+    at = torch.tensor(left * 100 * 2.0**-52, dtype=torch.float64)
+    run = checked_run(problem, GradientDescent(step_size=0.3), at, steps=0, engine=Implicit())
+    assert value_and_gradient(Implicit(), run).result.code is code
+
+
+@pytest.mark.parametrize(("left", "code"), [(0.02, Code.SUCCESS), (0.05, Code.NOT_STATIONARY)])
+def test_half_precision_accepts_no_more_than_its_digits_say(left, code):
+    """100 ε would be 0.098 in float16; 0.03 takes its place."""
+    problem = Problem(
+        inner=lambda w, lam: 0.5 * (w - lam) ** 2,
+        outer=lambda w, lam: 0.5 * w**2,
+        init=lambda lam: 0 * lam,
+    )
+    at = torch.tensor(left, dtype=torch.float16)
+    run = checked_run(problem, GradientDescent(step_size=0.3), at, steps=0, engine=Implicit())
     assert value_and_gradient(Implicit(), run).result.code is code
 
 

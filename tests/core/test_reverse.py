@@ -19,6 +19,11 @@ from bilevel_core.results import Result
 SIZE = 12_000
 
 
+def test_memory_for_graphs_is_refused():
+    with pytest.raises(ValueError, match=r"slack must be 0, found 0\.5"):
+        Reverse(slack=0.5)
+
+
 def wide(size: int = SIZE) -> Problem:
     """L = Σ λ w² / 2 + a cubic, so that a step's graph holds more than the state."""
     target = torch.linspace(-1, 1, size, dtype=torch.float64)

@@ -62,6 +62,21 @@ def test_backward_gives_the_hypergradient(engine, known):
     torch.testing.assert_close(lam.grad, 3 * expected.grad, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [e for e in EVERY if not isinstance(e, Direct | Implicit | Exact)],
+    ids=lambda e: type(e).__name__,
+)
+def test_no_steps_leave_the_start(engine):
+    known = ridge()
+    lam = known.lam.clone().requires_grad_()
+    w = solve_inner(known.problem, DESCENT, lam, steps=0, engine=engine)
+    start = known.problem.init(lam)
+    assert torch.equal(w, start)
+    grads = [torch.autograd.grad((tree**2).sum(), lam)[0] for tree in (w, start)]
+    torch.testing.assert_close(*grads, rtol=1e-13, atol=0)
+
+
 @needs_jax
 @pytest.mark.slow
 @each_engine

@@ -397,6 +397,17 @@ def test_the_check_looks_as_far_away_as_the_run_goes():
         hypergradient(problem, descent, tensor(far, 1.0), steps=10, engine=Spectral())
 
 
+def test_and_no_farther():
+    """Sixteen weights that all go from 0.3 to about 1.5: beyond 20 the objective is linear."""
+    problem = with_inner(lambda w, lam: torch.nn.functional.huber_loss(w, lam, delta=20.0))
+    lam, descent = torch.full((16,), 1.5, dtype=torch.float64), GradientDescent(step_size=4.0)
+    found, expected = (
+        hypergradient(problem, descent, lam, steps=10, engine=engine)
+        for engine in (Spectral(), Reverse())
+    )
+    close(found.grad, expected.grad)
+
+
 @pytest.mark.parametrize(
     ("dynamics", "error", "words"),
     [

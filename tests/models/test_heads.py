@@ -404,11 +404,33 @@ def test_initial_weights_take_the_kind_of_the_features():
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_initial_weights_of_another_training_are_for_the_scale_of_this_one(form):
+    h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
+    other = heads.ridge(h, y, decay=0.1, scale=3.0)
+    plain = {name: other[name] for name in ("weight", "bias")}
+    found, expected = (
+        heads.descend(h, y, steps=3, step_size=0.3, scale=2.0, initial=each, form=form)
+        for each in (other, plain)
+    )
+    assert torch.equal(flat(found), flat(expected))
+    assert found["scale"] == 2.0
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_step_size_that_is_no_number_is_refused(form):
     h, y = normal(2, 4, 3), soft_targets(2, 4, 5).detach()
     for train in (heads.descend, heads.closed_form):
         with pytest.raises(heads.HeadDivergenceError):
             train(h, y, steps=3, step_size=float("nan"), form=form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_last_step_that_overflows_is_refused(form):
+    """Its gradient is that of the state before, so only where it ended tells."""
+    h, y = normal(2, 4, 3), soft_targets(2, 4, 5)
+    sizes = torch.tensor([0.1, torch.inf], dtype=torch.float64)
+    with pytest.raises(heads.HeadDivergenceError, match="not finite after T = 2"):
+        heads.descend(h, y, steps=2, step_size=sizes, form=form)
 
 
 def test_features_that_are_not_finite_are_refused():

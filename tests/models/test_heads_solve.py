@@ -1,10 +1,13 @@
 """Heads at their optimum: against the gradient of the loss, long descent, differences and core."""
 
+import math
+
 import pytest
 import torch
 
 from bilevel_models import heads
-from bilevel_models.heads.optimum import Kernel
+from bilevel_models.heads import optimum
+from bilevel_models.heads.optimum import Kernel, minimise
 
 SHAPES = {"gram": (2, 4, 3, 3), "weights": (1, 7, 3, 3), "two classes": (1, 3, 6, 2)}
 
@@ -113,6 +116,7 @@ def test_both_forms_of_the_kernel_are_one():
     full = Kernel(torch.cat((x, torch.zeros(2, 11, 8, dtype=torch.float64)), dim=-1))
     assert low.matrix is None
     assert full.matrix is not None
+    assert Kernel(x[:, :8]).matrix is not None
     assert torch.allclose(low @ a, full @ a, rtol=1e-12)
     inverses = [kernel.inverse(rho, weights) @ a for kernel in (low, full)]
     assert torch.allclose(*inverses, rtol=1e-10, atol=1e-12)
@@ -126,6 +130,75 @@ def test_rows_of_zeros_are_no_images():
     alone, among = solver.fit(h, y), solver.fit(wide, padded)
     for name in ("weight", "bias"):
         assert torch.allclose(alone[name], among[name], rtol=1e-9, atol=1e-10)
+
+
+def test_a_class_without_images_takes_no_part_in_the_balance():
+    """Each class with images counts as one: the gradient of that loss is zero."""
+    h, _, y = task()
+    more = torch.cat((y, torch.zeros_like(y[..., :1])), dim=-1)
+    prior = heads.class_means(h, more)
+    head = heads.solve(h, more, decay=0.1, prior=prior)
+    weight = head["weight"].requires_grad_()
+    each = -(more * heads.logits({**head, "weight": weight}, h).log_softmax(-1)).sum(-1)
+    away = (weight - prior["weight"]).square().sum()
+    loss = ((y / y.sum(1, keepdim=True)).sum(-1) * each).sum() + 0.5 * 0.1 * away
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.abs().max() < 1e-9
+
+
+def halved(slope, at):
+    """Return the largest power of ½ by which a loss falls by a ten-thousandth of its slope."""
+    size = 1.0
+    while at(size) > at(0.0) + 1e-4 * size * slope:
+        size /= 2
+    return size
+
+
+def test_each_episode_of_a_batch_halves_its_own_step():
+    """Steps up to a thousand times too long, on one image of two classes: K = ‖h‖²."""
+    lengths = (1.0, 3.0, 30.0, 1000.0)
+    ones = torch.ones(len(lengths), 1, 1, dtype=torch.float64)
+    y, rho = torch.cat((ones, 0 * ones), dim=-1), torch.tensor(0.1, dtype=torch.float64)
+    zero = torch.zeros_like(y)
+    # F(0) = p - y = (-½, ½), and the direction of descent against it, which K = 4 moves fourfold.
+    step = torch.tensor(lengths, dtype=torch.float64).view(-1, 1, 1) * (y - 0.5)
+    slope = ((0.5 - y) * 4 * step).sum(dim=(1, 2), keepdim=True)
+    before = optimum._loss(zero, zero, zero, y, ones, rho)
+    sizes, after = optimum._armijo(zero, zero, step, 4 * step, slope, before, zero, y, ones, rho)
+    for k, length in enumerate(lengths):
+
+        def at(size, length=length):
+            z = size * length * 4 * 0.5  # of the first class; minus that of the second
+            penalty = 0.5 * 0.1 * (size * length) ** 2 * 4 * 2 * 0.25
+            return math.log1p(math.exp(-2 * z)) + penalty
+
+        expected = halved(float(slope[k]), at)
+        assert sizes[k].item() == expected
+        assert after[k].item() == pytest.approx(at(expected), rel=1e-12)
+    assert sizes.unique().numel() > 2
+
+
+def test_how_far_an_episode_is_from_its_optimum_says_nothing_of_another(monkeypatch):
+    """The first is at its optimum already; and a search that is cut short there is refused."""
+    monkeypatch.setattr(optimum, "NEWTON_STEPS", 1)
+    h, _, y = task()
+    y = torch.stack((0 * y[0], 0.2 * (y[1] - 1 / 3))) + 1 / 3
+    rho, prior = torch.tensor(0.1, dtype=torch.float64), torch.zeros_like(y)
+    found = minimise(Kernel(h), prior, y, optimum.balance(y), rho, 1e-9)
+    first, second = found.decrement.flatten().tolist()
+    assert first < 1e-14
+    assert 1e-2 < second < 1.0
+    with pytest.raises(heads.HeadDivergenceError):
+        heads.solve(h, y, decay=0.1)
+
+
+def test_a_prior_of_another_training_is_taken_without_its_scale():
+    h, _, y = task()
+    other = heads.ridge(h, y, decay=0.1, scale=3.0)
+    plain = {name: other[name] for name in ("weight", "bias")}
+    found, expected = (heads.solve(h, y, decay=0.1, prior=each) for each in (other, plain))
+    for name in plain:
+        assert torch.equal(found[name], expected[name])
 
 
 @pytest.mark.parametrize("times", [2, 5])
@@ -181,7 +254,7 @@ def test_a_class_without_images_is_the_origin(shrinkage):
 
 def test_a_module_begins_with_its_documented_numbers_and_takes_the_features_precision():
     h, labels, _ = task()
-    solver = heads.HeadSolver(5)
+    solver = filled(heads.HeadSolver(5))
     begun = (solver.log_shrinkage, solver.log_temperature, solver.log_decay)
     assert [number.detach().exp().item() for number in begun] == pytest.approx([1.0, 20.0, 0.03])
     found = solver.fit_labels(h, labels, 3)
@@ -242,7 +315,7 @@ def test_second_derivatives_are_refused():
 def test_features_that_are_not_finite_are_refused():
     h, _, y = task()
     h[0, 0, 0] = torch.nan
-    with pytest.raises(heads.HeadDivergenceError):
+    with pytest.raises(heads.HeadDivergenceError, match=r"\(2, 6, 5\) with decay 0\.1: look for"):
         heads.solve(h, y, decay=0.1)
 
 
@@ -265,8 +338,15 @@ def test_what_does_not_fit_is_refused(changes, error):
 @pytest.mark.parametrize("options", [{"shrinkage": -1.0}, {"temperature": 0.0}])
 def test_class_means_refuse_what_is_no_variance(options):
     h, _, y = task()
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))} must be"):
         heads.class_means(h, y, **options)
+
+
+@pytest.mark.parametrize("name", ["shrinkage", "temperature", "decay"])
+def test_what_must_be_one_number_is_named(name):
+    h, _, y = task()
+    with pytest.raises(ValueError, match=f"^{name} must be a single number, found shape"):
+        (heads.solve if name == "decay" else heads.class_means)(h, y, **{name: h[0, 0]})
 
 
 MORE = [(1, 1, 1), (2, 1, 1), (10, 1, 1), (10, 2, 2), (10, 10, 10), (50, 10, 10)]

@@ -103,4 +103,4 @@ def binomial_split(steps: int, budget: int) -> int:
 
 
 def _beta(states: int, repetitions: int) -> int:
-    return math.comb(states + repetitions, states) if repetitions >= 0 else 0
+    return math.comb(states + repetitions, states)

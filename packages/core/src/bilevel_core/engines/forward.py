@@ -54,13 +54,12 @@ class Forward:
         """Take the products of the tangents with the cotangent."""
         backend, params = instance.backend, instance.flow.dynamics.params
         inputs = (instance.lam, instance.start)
-        count = size(inputs)
         _, pull_back = backend.vjp(params, solution.state)
         (alpha,) = pull_back(cotangent)
         if len(solution.memory) == 1:
-            parts, result = [_products(solution.memory[0], alpha)[:count]], Result()
+            parts, result = [_products(solution.memory[0], alpha)], Result()
         else:
-            parts, gap = _in_chunks(instance, solution.state, alpha, self.chunk or count)
+            parts, gap = _in_chunks(instance, solution.state, alpha, self.chunk or size(inputs))
             result = repeated(instance, solution.memory, gap)
         lam, start = backend.detach(from_entries(parts, inputs, backend))
         return Pulled(lam=lam, start=start, result=result)

@@ -81,14 +81,13 @@ class Spectral:
             step = q.sum(1) * _reach(about.start, w, backend) / len(a) ** 0.5
             aside = from_entries([step], about.start, backend)
             refuse_other(instance, about, add(w, aside), float(abs(a).max()))
-        memory = (about.start, about.slope, about.hessian, a, q)
+        memory = (about.start, about.slope, a, q)
         return Solution(state=ends[1][-1], memory=memory, result=result)
 
     def pull(self, instance: Instance, solution: Solution, cotangent: Tree) -> Pulled:
         """Pull a cotangent of w_T back through the spectrum."""
         flow, lam, backend = instance.flow, instance.lam, instance.backend
-        start, slope, hessian, a, q = solution.memory
-        about = Expansion(engine="Spectral", start=start, slope=slope, hessian=hessian)
+        start, slope, a, q = solution.memory
         reach = _reach(start, flow.dynamics.params(solution.state), backend)
         beta, gamma = (q.T @ entries(tree, start, backend) for tree in (cotangent, slope))
         filters, pull_filters = backend.vjp(_Filters(flow, instance.steps), lam, a)
@@ -98,7 +97,7 @@ class Spectral:
         through_start = from_entries([q @ ((1 + a * s) * beta)], start, backend)
         gathered = add(
             pull_filters((0 * before, 0 * last, beta * gamma))[0],
-            pull_expansion(instance, about, q @ (s * beta), curving, reach),
+            pull_expansion(instance, start, q @ (s * beta), curving, reach),
         )
         if not is_nothing(instance.start):
             return Pulled(lam=backend.detach(gathered), start=backend.detach(through_start))

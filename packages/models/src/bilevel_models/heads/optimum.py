@@ -285,7 +285,7 @@ def conjugate_gradients(
 
 def _ratio(over: Tensor, under: Tensor) -> Tensor:
     """Return over / under, and 0 where an episode is solved and both are, but for rounding."""
-    return torch.where(under > 0, over / torch.where(under > 0, under, 1), 0)
+    return torch.where(under > 0, over / under, 0)
 
 
 def _forcing(residual: Tensor) -> float:

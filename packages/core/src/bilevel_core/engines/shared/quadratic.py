@@ -102,7 +102,7 @@ def refuse_other(instance: Instance, about: Expansion, w: Tree, largest: float) 
 
 
 def pull_expansion(
-    instance: Instance, about: Expansion, by_slope: Array, by_hessian: Array, reach: float
+    instance: Instance, start: Tree, by_slope: Array, by_hessian: Array, reach: float
 ) -> Tree:
     """Return ∂_λ (⟨σ, g_0⟩ + ⟨Γ, A⟩) at a fixed w_0, a tree like λ.
 
@@ -111,7 +111,7 @@ def pull_expansion(
 
     Args:
         instance: the run.
-        about: the expansion.
+        start: w_0.
         by_slope: σ, (n,).
         by_hessian: Γ, (n, n).
         reach: ρ > 0, how far from w_0 the points w_0 ± ρ u_k are.
@@ -129,8 +129,8 @@ def pull_expansion(
     parts = u.T * (theta * kept / reach)[:, None]
     offsets = xp.concatenate([0 * u[:1], reach * u.T])
     cotangents = xp.concatenate([(by_slope - parts.sum(0))[None], parts])
-    rows = (_batch(rows, about.start, backend) for rows in (offsets, cotangents))
-    fixed = (*instance.fixed, about.start, *rows)
+    rows = (_batch(rows, start, backend) for rows in (offsets, cotangents))
+    fixed = (*instance.fixed, start, *rows)
     times = range(1 + int(kept.sum()))
     return backend.loop(_Mixed(instance.flow), zeros(lam, backend), fixed, times)[1]
 
