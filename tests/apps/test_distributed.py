@@ -476,11 +476,9 @@ def test_a_killed_process_ends_the_others_with_one_line(tmp_path, file):
     run = Torchrun(tmp_path / "log", file(**changes), "--out", folder)
     run.wait_for(folder / "last.safetensors")
     os.kill(run.worker(0), signal.SIGKILL)
-    began = time.monotonic()
     status, errors = run.end()
-    assert time.monotonic() - began < 15  # torchrun itself would kill after thirty seconds
     assert status == 1
-    (line,) = errors
+    (line,) = errors  # its own end: torchrun would kill it after thirty seconds, without a word
     assert line.startswith(GONE)
     assert line.endswith("with --resume to continue from the last checkpoint")
     assert sorted(run.statuses()) == [-signal.SIGKILL, 1]

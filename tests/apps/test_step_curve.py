@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from bilevel_apps.evaluate.curve import best_of, curve_of
 from bilevel_apps.evaluate.evaluate import EvaluationRequest, evaluate_run
 from bilevel_apps.evaluate.report import CurvePoint, EvaluationReport
 from bilevel_apps.runs.build import episode_sampler, make_learner
-from bilevel_apps.runs.load import load_run
+from bilevel_apps.runs.load import load_run, steps_beyond
 from bilevel_apps.scoring import feature_table as tables
 from bilevel_apps.scoring import heads as head_scoring
 from bilevel_apps.scoring.feature_table import episode_keys, feature_table
@@ -352,3 +353,31 @@ def test_one_episode_is_refused_before_any_is_scored(trained, monkeypatch):
     monkeypatch.setattr("bilevel_apps.evaluate.evaluate.load_run", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="episodes=1: fewer than two"):
         evaluate_run(trained, EvaluationRequest(episodes=1))
+
+
+@pytest.mark.parametrize(
+    ("asked", "warned"),
+    [
+        (("--steps", 9), True),
+        (("--steps", 5), False),
+        (("--steps", 9, "--lr", 0.05), False),
+        (("--steps", "3,9"), False),
+        (("--steps", "optimum"), False),
+    ],
+)
+def test_more_steps_than_the_step_size_was_learned_for(command, copy, asked, warned):
+    found = command("eval", copy, "--split", "val", "--episodes", 12, *asked)
+    assert found.status == 0, found.err
+    lines = [line for line in found.err.splitlines() if line.startswith("warning: ")]
+    assert [("T = 9" in line, "T = 5" in line) for line in lines] == [(True, True)] * warned
+
+
+def test_a_step_size_that_was_not_learned_may_take_more_steps(trained):
+    run = load_run(trained, "cpu")
+    assert steps_beyond(run, [9], None) is not None
+    fixed = run.config.model_copy(
+        update={"inner": run.config.inner.model_copy(update={"learn_lr": False})}
+    )
+    assert steps_beyond(replace(run, config=fixed), [9], None) is None
+    run.representation.set_lr(0.5)  # one that was chosen later
+    assert steps_beyond(run, [9], None) is None

@@ -241,10 +241,8 @@ def test_a_signal_to_torchrun_ends_a_validation(tmp_path, settings):
     run = Torchrun(tmp_path / "log", file, "--out", folder)
     run.wait_for(folder / "last.safetensors")
     time.sleep(1.0)
-    sent = time.monotonic()
     os.kill(run.process.pid, signal.SIGTERM)
     _, errors = run.end()
-    assert time.monotonic() - sent < 15  # torchrun itself takes seconds to end
     assert errors == []
     assert run.err.read_text().count("stopped at hyper-iteration 2; continue") == 1
     assert (record(folder)["step"], record(folder)["validated"]) == (2, False)

@@ -1,7 +1,6 @@
 """The embedded data set: enough characters, whole scripts held out, neither trivial nor noise."""
 
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -24,9 +23,7 @@ from bilevel_data.sources.glyphs.source import font_folder
 @pytest.fixture(scope="module")
 def glyph_store(tmp_path_factory):
     path = tmp_path_factory.mktemp("glyphs") / "glyphs.h5"
-    start = time.perf_counter()
     write_store(path, load_source("glyphs"))
-    assert time.perf_counter() - start < 60  # 3 s on the machine this was written on
     return path
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import time
 import warnings
 import zipfile
 
@@ -366,20 +365,15 @@ def test_pictures_come_in_order_and_filters_are_left_alone():
 
 
 @pytest.mark.data
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_store(real_mini_imagenet, tmp_path):
-    start = time.perf_counter()
     write_store(tmp_path / "m.h5", load_source("mini-imagenet", real_mini_imagenet))
-    assert time.perf_counter() - start < 120  # 20 s on the machine this was written on
     manifest = verify_store(tmp_path / "m.h5")
     assert {name: (len(s.class_names), s.images) for name, s in manifest.splits.items()} == {
         "train": (64, 38_400),
         "val": (16, 9_600),
     }
-    start = time.perf_counter()
-    store = open_store(tmp_path / "m.h5")
-    assert time.perf_counter() - start < 2
-    val = store.load("val")
+    val = open_store(tmp_path / "m.h5").load("val")
     assert set(val.class_sizes.tolist()) == {600}
 
 
@@ -387,6 +381,8 @@ def test_real_store(real_mini_imagenet, tmp_path):
 def test_real_pixels(real_mini_imagenet):
     """The first class of a split holds the pictures of the zip as Pillow decodes them."""
     data = load_source("mini-imagenet", real_mini_imagenet)
+    found = {part.name: (len(part.class_names), len(set(part.class_names))) for part in data.splits}
+    assert found == {"train": (64, 64), "val": (16, 16)}
     first = next(iter(data.splits[1].images))
     label = data.splits[1].class_names[0]
     with zipfile.ZipFile(real_mini_imagenet) as archive:

@@ -1,7 +1,6 @@
 """Omniglot: from a small imitation made here, and from the real files where they are there."""
 
 import io
-import time
 import zipfile
 from dataclasses import replace
 from hashlib import md5
@@ -283,9 +282,7 @@ def test_real_splits(real_omniglot, split, counts):
 @pytest.mark.data
 @pytest.mark.slow
 def test_real_store(real_omniglot, tmp_path):
-    start = time.perf_counter()
     manifest = write_store(tmp_path / "o.h5", load_source("omniglot", real_omniglot))
-    assert time.perf_counter() - start < 80  # 7 s on the machine this was written on
     assert verify_store(tmp_path / "o.h5") == manifest
     assert sum(info.images for info in manifest.splits.values()) == 32_460
     images = open_store(tmp_path / "o.h5").load("test").images

@@ -344,7 +344,6 @@ def test_a_signal_in_a_long_validation(store, tmp_path):
     time.sleep(1.0)  # a hyper-iteration takes milliseconds
     seconds, status = end(child, signal.SIGTERM)
     assert status == 130, run.log.read_text()
-    assert seconds < SECONDS_TO_STOP
     print(f"ended a validation within {seconds:.2f} s")
     assert run.check() == 2
     assert load_checkpoint(run.last).record["validated"] is False

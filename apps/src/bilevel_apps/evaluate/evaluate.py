@@ -27,7 +27,7 @@ from bilevel_apps.evaluate.report import (
 )
 from bilevel_apps.runs.build import make_learner
 from bilevel_apps.runs.chosen_inner import ChosenInner, numbers_of, save_choice
-from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run
+from bilevel_apps.runs.load import TrainedRun, differently_prepared, load_run, steps_beyond
 from bilevel_apps.runs.optimum import know_optimum
 from bilevel_apps.runs.pretrained import pretrained_tag
 from bilevel_apps.scoring.baselines import nearest_means, regressions
@@ -116,6 +116,8 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
         overlap=request.overlap,
     )
     if line := differently_prepared(run, store, sampler.split):
+        warn(line)
+    if line := steps_beyond(run, request.steps, request.lr):
         warn(line)
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)

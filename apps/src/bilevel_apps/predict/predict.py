@@ -24,7 +24,7 @@ from bilevel_apps.predict.preparation import (
     settled_ink,
     support_files,
 )
-from bilevel_apps.runs.load import TrainedRun, load_trained
+from bilevel_apps.runs.load import TrainedRun, load_trained, steps_beyond
 from bilevel_apps.system.files import check_writable, write_whole
 from bilevel_apps.system.terminal import say, warn
 from bilevel_data import Preprocessing
@@ -113,6 +113,8 @@ def predict_pictures(trained: Path, request: PredictRequest) -> Prediction:
     _check_picture(request.picture, support, query)
     run = load_trained(trained, request.device).over_shifts(request.shifts)
     learner = with_head(run, steps=request.steps, step_size=request.lr, data=request.data)
+    if line := steps_beyond(run, request.steps, request.lr):
+        warn(line)
     known = preparation_of(run, request.data)
     labelled = fitted([file for files in support.values() for file in files], known)
     preparation, ink, said = settled_ink(request.ink, known, labelled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, final
@@ -277,6 +277,26 @@ def differently_prepared(run: TrainedRun, store: Store, split: ImageSplit) -> st
     return (
         f"{store.path}: prepared otherwise than the images that the run learned from: "
         f"{', '.join(found)}: it may score worse for that{remedy}"
+    )
+
+
+def steps_beyond(run: TrainedRun, steps: Sequence[int | None], lr: object) -> str | None:
+    """Return a line where heads take more steps than their learned step size was learned for.
+
+    Args:
+        run: the run.
+        steps: what was asked for; several are a comparison, in which it shows.
+        lr: η that was asked for beside it, if any: then nothing learned is used.
+    """
+    learned = run.trained_inner.steps
+    own = isinstance(run.learner, HyperRepresentation) and run.config.inner.learn_lr
+    if not own or lr or run.inner.lr != run.trained_inner.lr:
+        return None
+    if learned is None or len(steps) != 1 or (steps[0] or 0) <= learned:
+        return None
+    return (
+        f"{run.path}: T = {steps[0]} with the step size {run.trained_inner.lr:.3g}, which was "
+        f"learned for T = {learned}, may do worse for it: choose `lr` too, on validation classes"
     )
 
 
