@@ -15,6 +15,7 @@ LONGER = ("train.way=5", "train.meta_batch=4", "train.steps=500")
 """For what learns slowly: more and smaller episodes than the other cells have."""
 
 QUICK: Mapping[str, tuple[str, ...]] = {
+    "neural-statistician": ("train.steps=500",),
     "meta-lstm": (*LONGER, "options.steps=3", "options.hidden=8", "options.step_size=0.1"),
     "maml": (*EPISODE_LIKE_THE_TEST, "options.steps=3", "options.test_steps=3"),
     "meta-networks": (*EPISODE_LIKE_THE_TEST, "options.embedding=16", "options.hidden=10"),
