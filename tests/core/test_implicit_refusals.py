@@ -77,6 +77,7 @@ def test_the_residual_is_the_one_of_the_system(lam):
     solver = Neumann(steps=2, step_size=0.5)
     assert verdict(known, Implicit(solver=solver)).measured == pytest.approx(0.25)
     assert verdict(known, Implicit(solver=solver, tolerance=0.26)).code is Code.SUCCESS
+    assert verdict(known, Implicit(solver=solver, stationarity=None)).code is Code.NOT_SOLVED
 
 
 @dataclass(frozen=True)
