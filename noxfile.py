@@ -160,7 +160,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Change the engines and heads in 3,000 small ways; name the changes that no test notices."""
+    """Change the engines and heads in 4,000 small ways; name the changes that no test notices."""
     session.install(*PINNED, f"./{CORE}[test]", f"./{MODELS}[test]", "mutmut")
     # mutmut takes a module's name from its path below src/, and copies what it changes from there.
     place = Path(session.create_tmp())

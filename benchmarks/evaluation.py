@@ -1,7 +1,7 @@
 """What scoring test episodes costs, beside the bare forward pass and beside loops over episodes.
 
 All sides score the same episodes of Omniglot's shape, 5-way 1-shot, with the preset's network and
-fresh weights, and take turns.
+fresh weights, heads by T = 5 steps, and take turns.
 
 ours            `scoring.score_episodes`, in the machine's best precision and in float32
 bare            the backbone's forward pass over the same images, in the same batches, no heads
@@ -50,6 +50,7 @@ from bilevel_models import RUNNING, Encoder, heads
 SHAPE, CLASSES, EACH = (28, 28, 1), 423, 20
 LIMIT = 8.0  # seconds
 SETTLE = 64  # episodes of training mode, after which the running averages fit the images
+STEPS = 5  # T of the heads, which the loops take too
 
 
 @final
@@ -83,6 +84,7 @@ def make_tasks(
     tasks: dict[str, HyperRepresentation] = {}
     for precision in dict.fromkeys((*precisions(options), "float32")):
         settings = load_preset(options.preset) | {"precision": precision}
+        settings["inner"] = settings.get("inner", {}) | {"steps": STEPS}
         task = make_learner(parse_config(settings, options.preset), SHAPE, device)
         for number in range(SETTLE):
             batch = to_device(sampler.batch(number, 1), sampler.spec.way, device)

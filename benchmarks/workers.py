@@ -17,11 +17,8 @@ Make: TypeAlias = Callable[..., AbstractContextManager[Callable[[Any], Any]]]
 @contextmanager
 def worker(make: Make, *arguments: Any) -> Iterator[Connection]:
     """Start a process that answers requests with the function of `make(*arguments)`."""
-    # Forked from a server that has imported but computed nothing: as good as new, and sooner.
-    several = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if several else "spawn")
-    if several:
-        context.set_forkserver_preload(["bilevel_meta.methods.hyper_representation"])
+    # A server to fork from would be sooner, but its socket needs a short path of temporary files.
+    context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
     process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
     process.start()

@@ -11,6 +11,7 @@ from bilevel_core import (
     ConjugateGradient,
     ConvergenceError,
     Custom,
+    Dense,
     FixedPoint,
     GradientDescent,
     Implicit,
@@ -19,6 +20,7 @@ from bilevel_core import (
     ProjectedGradient,
     hypergradient,
 )
+from bilevel_core.backends.torch import TorchBackend
 from bilevel_core.hypergradient import checked_run, value_and_gradient
 from problems import linear_map, ridge, shift
 
@@ -75,6 +77,7 @@ def test_the_residual_is_the_one_of_the_system(lam):
     solver = Neumann(steps=2, step_size=0.5)
     assert verdict(known, Implicit(solver=solver)).measured == pytest.approx(0.25)
     assert verdict(known, Implicit(solver=solver, tolerance=0.26)).code is Code.SUCCESS
+    assert verdict(known, Implicit(solver=solver, stationarity=None)).code is Code.NOT_SOLVED
 
 
 @dataclass(frozen=True)
@@ -141,19 +144,57 @@ def test_a_run_that_leaves_the_optimum_is_beyond_all_bounds():
     assert (result.code, result.measured) == (Code.NOT_STATIONARY, math.inf)
 
 
-def test_batches_are_refused():
+def with_batches(batches):
     known = shift()
-    problem = Problem(
-        inner=lambda w, lam, batch: (w - lam) ** 2 * batch,
+    return Problem(
+        inner=lambda w, lam, batch: 0.5 * (w - lam) ** 2 * batch,
         outer=known.problem.outer,
         init=known.problem.init,
-        batches=lambda t: t,
+        batches=batches,
     )
+
+
+@pytest.mark.parametrize("accepted", [{}, {"tolerance": None}, {"stationarity": None}], ids=str)
+def test_batches_are_refused(accepted):
+    engine = Implicit(solver=Neumann(steps=2, step_size=0.5), **accepted)
     words = r"^Implicit judges .* has batches: give a problem without, use Reverse, or accept"
     with pytest.raises(ValueError, match=words):
         hypergradient(
-            problem, GradientDescent(step_size=0.3), known.lam, steps=2, engine=Implicit()
+            with_batches(lambda t: 1.0),
+            GradientDescent(step_size=0.3),
+            shift().lam,
+            steps=2,
+            engine=engine,
         )
+
+
+@pytest.mark.parametrize("solver", [ConjugateGradient(), Dense()], ids=str)
+def test_solvers_that_need_one_operator_are_refused_with_batches(solver):
+    engine = Implicit(solver=solver, tolerance=None, stationarity=None)
+    descent = GradientDescent(step_size=0.3)
+    with pytest.raises(ValueError, match=f"^{type(solver).__name__} needs the same operator"):
+        hypergradient(with_batches(lambda t: 1.0), descent, shift().lam, steps=2, engine=engine)
+
+
+def test_where_no_check_is_asked_for_each_product_sees_the_next_batch():
+    """On ½ b (w - λ)² a product is b v; the last pullback takes that of the slope, of T + 1."""
+    asked = []
+
+    def batches(t):
+        asked.append(t)
+        return 0.5 if t == 3 else 1.0
+
+    solver = Neumann(steps=2, step_size=0.5)
+    engine, descent = (
+        Implicit(solver=solver, tolerance=None, stationarity=None),
+        GradientDescent(step_size=0.3),
+    )
+    lam = shift().lam
+    grad = hypergradient(with_batches(batches), descent, lam, steps=2, engine=engine).grad
+    w = lam * (1 - 0.7**2)
+    v = solver(lambda v: v, w, TorchBackend(), symmetric=True)
+    assert grad.item() == pytest.approx(0.5 * v.item(), rel=1e-12)
+    assert [t for t in asked if t > 2] == [3, 4]
 
 
 @each_problem

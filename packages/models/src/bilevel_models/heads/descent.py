@@ -109,7 +109,7 @@ def _by_weights(
     run = Run(
         span=augmented(support, s).mT.contiguous(),
         start=torch.cat((start["weight"], start["bias"]), dim=1).mT.contiguous(),
-        offset=zero.view(1, 1, 1),
+        offset=zero,
         kept=zero.expand(len(pace.sizes)),
         targets=targets.mT.contiguous(),
         **vars(pace),
@@ -122,7 +122,7 @@ def _by_coefficients(
 ) -> Head:
     """Descend on A in w_t = c_t w_0 + [s h, 1]ᵀ A_t."""
     zero, y = support.new_zeros(()), targets.mT.contiguous()
-    offset, kept = zero.view(1, 1, 1), zero.expand(len(pace.sizes) + 1)
+    offset, kept = zero, zero.expand(len(pace.sizes) + 1)
     if initial is not None:
         offset = logits({**initial, "scale": s}, support).mT.contiguous()
         kept = _kept_fractions(**vars(pace))

@@ -99,7 +99,7 @@ class Run:
     Attributes:
         span: F, (batch, p, n).
         start: u_0, (batch, way, p).
-        offset: o, (batch, way, n), or zero of shape (1, 1, 1).
+        offset: o, (batch, way, n), or zero as a scalar.
         kept: c_0 … c_{T-1}, (T,).
         targets: y, (batch, way, n).
         sizes: ε, (T,).
