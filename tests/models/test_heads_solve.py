@@ -263,6 +263,17 @@ def test_a_module_begins_with_its_documented_numbers_and_takes_the_features_prec
         assert torch.allclose(found[name], expected[name], rtol=1e-12, atol=1e-14)
 
 
+def test_how_far_an_episode_is_from_the_features_of_training():
+    """Of classes at 1 and 5 on one axis, whose mean is 3 from a running mean of 0."""
+    solver = heads.HeadSolver(2).double()
+    h = torch.tensor([[[0.0, 0.0], [2.0, 0.0], [5.0, 0.0]]], dtype=torch.float64)
+    y = heads.one_hot(torch.tensor([[0, 0, 1]]), 2, h)
+    expected = 2 * 3.0**2 / (2 * 2.0**2)  # N ‖x̄‖² / s², s² of N - 1 degrees of freedom
+    assert solver.surprise(h, y).tolist() == pytest.approx([expected], rel=1e-12)
+    more = torch.cat((y, torch.zeros_like(y[..., :1])), dim=-1)  # and a class without images
+    assert solver.surprise(h, more).tolist() == pytest.approx([expected], rel=1e-12)
+
+
 def test_the_centre_lies_between_the_running_mean_and_the_episode():
     h, labels, y = task(shots=(3, 1))
     solver = filled(heads.HeadSolver(5, shrinkage=2.0).double())

@@ -130,13 +130,14 @@ class HeadSolver(nn.Module):
         """Return how far episodes are from the features of training, (batch,).
 
         It is N ‖x̄ - c⁰‖² / s², of the mean x̄ of the N classes' means and their variance s²: about 1
-        where the classes are drawn as those of training were.
+        where the classes are drawn as those of training were. A class without images is none.
         """
         counts = targets.sum(dim=1)[..., None]
-        means = (targets.mT @ features) / counts
-        mean = means.mean(dim=1, keepdim=True)
-        way = means.shape[1]
-        spread = (means - mean).square().sum(dim=(1, 2)) / max(way - 1, 1)
+        there = (counts > 0).to(features)
+        means = (targets.mT @ features) / torch.where(counts > 0, counts, 1)
+        way = there.sum(dim=(1, 2))
+        mean = means.sum(dim=1, keepdim=True) / way[:, None, None]
+        spread = (there * (means - mean).square()).sum(dim=(1, 2)) / (way - 1).clamp_min(1)
         away = (mean[:, 0] - self.running_mean.to(features)).square().sum(dim=-1)
         return way * away / spread
 
