@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from PIL import Image
 
 from apps.conftest import source
 from bilevel_apps.compare import ui
-from bilevel_apps.tracking.tracker import mlflow_client
 from bilevel_data import write_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,34 +162,3 @@ def test_with_them_sockets_are_seen(folder):
 
 def test_the_interface_is_told_its_host():
     assert "--host=127.0.0.1" in ui._command("sqlite:///x.db", 5000)
-
-
-@pytest.mark.process
-@pytest.mark.filterwarnings("default")  # MLflow's own are not ours to mend
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
-def test_the_interface_listens_to_this_machine_alone(tmp_path):
-    database = tmp_path / "mlflow.db"
-    mlflow_client(f"sqlite:///{database}").search_experiments()
-    words = ["-m", "bilevel_apps.cli.runs", "ui", "--uri", str(database), "--port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        address = process.stdout.readline().split()[0]
-        port = int(address.rpartition(":")[2])
-        assert address == f"http://127.0.0.1:{port}"
-        assert listening(port) == {"0100007F"}
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-
-
-def listening(port):
-    """The local addresses, as the kernel writes them, at which something listens on a port."""
-    rows = []
-    for table in ("tcp", "tcp6"):
-        path = Path("/proc/net", table)
-        rows += path.read_text().splitlines()[1:] if path.exists() else []
-    fields = [row.split() for row in rows]
-    places = [line[1].rpartition(":") for line in fields if line[3] == "0A"]
-    return {place for place, _, number in places if int(number, 16) == port}

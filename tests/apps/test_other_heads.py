@@ -149,7 +149,7 @@ def test_a_store_that_is_gone_is_asked_for(config, make_store, tmp_path, picture
     assert predict_pictures(tmp_path / "run", given).inner.steps is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_exported_program_has_the_chosen_head(copy, monkeypatch, tmp_path):
     monkeypatch.setattr("bilevel_apps.evaluate.evaluate.best_of", lambda curve, _own: curve[-1])
     evaluated(copy, steps=(1, None), choose=True)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -467,6 +468,26 @@ def interface(runs):
 def quoted(value):
     """A value as MLflow's interface writes it into its addresses."""
     return json.dumps(value, separators=(",", ":")).replace('"', "%22")
+
+
+@pytest.mark.process
+@MLFLOW_WARNINGS
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+def test_the_interface_listens_to_this_machine_alone(interface):
+    port = int(interface.rpartition(":")[2])
+    assert interface == f"http://127.0.0.1:{port}"
+    assert listening(port) == {"0100007F"}
+
+
+def listening(port):
+    """The local addresses, as the kernel writes them, at which something listens on a port."""
+    rows = []
+    for table in ("tcp", "tcp6"):
+        path = Path("/proc/net", table)
+        rows += path.read_text().splitlines()[1:] if path.exists() else []
+    fields = [row.split() for row in rows]
+    places = [line[1].rpartition(":") for line in fields if line[3] == "0A"]
+    return {place for place, _, number in places if int(number, 16) == port}
 
 
 @pytest.mark.process
