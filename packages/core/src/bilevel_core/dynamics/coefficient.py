@@ -46,6 +46,9 @@ def broadcast(coefficient: Coefficient, lam: Tree, t: int, w: Tree) -> Tree:
 
 def descend(w: Array, direction: Array, rate: Array | float) -> Array:
     """Return w - rate · direction, for one leaf."""
-    if isinstance(rate, float) and hasattr(w, "untyped_storage"):
-        return w.add(direction, alpha=-rate)  # a tensor: one operation instead of two
+    if hasattr(w, "untyped_storage"):  # a tensor: one operation instead of two
+        if isinstance(rate, float):
+            return w.add(direction, alpha=-rate)
+        if hasattr(rate, "untyped_storage"):
+            return w.addcmul(direction, rate, value=-1)
     return w - rate * direction
