@@ -128,3 +128,10 @@ def test_no_room(tree, monkeypatch, scratch):
     with pytest.raises(WriteError, match="No space left"):
         load_source("folder", archive)
     assert list(scratch.iterdir()) == []
+
+
+def test_nowhere_to_unpack(tree, monkeypatch, tmp_path):
+    archive = packed(tree, "zip")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(WriteError, match=r"packed\.zip: cannot unpack it \(No such file"):
+        load_source("folder", archive)

@@ -349,3 +349,9 @@ def test_class_in_two_splits(tmp_path, source, source_split):
 def test_unknown_split(store_file):
     with pytest.raises(DataError, match=r"\(train, test\), found 'val'"):
         open_store(store_file).load("val")
+
+
+def test_a_source_that_does_not_say_how_its_images_were_made(tmp_path, source):
+    with pytest.raises(DataError, match="preprocessing: expected what was done"):
+        write_store(tmp_path / "s.h5", source(preprocessing=" "))
+    assert list(tmp_path.iterdir()) == []
