@@ -134,10 +134,10 @@ class Killed(BaseException):
 
 @pytest.fixture
 def train_killed(monkeypatch):
-    """Begin a training and end it as a kill would: in the middle of hyper-iteration `step + 1`."""
+    """Train and end as a kill would: in the middle of hyper-iteration `step + 1`."""
     whole = loop._hyper_iteration
 
-    def begin(chosen, folder, step):
+    def begin(chosen, folder, step, *, resume=False):
         def cut(training, batch):
             if training.step == step:
                 raise Killed
@@ -146,7 +146,7 @@ def train_killed(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "_hyper_iteration", cut)
             with pytest.raises(Killed):
-                train(chosen, folder, resume=False)
+                train(chosen, folder, resume=resume)
 
     return begin
 

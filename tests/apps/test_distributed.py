@@ -417,14 +417,11 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, config, file):
 
 @forked
 @pytest.mark.process
-def test_begun_alone_and_resumed_by_two(tmp_path, config, file, monkeypatch):
+def test_begun_alone_and_resumed_by_two(tmp_path, config, file, train_killed):
     changes = {"train__steps": 4, "model__filters": 16, "train__meta_batch": 4}
     folder, whole = tmp_path / "run", tmp_path / "whole"
     train(config(**changes), whole, resume=False)
-    with monkeypatch.context() as patch:
-        cut_after(2, patch)
-        with pytest.raises(Killed):
-            train(config(**changes), folder, resume=False)
+    train_killed(config(**changes), folder, 2)
     assert load_checkpoint(folder / "last.safetensors").record["step"] == 2
     run = run_together(tmp_path / "log", "--out", folder, "--resume")
     assert run.statuses == [0, 0], run.said
@@ -433,7 +430,7 @@ def test_begun_alone_and_resumed_by_two(tmp_path, config, file, monkeypatch):
 
 
 @pytest.mark.process
-def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path, file, monkeypatch, capsys):
+def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path, file, train_killed, capsys):
     folder = tmp_path / "run"
     changes = {"train__steps": 10**6, "train__checkpoint_every": 1, "train__validate_every": 10**6}
     run = Torchrun(tmp_path / "log", file(**changes), "--out", folder)
@@ -443,27 +440,10 @@ def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path, file, monkeypatch, 
     assert run.statuses() == [130, 130]
     stopped = load_checkpoint(folder / "last.safetensors").record["step"]
     assert f"stopped at hyper-iteration {stopped}; continue" in run.err.read_text()
-    cut_after(stopped + 1, monkeypatch)
     capsys.readouterr()
-    with pytest.raises(Killed):
-        train(RunFolder(folder).load_config(), folder, resume=True)
+    train_killed(RunFolder(folder).load_config(), folder, stopped + 1, resume=True)
     assert load_checkpoint(folder / "last.safetensors").record["step"] == stopped + 1
     assert "resuming with processes 2 → 1" in capsys.readouterr().err
-
-
-class Killed(BaseException):
-    """Nothing in the program catches this."""
-
-
-def cut_after(step, monkeypatch):
-    whole = module._hyper_iteration
-
-    def cut(training, batch):
-        if training.step == step:
-            raise Killed
-        return whole(training, batch)
-
-    monkeypatch.setattr(module, "_hyper_iteration", cut)
 
 
 GONE = "error: another process of the run ended or cannot be reached ("

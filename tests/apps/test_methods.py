@@ -17,6 +17,7 @@ from PIL import Image
 from torch.func import functional_call
 from torch.nn import functional
 
+from apps.conftest import Killed
 from bilevel_apps.config import (
     Config,
     describe_keys,
@@ -692,10 +693,6 @@ def test_every_preset_can_be_trained_and_every_method_trains(preset, name, wide,
     assert config.model.outputs == (outputs if name == "multiclass" else None)
     assert parse_config(config.model_dump(mode="json"), "saved") == config
     assert not (tmp_path / "run").exists()
-
-
-class Killed(BaseException):
-    """Nothing in the program catches this."""
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from apps.conftest import Killed
 from bilevel_apps.config import dump_config, load_config, parse_config
 from bilevel_apps.errors import InputError, RunError
 from bilevel_apps.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -35,27 +36,6 @@ def same(a, b):
 
 def weights(path):
     return load_checkpoint(path).tensors
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Interrupt a training as a kill would: in the middle of hyper-iteration `step + 1`."""
-    whole = module._hyper_iteration
-
-    def install(step):
-        def cut(training, batch):
-            if training.step == step:
-                raise Killed
-            return whole(training, batch)
-
-        monkeypatch.setattr(module, "_hyper_iteration", cut)
-
-    yield install
-    monkeypatch.undo()
-
-
-class Killed(BaseException):
-    """Nothing in the program catches this."""
 
 
 def resume(folder):
@@ -126,22 +106,19 @@ def test_another_seed_is_another_run(tmp_path, config, trained):
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 5])
-def test_resumed_is_uninterrupted_to_the_bit(tmp_path, config, trained, stop_after, step):
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path, config, trained, train_killed, step):
     folder = tmp_path / "run"
-    stop_after(step)
-    with pytest.raises(Killed):
-        train(config(), folder, resume=False)
+    train_killed(config(), folder, step)
     saved = step - step % 2  # the last checkpoint
     if saved:
         assert load_checkpoint(folder / "last.safetensors").record["step"] == saved
-    stop_after(-1)
     resume(folder)
     for name in ("last.safetensors", "best.safetensors"):
         assert (folder / name).read_bytes() == (trained / name).read_bytes()
 
 
 @pytest.mark.parametrize("norm", ["episode", "batch", "support"])
-def test_resumed_to_the_bit_in_every_mode(tmp_path, config, stop_after, norm):
+def test_resumed_to_the_bit_in_every_mode(tmp_path, config, train_killed, norm):
     options = {
         "model__norm": norm,
         "model__filters": 8,
@@ -151,10 +128,7 @@ def test_resumed_to_the_bit_in_every_mode(tmp_path, config, stop_after, norm):
         "train__way": 6,
     }
     train(config(**options), tmp_path / "whole", resume=False)
-    stop_after(5)
-    with pytest.raises(Killed):
-        train(config(**options), tmp_path / "cut", resume=False)
-    stop_after(-1)
+    train_killed(config(**options), tmp_path / "cut", 5)
     resume(tmp_path / "cut")
     for name in ("last.safetensors", "best.safetensors"):
         assert same(tmp_path / "cut" / name, tmp_path / "whole" / name)
@@ -176,14 +150,11 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-def test_resumed_to_the_bit_with_every_option(tmp_path, config, stop_after, optimizer):
+def test_resumed_to_the_bit_with_every_option(tmp_path, config, train_killed, optimizer):
     chosen = config(**EVERYTHING, train__optimizer=optimizer)
     train(chosen, tmp_path / "whole", resume=False)
     for step in (3, 5):
-        stop_after(step)
-        with pytest.raises(Killed):
-            train(chosen, tmp_path / "cut", resume=True)
-    stop_after(-1)
+        train_killed(chosen, tmp_path / "cut", step, resume=True)
     resume(tmp_path / "cut")
     for name in ("last.safetensors", "best.safetensors"):
         whole, cut = (tmp_path / folder / name for folder in ("whole", "cut"))
@@ -466,15 +437,12 @@ def test_a_store_that_moved_is_taken_by_its_new_name(trained, settings):
 
 
 @pytest.mark.slow
-def test_resume_is_exact_at_the_presets_size(tmp_path, config, make_store, stop_after):
+def test_resume_is_exact_at_the_presets_size(tmp_path, config, make_store, train_killed):
     """Two threads, bfloat16 and the whole network, where the other tests have a small one."""
     data = str(make_store(size=28))
     changes = {"data": data, "threads": 2, "precision": "bfloat16", "model__filters": 64}
     train(config(**changes), tmp_path / "whole", resume=False)
-    stop_after(3)
-    with pytest.raises(Killed):
-        train(config(**changes), tmp_path / "parts", resume=False)
-    stop_after(None)
+    train_killed(config(**changes), tmp_path / "parts", 3)
     resume(tmp_path / "parts")
     whole, parts = (tmp_path / name / "last.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()

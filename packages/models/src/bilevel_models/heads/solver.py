@@ -132,9 +132,8 @@ class HeadSolver(nn.Module):
         It is N ‖x̄ - c⁰‖² / s², of the mean x̄ of the N classes' means and their variance s²: about 1
         where the classes are drawn as those of training were. A class without images is none.
         """
-        counts = targets.sum(dim=1)[..., None]
-        there = (counts > 0).to(features)
-        means = (targets.mT @ features) / torch.where(counts > 0, counts, 1)
+        means = class_means(features, targets)["weight"].mT  # of a class without images: 0
+        there = (targets.sum(dim=1)[..., None] > 0).to(features)
         way = there.sum(dim=(1, 2))
         mean = means.sum(dim=1, keepdim=True) / way[:, None, None]
         spread = (there * (means - mean).square()).sum(dim=(1, 2)) / (way - 1).clamp_min(1)
