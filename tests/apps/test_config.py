@@ -17,6 +17,7 @@ from bilevel_apps.config import (
     parse_config,
     with_settings,
 )
+from bilevel_apps.config.safe_yaml import parse_yaml
 from bilevel_apps.errors import InputError
 
 
@@ -180,6 +181,33 @@ def test_assignments_are_yaml():
     assert assigned("data=a=b.h5").data == "a=b.h5"
 
 
+@pytest.mark.parametrize(
+    "value", ["!!int ''", "!!bool x", "!!timestamp x", "!!float", "!!python/name:os.system", "! x"]
+)
+def test_types_are_not_named(value):
+    message = refused(with_settings, {}, [f"options={{a: {value} }}"])
+    assert message.endswith(": line 1: a tag (!) names a type: remove it")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5e-3", 0.005), ("1E3", 1000.0), ("-2.5e3", -2500.0), (".5e1", 5.0), ("3.e-2", 0.03)],
+)
+def test_a_number_may_have_an_exponent_alone(text, value):
+    found = assigned(f"options.step_size={text}")
+    assert found.options == {"step_size": value}
+    assert isinstance(found.options["step_size"], float)
+    # What is text stays text, also when it has been written and read.
+    named = parse_config({"options": {"name": text}}, "test")
+    again = parse_config(parse_yaml(dump_config(named), "again"), "again")
+    assert again.options == {"name": text}
+
+
+@pytest.mark.parametrize("text", ["e5", "1e", "5e-3s", "1e5e5", "0x1e-", "e"])
+def test_what_only_looks_like_a_number_stays_text(text):
+    assert assigned(f"options.name={text}").options == {"name": text}
+
+
 def test_the_last_assignment_wins_and_the_rest_stays():
     given = {"train": {"steps": 1, "lr": 0.5}}
     changed = with_settings(given, ["train.steps=2", "train.steps=3"])
@@ -192,7 +220,7 @@ def test_not_an_assignment(assignment):
     assert "expected KEY=VALUE" in refused(with_settings, {}, [assignment])
 
 
-@pytest.mark.parametrize("value", ["[1", "2001-99-99", "'a", "!!int x", "!!python/name:os.system"])
+@pytest.mark.parametrize("value", ["[1", "2001-99-99", "'a"])
 def test_a_value_that_is_not_yaml(value):
     message = refused(with_settings, {}, [f"train.steps={value}"])
     assert message.startswith(f"`assignments`=train.steps={value}: not valid YAML")

@@ -9,10 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from bilevel_apps.config.safe_yaml import parse_yaml
+from bilevel_apps.config.safe_yaml import dump_yaml, parse_yaml
 from bilevel_apps.config.schema import Config, Section
 from bilevel_apps.errors import InputError
 
@@ -130,7 +129,7 @@ def _first_key(section: str) -> str:
 
 def dump_config(config: Config) -> str:
     """Return a configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _mapping(text: str, source: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import reprlib
 from typing import Any
 
@@ -10,19 +11,25 @@ import yaml
 
 from bilevel_apps.errors import InputError
 
-__all__ = ["parse_yaml"]
+__all__ = ["dump_yaml", "parse_yaml"]
 
 DEEPEST = 64  # brackets in settings; two are in use
 
 
+EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+"""Numbers such as 5e-3, which are text in YAML 1.1, that of the library, and numbers in 1.2."""
+
+
 class _Loader(yaml.SafeLoader):
-    """One that refuses aliases, and keys of which one would be lost."""
+    """One that refuses aliases, tags, and keys of which one would be lost."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            line = event.start_mark.line + 1
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
             raise InputError(f"line {line}: an alias (*) uses something again: write it out there")
+        if event.tag:  # what cannot be of the type that a tag names makes errors of any kind
+            raise InputError(f"line {line}: a tag (!) names a type: remove it")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -34,6 +41,19 @@ class _Loader(yaml.SafeLoader):
                 raise InputError(f"line {line}: {name} stands there twice: remove one")
             keys.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """One that quotes what the loader would take for a number."""
+
+
+for each in (_Loader, _Dumper):
+    each.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+
+
+def dump_yaml(document: dict[str, Any]) -> str:
+    """Return plain values as YAML that `parse_yaml` reads back."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_yaml(text: str, source: str) -> Any:
