@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from measuring import add_line, read_lines
 from torch import Tensor
 
 from bilevel_data import EpisodeSampler, EpisodeSpec, open_store
@@ -292,24 +292,19 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.page:
-        lines = options.json.read_text(encoding="utf-8").splitlines()
-        options.page.write_text(page([json.loads(line) for line in lines]), encoding="utf-8")
+        options.page.write_text(page(read_lines(options.json)), encoding="utf-8")
         return
     torch.set_num_threads(options.threads)
     store = open_store(options.store)
     print("| method | normalization | outer steps | trained | untrained | raw pixels | ahead |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    there = options.json is not None and options.json.exists()
-    lines = options.json.read_text(encoding="utf-8").splitlines() if there else []
-    done = {json.loads(line)["name"] for line in lines}
+    done = {row["name"] for row in read_lines(options.json)}
     for name in options.only or RECIPES:
         if name in done:
             continue
         row = measure(name, store, options)
         print_row(row)
-        if options.json:
-            with options.json.open("a", encoding="utf-8") as file:
-                print(json.dumps({**asdict(row), "ahead": row.ahead}), file=file)
+        add_line(options.json, {**asdict(row), "ahead": row.ahead})
 
 
 if __name__ == "__main__":

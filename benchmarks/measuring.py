@@ -19,6 +19,7 @@ from bilevel_apps.system.hardware import choose_precision
 __all__ = [
     "Times",
     "Verdict",
+    "add_line",
     "device_of",
     "finish",
     "make_parser",
@@ -26,6 +27,7 @@ __all__ = [
     "precisions",
     "print_verdicts",
     "ratio",
+    "read_lines",
     "synchronise",
     "take_turns",
     "write_report",
@@ -137,6 +139,20 @@ def write_report(
             "verdicts": [asdict(verdict) for verdict in verdicts],
         }
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a file that has one a line; none where there is no file yet."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def add_line(path: Path | None, row: dict[str, Any]) -> None:
+    """Add a row to such a file, if one is kept."""
+    if path:
+        with path.open("a", encoding="utf-8") as file:
+            print(json.dumps(row), file=file)
 
 
 def _on_gpu(here: bool | None) -> Verdict:

@@ -65,7 +65,7 @@ SCORE = {
 def folder(tmp_path):
     """A copy of a project: two records, a README with the marks, and the page."""
     (tmp_path / "docs" / "records").mkdir(parents=True)
-    for name, document in (("omniglot-5way-1shot", SCORE), ("item", ITEM)):
+    for name, document in (("omniglot-quick-5way-1shot", SCORE), ("item", ITEM)):
         path = tmp_path / "docs" / "records" / f"{name}.json"
         path.write_text(json.dumps(document), "utf-8")
     (tmp_path / "README.md").write_text(f"# x\n\n{BEGIN}\n{END}\n\ny\n", "utf-8")
@@ -73,7 +73,7 @@ def folder(tmp_path):
 
 
 def record_of(folder):
-    return folder / "docs" / "records" / "omniglot-5way-1shot.json"
+    return folder / "docs" / "records" / "omniglot-quick-5way-1shot.json"
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_is_written(folder, results):
         f"`{'a' * 64}`",
         "```\n" + SCORE["train"] + "\nbilevel-eval runs/a --data omniglot.h5\n```",
         "on 2 cores of one kind, Linux, 2 threads in 9.0 minutes",
-        "(records/omniglot-5way-1shot.json)",
+        "(records/omniglot-quick-5way-1shot.json)",
         "### table9, quick: Nines",
         "in 2 minutes here",
         "- seeds: 2\n\n- Everything.",
@@ -148,6 +148,15 @@ def test_a_table_that_changes_is_noticed(folder, results, name):
     status, err = results("check")
     assert status == 1
     assert f"error: {name}: is not what" in err
+
+
+def test_shifts_stand_beside_the_preset(folder, results):
+    record_of(folder).write_text(json.dumps(SCORE | {"shifts": 1}), "utf-8")
+    results("write")
+    row = (
+        "| omniglot, 5-way 1-shot | `omniglot-5way-1shot`, `--shifts 1` | 98.77 ± 0.21 | 98.6 | 9 |"
+    )
+    assert row in (folder / "README.md").read_text("utf-8")
 
 
 def test_a_training_that_is_no_preset_and_has_no_time(folder, results):

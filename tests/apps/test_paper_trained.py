@@ -196,7 +196,7 @@ def test_omniglot_at_full_scale_is_one_training(tmp_path, characters):
     folder = tmp_path / "table3" / "full"
     folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
     assert folders == ["omniglot-20way-1shot-long-seed-0"]
-    assert [row["T"] for row in report.rows] == [5, 20]
+    assert [row["T"] for row in report.rows] == [None, None]
     assert report.rows[0]["checkpoint"] == report.rows[1]["checkpoint"]
     one, five = report.details
     assert one["trained_seconds"] < five["trained_seconds"] < one["trained_seconds"] + 1

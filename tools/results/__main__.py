@@ -63,6 +63,9 @@ def add(
     machine: Annotated[
         str | None, typer.Option(help="That of the training, if it was not this one.")
     ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Of the training, if nothing recorded them.")
+    ] = None,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
@@ -85,7 +88,7 @@ def add(
         seed=seed,
         device=device,
     )
-    record = score_record(folder, request, machine=machine)
+    record = score_record(folder, request, machine=machine, seconds=seconds)
     write_text(out, record.model_dump_json(indent=2) + "\n")
     print(f"{100 * record.accuracy:.2f} ± {100 * record.ci95:.2f} % in {out}")
 

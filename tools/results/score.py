@@ -27,7 +27,11 @@ KEPT = ("way", "shot", "query", "split", "overlap", "rotations", "seed", "shifts
 
 
 def score_record(
-    folder: Path, request: EvaluationRequest, *, machine: str | None = None
+    folder: Path,
+    request: EvaluationRequest,
+    *,
+    machine: str | None = None,
+    seconds: float | None = None,
 ) -> ScoreRecord:
     """Evaluate a run and return the record of it.
 
@@ -37,6 +41,7 @@ def score_record(
         folder: the run's.
         request: what is scored; several T or η, `choose` and `track` are left out.
         machine: that of the training; None stands for this one.
+        seconds: of the training, where neither its checkpoint nor the tracker knows of them.
 
     Raises:
         InputError: the run, the store and the numbers do not fit together, or the folder is none.
@@ -72,7 +77,7 @@ def score_record(
         training_seed=run.config.seed,
         hyper_iterations=None if last is None else last.step,
         chosen_at=run.step,
-        seconds=known if known is not None else (curve[-1][1] if curve else None),
+        seconds=known if known is not None else (curve[-1][1] if curve else seconds),
         machine=machine or machine_name(environment.device, environment.threads),
         versions=versions(environment.python, environment.torch, environment.bilevel),
         checkpoint_sha256=run.sha256,

@@ -15,12 +15,13 @@ __all__ = ["BEGIN", "END", "results_page", "with_table"]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 # The records that the README shows, each task at its longest training and one short one.
 SHOWN = (
-    "omniglot-5way-1shot.json",
+    "omniglot-quick-5way-1shot.json",
     "omniglot-long-5way-1shot.json",
     "omniglot-long-5way-5shot.json",
     "omniglot-long-20way-1shot.json",
     "omniglot-long-20way-5shot.json",
     "mini-imagenet-c4l-5way-1shot.json",
+    "mini-imagenet-c4l-5way-5shot.json",
 )
 HEAD = """# Results
 
@@ -124,7 +125,8 @@ def _readme_row(record: ScoreRecord) -> dict[str, object]:
     split = "" if record.split == "test" else f" ({record.split})"
     return {
         "task": f"{row['task']}{split}",
-        "`--preset`": f"`{str(row['preset']).removesuffix(', changed')}`",
+        "`--preset`": f"`{str(row['preset']).removesuffix(', changed')}`"
+        + f", `--shifts {record.shifts}`" * bool(record.shifts),
         "accuracy, %": row["accuracy"],
         "paper, %": row["paper"],
         "minutes": None if record.seconds is None else f"{record.seconds / 60:.0f}",

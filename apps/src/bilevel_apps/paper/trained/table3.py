@@ -17,7 +17,6 @@ from bilevel_apps.paper.trained.cells import Cell, evaluation, held_out, score_c
 from bilevel_apps.paper.trained.report import Named, report_cells
 from bilevel_apps.paper.trained.systems import SYSTEMS, interval
 from bilevel_apps.system.terminal import say
-from bilevel_meta.methods.hyper_representation import InnerLoop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,10 +65,7 @@ PAPER = "paper/"
 LONG = "omniglot-20way-1shot-long"
 """What the cells of ours on Omniglot are trained by at full scale, once for all four."""
 
-FIVE_SHOT = InnerLoop(steps=20, lr=0.0097)
-"""T and η of 5-shot heads with it, chosen on the validation classes."""
-
-TEXT = prose(__file__, long=LONG, steps=FIVE_SHOT.steps, lr=FIVE_SHOT.lr)
+TEXT = prose(__file__, long=LONG)
 
 NOTES = tuple(f"{each.title}: {each.note}." for each in SYSTEMS.values() if each.note)
 
@@ -177,22 +173,18 @@ def _cell(work: Work, name: str) -> Cell:
         raise InputError(f"{name}: no store of {task.data}: give it with `data` too")
     store = work.stores.get(task.data) or work.store
     long = work.full and task.data == "omniglot" and not name.startswith(PAPER)
-    other = long and task.shot == 5 and name not in work.runs
     return Cell(
         name=name,
         preset=LONG if long else name,
         store=store,
         training=LONG if long else "",
-        # The paper's heads, whatever those of the preset are.
-        settings=("inner.steps=5", *(() if work.full else SMALL), *work.assignments),
+        settings=(*(() if work.full else ("inner.steps=5", *SMALL)), *work.assignments),
         like=MADE_BY,
         request=unseen(
             held_out(store),
             episodes=EPISODES[work.full],
             way=task.way,
             shot=task.shot,
-            steps=(FIVE_SHOT.steps,) if other else (),
-            lr=(FIVE_SHOT.lr,) if other else (),
             baselines=True,
         ),
     )
