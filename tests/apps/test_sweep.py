@@ -188,10 +188,10 @@ def same_run(a, b):
 def test_a_child_is_the_training_that_it_would_be_alone(config, tmp_path):
     children = sweep(config(), tmp_path / "sweep", GRID, resume=False)
     assert [child.settings for child in children] == [
-        {"inner.steps": t, "train.lr": lr} for t in (1, 3) for lr in ("1e-3", "3e-3")
+        {"inner.steps": t, "train.lr": lr} for t in (1, 3) for lr in (1e-3, 3e-3)
     ]
     names = [child.name for child in children]
-    assert names[3] == "4-inner.steps=3-train.lr=3e-3"
+    assert names[3] == "4-inner.steps=3-train.lr=0.003"
     assert all((tmp_path / "sweep" / name / "best.safetensors").exists() for name in names)
     best = train(config(inner__steps=3, train__lr=3e-3), tmp_path / "alone", resume=False)
     assert same_run(tmp_path / "alone", tmp_path / "sweep" / names[3])
@@ -344,7 +344,7 @@ def test_sweeps_at_the_command_line(command, config_file, tmp_path):
     best = lines[1].split()[-1]
     assert lines[5] == f"evaluate the best with: bilevel-eval {folder / best}"
     error = found.err.splitlines()[-1]
-    assert error.startswith("error: 2 of 4 children failed: 3-inner.lr=1e38-seed=0, 4-inner.lr=1e3")
+    assert error.startswith("error: 2 of 4 children failed: 3-inner.lr=1e+38-seed=0, 4-inner.lr=1e")
     assert command("eval", folder / best, "--episodes", 2).status == 0
     before = (folder / "sweep.json").read_bytes()
     for more, says in (
