@@ -1,9 +1,9 @@
 """Every method on Omniglot by its paper's preset, for a few minutes of one core each.
 
 Beside each accuracy, the one that the method should come to at its full length, and how much of
-that length it had. The length and the learning rate are the only things that differ from the
-presets, and for what adapts the whole network the meta-batch. The checkpoint is the one that
-validated best; test episodes: 600, with 15 queries a class, rotated copies as classes too.
+that length it had. CELLS says what differs from the presets: the length, the learning rate and the
+precision, and for some the optimiser, the meta-batch or the inner steps. The checkpoint is the one
+that validated best; test episodes: 600, with 15 queries a class, rotated copies as classes too.
 """
 
 from __future__ import annotations
