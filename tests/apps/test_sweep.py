@@ -201,6 +201,17 @@ def test_a_child_is_the_training_that_it_would_be_alone(config, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_children_whose_numbers_were_text_are_not_trained_again(config, tmp_path, monkeypatch):
+    folder = tmp_path / "sweep"
+    sweep(config(), folder, GRID, resume=False)
+    file = folder / "sweep.json"
+    file.write_text(file.read_text().replace('"train.lr": 0.001', '"train.lr": "1e-3"'))
+    assert file.read_text().count('"1e-3"') == 2
+    count = interrupted(monkeypatch, None)
+    children = sweep(config(), folder, GRID, resume=True)
+    assert (count, len(children)) == ([0], 4)
+
+
 def interrupted(monkeypatch, when):
     """Let Ctrl-C come before the hyper-iteration `when`, counted over all children."""
     whole, count = training._hyper_iteration, [0]

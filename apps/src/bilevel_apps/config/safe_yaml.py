@@ -11,7 +11,7 @@ import yaml
 
 from bilevel_apps.errors import InputError
 
-__all__ = ["dump_yaml", "parse_yaml"]
+__all__ = ["EXPONENT", "dump_yaml", "parse_yaml"]
 
 DEEPEST = 64  # brackets in settings; two are in use
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from pydantic import TypeAdapter
 
+from bilevel_apps.config.safe_yaml import EXPONENT
 from bilevel_apps.errors import InputError
 from bilevel_apps.sweep.axes import Settings
 from bilevel_apps.sweep.table import Child, as_csv, short
@@ -71,7 +72,8 @@ class SweepFolder:
             if document["format"] != FORMAT:
                 raise self.damaged()
             children = TypeAdapter(list[Child]).validate_python(document["children"])
-            return dict(document["plan"]), dict(document["settings"]), children
+            read = [replace(child, settings=_numbers(child.settings)) for child in children]
+            return dict(document["plan"]), dict(document["settings"]), read
         except (OSError, ValueError, KeyError, TypeError):
             raise self.damaged() from None
 
@@ -81,6 +83,14 @@ class SweepFolder:
             f"{self.file}: damaged, or not a sweep of this version: restore a copy, or choose "
             "another `out`"
         )
+
+
+def _numbers(settings: Settings) -> Settings:
+    """Return settings in which 1e-3 is a number: sweeps of earlier versions have it as text."""
+    return {
+        key: float(value) if isinstance(value, str) and EXPONENT.match(value) else value
+        for key, value in settings.items()
+    }
 
 
 def child_name(number: int, settings: Settings) -> str:
