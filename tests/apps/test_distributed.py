@@ -446,6 +446,37 @@ def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path, file, train_killed,
     assert "resuming with processes 2 → 1" in capsys.readouterr().err
 
 
+WITH_A_THREAD = """
+import atexit, os, sys
+
+class Late:
+    '''What a thread of gloo does at times: it needs the interpreter while that is torn down.'''
+
+    def __del__(self, abort=os.abort):
+        abort()
+
+sys.late = Late()
+atexit.register(print, "handlers run", file=sys.stderr)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("filters", "status"), [(0, 2), (4, 130)])
+def test_a_process_that_ends_early_is_not_torn_down(tmp_path, file, monkeypatch, filters, status):
+    plugin = tmp_path / "late.py"
+    plugin.write_text(WITH_A_THREAD)
+    monkeypatch.setenv("BILEVEL_IMPORT", str(plugin))
+    folder = tmp_path / "run"
+    changes = {"train__steps": 10**6, "train__checkpoint_every": 1, "model__filters": filters}
+    run = Torchrun(tmp_path / "log", file(**changes), "--out", folder)
+    if filters:
+        run.wait_for(folder / "last.safetensors")
+        os.kill(run.worker(0), signal.SIGTERM)
+    run.end()
+    assert run.statuses() == [status, status]
+    assert run.err.read_text().count("handlers run") == 1  # the other one is silent
+
+
 GONE = "error: another process of the run ended or cannot be reached ("
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import time
@@ -24,7 +26,8 @@ def single_error_line(processes: Processes, *, debug: bool) -> Iterator[Callable
     """Silence all processes but the first; yields `report(line, status)` for an error.
 
     The process that fails first reports, whichever it is, because the others only notice that it
-    has gone. The process is to end after the block: it ignores SIGTERM from then on.
+    has gone. The process is to end after the block, which ends with SystemExit: it ignores SIGTERM
+    from then on, and leaves without taking the interpreter down.
 
     Args:
         processes: this one among those of the command.
@@ -37,9 +40,30 @@ def single_error_line(processes: Processes, *, debug: bool) -> Iterator[Callable
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         signal.signal(signal.SIGTERM, _interrupt_unless_ending)
-        # Not back to what it was: the interpreter takes a while to end, and keeps its status.
+        # Not back to what it was: the process takes a while to end, and keeps its status.
         stack.callback(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-        yield lambda line, status: _report(processes, line, status, stderr)
+        leaving = _Leaving()
+        atexit.register(leaving)  # the first to come is the last to go: others' handlers still run
+        try:
+            yield lambda line, status: _report(processes, line, status, stderr)
+        except SystemExit as ending:
+            leaving.status = ending.code if isinstance(ending.code, int) else 1
+            raise
+
+
+class _Leaving:
+    """Leaves the process with its status, in the place of the interpreter's teardown.
+
+    Where the processes did not take leave of one another, threads of gloo may still hold tensors,
+    and end a process by SIGABRT that asks for the interpreter's lock while it is torn down.
+    """
+
+    status = 1
+
+    def __call__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.status)
 
 
 def _interrupt_unless_ending(_number: int, _frame: FrameType | None) -> None:
