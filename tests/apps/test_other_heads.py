@@ -102,6 +102,24 @@ def test_the_optimum_of_a_run_that_has_it_may_be_chosen_again(tmp_path, config, 
     assert load_run(tmp_path / "run", "cpu").inner.steps is None
 
 
+def test_heads_that_are_too_sure_are_calibrated(tmp_path, config):
+    folder = tmp_path / "run"
+    train(config(inner__steps=None, train__steps=2), folder, resume=False)
+    run = load_run(folder, "cpu")
+    mean = [0.0] * run.representation.encoder.backbone.dim
+    sure = {"shrinkage": 1.0, "temperature": 1e5, "decay": 0.03, "running_mean": mean}
+    choice = {"steps": None, "checkpoint_sha256": run.sha256, "optimum": sure}
+    (folder / "chosen.json").write_text(json.dumps(choice))
+    before = evaluated(folder)
+    (folder / "chosen.json").unlink()
+    asked = evaluated(folder, calibrate=True)
+    kept = json.loads((folder / "chosen.json").read_text())
+    assert (kept["optimum"], kept["curve"]) == (asked["chosen"]["optimum"], None)
+    after = evaluated(folder)
+    assert after["accuracy"] == asked["accuracy"]
+    assert after["calibration_error"] < before["calibration_error"] / 2
+
+
 def test_pictures_are_labelled_by_steps_of_ones_own(trained, pictures):
     own = predict_pictures(trained, PredictRequest(**pictures))
     other = predict_pictures(trained, PredictRequest(**pictures, steps=(50,), lr=0.02))

@@ -284,7 +284,7 @@ def test_a_damaged_choice(command, copy, text):
 REFUSED = [
     (
         ["--choose", "--steps", "1,3"],
-        "--choose with --split test: T and η are chosen on the validation",
+        "--choose with --split test: a head is chosen on the validation",
     ),
     (["--choose", "--steps", "1,3", "--split", "train"], "--choose with --split train"),
     (["--choose", "--split", "val"], "--choose: give several T or η"),

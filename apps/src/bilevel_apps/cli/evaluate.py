@@ -47,6 +47,9 @@ same episodes, and its difference to the run's own. --choose makes the best one 
 later commands: DIR/chosen.json says so, and deleting that file undoes it. The optimum of a run that
 was trained with T steps takes numbers that are estimated on its training and validation classes.
 
+--calibrate estimates these numbers for a run that was trained at the optimum: what its training
+learned knows the training classes, and can be too sure of others.
+
 A step size that was learned for one image a class is too large for several: there a smaller one
 with more steps is more accurate.
 
@@ -54,10 +57,15 @@ Example:
 
   bilevel-eval runs/omniglot --split val --steps 1,3,5,8,12,20,optimum --choose
 
+  bilevel-eval runs/photos --split val --calibrate
+
   bilevel-eval runs/omniglot --split test --episodes 600
 
   bilevel-eval runs/omniglot --split val --shot 5 --steps 1,5,50 --lr 0.005,0.02,0.1,0.5
 """
+
+MISCALIBRATED = 0.05
+"""An error from which on a line says what to do."""
 
 app = make_app(HELP)
 
@@ -98,6 +106,12 @@ def evaluate(
         bool,
         typer.Option("--choose", help="Make the best of several T and η the run's own (val only)."),
     ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Make heads as sure of new classes as they are right (val only)."
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE.png", help="Picture of several; else DIR/steps-SPLIT.png."),
@@ -131,6 +145,7 @@ def evaluate(
         steps=() if steps is None else steps_of(steps),
         lr=() if lr is None else _sizes(lr),
         choose=choose,
+        calibrate=calibrate,
         plot=plot,
         seed=seed,
         baselines=baselines,
@@ -142,6 +157,15 @@ def evaluate(
         print(json.dumps(report.as_json()))
     else:
         _print(report)
+        if _could_be_calibrated(report) and not str(folder).startswith("pretrained:"):
+            again = f"bilevel-eval {folder} --split val --calibrate"
+            print(f"probabilities are that far off; to fit them to new classes: {again}")
+
+
+def _could_be_calibrated(report: EvaluationReport) -> bool:
+    """Whether heads at their optimum, as they were trained, are wrong about themselves."""
+    error, own, trained = report.calibration_error, report.inner.steps, report.trained_inner.steps
+    return report.chosen is None and own is trained is None and (error or 0) > MISCALIBRATED
 
 
 def _sizes(text: str) -> tuple[float, ...]:

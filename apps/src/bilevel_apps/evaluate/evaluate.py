@@ -61,6 +61,8 @@ class EvaluationRequest:
             each.
         lr: η; () takes the run's own; several give the accuracy at each.
         choose: make the best of several T and η the run's own.
+        calibrate: estimate what fits heads to their optimum on the validation classes, in the place
+            of what training learned of it, and make it the run's own.
         plot: a PNG file for the curve over several T or η; None takes one in the run's folder.
     """
 
@@ -76,6 +78,7 @@ class EvaluationRequest:
     steps: tuple[int | None, ...] = ()
     lr: tuple[float, ...] = ()
     choose: bool = False
+    calibrate: bool = False
     plot: Path | None = None
     seed: int = 0
     baselines: bool = False
@@ -95,6 +98,8 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
     run = _normalised(load_run(folder, request.device), request.norm).over_shifts(request.shifts)
     if None in request.steps:
         know_optimum(run, request.data)
+    if request.calibrate:
+        _estimate_again(run, request)
     store = run.store(request.data)
     run = run.for_store(store)
     if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
@@ -102,7 +107,7 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
             f"`steps`, `lr`: {run.config.method} has no head whose T and η could be others: leave "
             "them out, or train with other options"
         )
-    for option, asked in (("`choose`", request.choose), ("`track`", request.track)):
+    for option, asked in (*_keeping(request), ("`track`", request.track)):
         if asked:
             _check_images(option, request.split, run, store)
     sampler = run.sampler(
@@ -122,7 +127,9 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
     picture = picture_path(folder, request.split, request.plot) if _several(request) else None
     report = _scored(run, store, sampler, request)
     if request.choose:
-        report = replace(report, chosen=_choose(folder, run, report))
+        report = replace(report, chosen=_keep(folder, report, _best(run, report)))
+    if request.calibrate:
+        report = replace(report, chosen=_keep(folder, report, _optimum_of(run)))
     if picture is not None:
         report = replace(report, picture=str(picture))
         draw_curve(picture, report)
@@ -144,6 +151,26 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
         raise InputError(f"`norm`={norm}: {error}") from None
 
 
+def _estimate_again(run: TrainedRun, request: EvaluationRequest) -> None:
+    """Estimate again what fits the run's heads to their optimum.
+
+    Raises:
+        InputError: its heads take T steps, or it has none.
+    """
+    if run.representation.solver is None:
+        raise InputError(
+            f"`calibrate`: the heads of this run are of {run.trained_inner}, and are as sure as "
+            f"their step size makes them: compare `steps`={run.trained_inner.steps},optimum with "
+            "`choose`"
+        )
+    know_optimum(run, request.data, again=True)
+
+
+def _keeping(request: EvaluationRequest) -> tuple[tuple[str, bool], ...]:
+    """Return the options that change what is kept beside a run, and which are asked for."""
+    return ("`choose`", request.choose), ("`calibrate`", request.calibrate)
+
+
 def _several(request: EvaluationRequest) -> bool:
     return len(request.steps) > 1 or len(request.lr) > 1
 
@@ -151,14 +178,22 @@ def _several(request: EvaluationRequest) -> bool:
 def _check(folder: Path, request: EvaluationRequest) -> None:
     """Refuse options that do not go together, before any work."""
     check_count(request.episodes)
-    if request.choose and pretrained_tag(folder) is not None:
-        raise InputError(f"`choose`: {folder} is part of the package, and its T is on its card")
-    if request.choose and request.split != "val":
+    for name, given in _keeping(request):
+        if given and pretrained_tag(folder) is not None:
+            raise InputError(
+                f"{name}: {folder} is part of the package, and its head is on its card"
+            )
+        if given and request.split != "val":
+            raise InputError(
+                f"{name} with `split`={request.split}: a head is chosen on the validation classes "
+                "alone, or the test would no longer be one: give `split`=val"
+            )
+    if request.calibrate and (request.choose or request.steps or request.lr):
         raise InputError(
-            f"`choose` with `split`={request.split}: T and η are chosen on the validation classes "
-            "alone, or the test would no longer be one: give `split`=val"
+            "`calibrate` with `choose`, `steps` or `lr`: it is for the run's own heads at their "
+            "optimum: leave the others out"
         )
-    for name, given in (("`choose`", request.choose), ("`track`", request.track)):
+    for name, given in (*_keeping(request), ("`track`", request.track)):
         if given and request.norm is not None:
             raise InputError(
                 f"{name} with `norm`={request.norm}: what is kept of a run is with its own "
@@ -375,17 +410,25 @@ def _mean(values: NDArray[np.float64] | None) -> float | None:
     return None if values is None else float(values.mean())
 
 
-def _choose(folder: Path, run: TrainedRun, report: EvaluationReport) -> ChosenInner:
-    """Make the best T and η the run's own."""
+def _best(run: TrainedRun, report: EvaluationReport) -> ChosenInner:
+    """Return the best T and η of a curve."""
     best = best_of(report.curve, report.inner).inner
     learned = best.lr == run.trained_inner.lr
-    chosen = ChosenInner(best.steps, None if learned else best.lr)
     if best.steps is None:
-        needed = None if run.trained_inner.steps is None else run.representation.solver
-        chosen = ChosenInner(optimum=None if needed is None else numbers_of(needed))
+        return _optimum_of(run)
+    return ChosenInner(best.steps, None if learned else best.lr)
+
+
+def _optimum_of(run: TrainedRun) -> ChosenInner:
+    solver = run.representation.solver
+    return ChosenInner(optimum=None if solver is None else numbers_of(solver))
+
+
+def _keep(folder: Path, report: EvaluationReport, chosen: ChosenInner) -> ChosenInner:
+    """Make a choice the run's own."""
     kept = ("checkpoint_sha256", "split", "split_sha256", "episodes", "way", "shot", "query")
     basis = report.as_json()
-    save_choice(folder, chosen, {key: basis[key] for key in (*kept, "seed", "curve")})
+    save_choice(folder, chosen, {key: basis.get(key) for key in (*kept, "seed", "curve")})
     return chosen
 
 
@@ -396,7 +439,7 @@ def _track(folder: Path, report: EvaluationReport) -> None:
     """
     task = f"{report.split}/{report.way}way-{report.shot}shot"
     own, now = report.score, report.inner
-    if report.chosen is not None:
+    if report.chosen is not None and report.curve:
         best = best_of(report.curve, report.inner)
         own, now = best.score or own, best.inner
     values = {f"{task}/accuracy": own.accuracy, f"{task}/ci95": own.ci95}

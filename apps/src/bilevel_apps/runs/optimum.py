@@ -1,4 +1,4 @@
-"""Heads at their optimum, for a run that was trained with T steps and knows nothing of them."""
+"""What fits a run's heads to their optimum, estimated after its training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["know_optimum"]
 MOST_CLASSES, MOST_IMAGES, QUERIES = 10, 10, 5  # of the episodes that the numbers are learned on
 
 
-def know_optimum(run: TrainedRun, data: Path | None = None) -> None:
+def know_optimum(run: TrainedRun, data: Path | None = None, *, again: bool = False) -> None:
     """Give a run what fits heads to their optimum, if it has none, and say so.
 
     It is estimated from the classes of its training and validation, on which nothing is tested.
@@ -22,13 +22,15 @@ def know_optimum(run: TrainedRun, data: Path | None = None) -> None:
     Args:
         run: its learner is changed.
         data: a store; where it is not the run's own, that one is looked for where it was.
+        again: in the place of what it has: what was learned on the episodes of a training knows
+            classes that the backbone has learned, and is too sure of others.
 
     Raises:
         InputError: the method has no such heads, or the run's store is not found.
         bilevel_data.DataError: the store is damaged.
     """
     learner = run.representation
-    if learner.solver is not None:
+    if learner.solver is not None and not again:
         return
     store = run.store(data if data is not None and run.is_own(data) else None)
     rotations = bool(run.config.episode.rotations)
