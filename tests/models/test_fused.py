@@ -118,6 +118,18 @@ def test_the_same_bits_every_time(name):
     assert all(torch.equal(*each) for each in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["c4l", "omniglot-net"])
+def test_gradients_lie_as_weights_do(name, dtype):
+    """Else the derivative of an inner loop that ends in these weights takes a slower way."""
+    model = network(name, channels=3).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        total = model.forward_sets(pictures(9, 3, 16).float(), [9], track=False).float().sum()
+    weights = list(model.parameters())
+    for w, gradient in zip(weights, torch.autograd.grad(total, weights), strict=True):
+        assert gradient.stride() == w.stride()
+
+
 @pytest.mark.parametrize("name", ["c4l", "omniglot-net"])
 def test_second_derivatives_are_refused(name):
     model = network(name)

@@ -50,8 +50,6 @@ class _TakesEach(Protocol):
     @property
     def has_forward_each(self) -> bool: ...
 
-    def forward_sets(self, images: Tensor, sizes: Sequence[int], *, track: bool) -> Tensor: ...
-
     def forward_each(self, images: Tensor) -> Tensor: ...
 
 
@@ -86,11 +84,9 @@ class WithHead(nn.Module):
             features = cast("_TakesEach", self.backbone).forward_each(images)
             weight, bias = self.head.weight, self.head.bias
             return features @ weight.mT + (bias.unsqueeze(-2) if bias.ndim == 2 else bias)
-        # A network that pools gains nothing by it, and loses a sixth with two threads.
-        strides = once and bool(getattr(self.backbone, "has_forward_each", False))
-        if strides and images.device.type == "cpu" and statistics == EACH_SET:
-            sets = cast("_TakesEach", self.backbone)
-            features = sets.forward_sets(images, [len(images)], track=False)
+        quick = getattr(self.backbone, "forward_sets", None) if once else None
+        if quick is not None and images.device.type == "cpu" and statistics == EACH_SET:
+            features = quick(images, [len(images)], track=False)
         else:
             features = self.backbone(images, statistics)
         logits: Tensor = self.head(features)

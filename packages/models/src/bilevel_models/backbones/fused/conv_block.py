@@ -155,7 +155,8 @@ class _Block(torch.autograd.Function):
         )
         if by_windows:
             grad_w = weight_gradient(g, x)
-        return grad_x, grad_w, torch.stack(offsets).sum(dim=0), None
+        # As weights lie: where they come of an inner loop, its whole derivative lies as this does.
+        return grad_x, grad_w.contiguous(), torch.stack(offsets).sum(dim=0), None
 
 
 def _normalise(
