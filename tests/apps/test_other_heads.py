@@ -117,6 +117,7 @@ def test_heads_that_are_too_sure_are_calibrated(tmp_path, config):
     assert (kept["optimum"], kept["curve"]) == (asked["chosen"]["optimum"], None)
     after = evaluated(folder)
     assert after["accuracy"] == asked["accuracy"]
+    assert after["head"] == asked["head"] == "heads at their optimum, calibrated"
     assert after["calibration_error"] < before["calibration_error"] / 2
 
 

@@ -165,7 +165,8 @@ def evaluate(
 def _could_be_calibrated(report: EvaluationReport) -> bool:
     """Whether heads at their optimum, as they were trained, are wrong about themselves."""
     error, own, trained = report.calibration_error, report.inner.steps, report.trained_inner.steps
-    return report.chosen is None and own is trained is None and (error or 0) > MISCALIBRATED
+    learned = own is trained is None and not report.head.endswith("calibrated")
+    return learned and (error or 0) > MISCALIBRATED
 
 
 def _sizes(text: str) -> tuple[float, ...]:

@@ -99,7 +99,7 @@ def evaluate_run(folder: Path, request: EvaluationRequest) -> EvaluationReport:
     if None in request.steps:
         know_optimum(run, request.data)
     if request.calibrate:
-        _estimate_again(run, request)
+        run = _calibrated(run, request)
     store = run.store(request.data)
     run = run.for_store(store)
     if (request.steps or request.lr) and not isinstance(run.learner, HyperRepresentation):
@@ -151,8 +151,8 @@ def _normalised(run: TrainedRun, norm: str | None) -> TrainedRun:
         raise InputError(f"`norm`={norm}: {error}") from None
 
 
-def _estimate_again(run: TrainedRun, request: EvaluationRequest) -> None:
-    """Estimate again what fits the run's heads to their optimum.
+def _calibrated(run: TrainedRun, request: EvaluationRequest) -> TrainedRun:
+    """Return the run with a new estimate of what fits its heads to their optimum.
 
     Raises:
         InputError: its heads take T steps, or it has none.
@@ -164,6 +164,7 @@ def _estimate_again(run: TrainedRun, request: EvaluationRequest) -> None:
             "`choose`"
         )
     know_optimum(run, request.data, again=True)
+    return replace(run, calibrated=run.trained_inner.steps is None)
 
 
 def _keeping(request: EvaluationRequest) -> tuple[tuple[str, bool], ...]:
@@ -245,7 +246,7 @@ def _scored(
     return EvaluationReport(
         score=_sound("evaluating", found[0], own),
         calibration_error=found[0].calibration[own].error,
-        head=str(own),
+        head=f"{own}{', calibrated' if run.calibrated and own.steps is None else ''}",
         way=spec.way,
         shot=spec.shot,
         query=spec.query,

@@ -25,7 +25,7 @@ NUMBERS = ("shrinkage", "temperature", "decay")
 class ChosenInner(NamedTuple):
     """T and η, where None stands for that of the training; or what heads at their optimum need.
 
-    The latter is for a run that was trained with T steps: see `numbers_of`.
+    The latter is for a run that was trained with T steps, or was calibrated: see `numbers_of`.
     """
 
     steps: int | None = None

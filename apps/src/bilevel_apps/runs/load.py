@@ -64,6 +64,7 @@ class TrainedRun:
         device: where the weights are.
         shifts: pixels by which images are moved to average their features; 0: they are not.
         features: SHA-256 of the weights behind the features that it takes; None: it takes pictures.
+        calibrated: what fits its heads to their optimum was estimated anew after its training.
     """
 
     config: Config
@@ -78,6 +79,7 @@ class TrainedRun:
     device: torch.device
     shifts: int = 0
     features: str | None = None
+    calibrated: bool = False
 
     def over_shifts(self, pixels: int) -> TrainedRun:
         """Return the run with features averaged over shifts of an image by so many pixels.
@@ -383,6 +385,7 @@ def run_of(
         features=record.features,
         data=record.environment.data,
         device=where,
+        calibrated=chosen.optimum is not None and trained.steps is None,
     )
 
 
