@@ -95,7 +95,7 @@ CELLS = {
         Cell(method="siamese", steps=9000, any_way=True),
         Cell(method="relation", steps=15000, bars={5: 97.5}, any_way=True),
         Cell(method="memory", steps=1700, bars={5: 95}, any_way=True),
-        Cell(method="neural-statistician", steps=8000, any_way=True),
+        Cell(method="neural-statistician", steps=1000, any_way=True),
         Cell(method="baseline", steps=4000, any_way=True),
         Cell(method="baseline-plus-plus", steps=4500, bars={5: 94}, any_way=True),
         Cell(method="simpleshot", steps=4000, any_way=True),
@@ -106,12 +106,12 @@ CELLS = {
             any_way=True,
         ),
         Cell(method="maml", steps=8000, bars={5: 98}, changes=FEWER),
-        Cell(method="maml", steps=3000, changes=FEW, way=MANY),
+        Cell(method="maml", steps=1000, changes=FEW, way=MANY),
         Cell(method="fomaml", steps=10000, bars={5: 97}, changes=FEWER),
         Cell(method="boil", steps=1100, changes=FEWER),
         Cell(method="meta-sgd", steps=4000, bars={5: 98}, changes=FEWER),
         Cell(method="maml-plus-plus", steps=500, changes=("train.meta_batch=4", *RISE_AND_FALL)),
-        Cell(method="imaml", steps=1000, bars={5: 98}, changes=FEW),
+        Cell(method="imaml", steps=300, bars={5: 98}, changes=FEW),
         Cell(
             method="reptile",
             steps=450,
@@ -160,6 +160,12 @@ class Row:
     transductive: bool
 
 
+def command(cell: Cell, *, quick: bool) -> str:
+    """Return what trains a cell."""
+    sets = " ".join(f"--set {setting}" for setting in cell.settings(quick=quick))
+    return f"bilevel-train --preset {cell.preset} --data omniglot.h5 --out DIR {sets}"
+
+
 def measure(cell: Cell, out: Path, options: argparse.Namespace) -> Row:
     """Train and evaluate a cell."""
     settings = cell.settings(quick=options.quick)
@@ -171,10 +177,9 @@ def measure(cell: Cell, out: Path, options: argparse.Namespace) -> Row:
         for way in ways
     }
     norm = reports[cell.way]["norm"]
-    sets = " ".join(f"--set {setting}" for setting in settings)
     return Row(
         name=cell.name,
-        train=f"bilevel-train --preset {cell.preset} --data omniglot.h5 --out DIR {sets}",
+        train=command(cell, quick=options.quick),
         steps=seen.validations[-1][1],
         of=load_preset(cell.preset)["train"]["steps"],
         seconds=round(seen.processor, 1),

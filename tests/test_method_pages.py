@@ -27,6 +27,15 @@ def test_the_page_is_made_from_the_record(benchmark, name):
     assert page == benchmark(name).page(rows)
 
 
+def test_a_row_on_omniglot_is_what_its_cell_would_train_again(benchmark):
+    omniglot = benchmark("omniglot")
+    record = (ROOT / "docs/records/methods-omniglot.jsonl").read_text(encoding="utf-8")
+    rows = {row["name"]: row for row in map(json.loads, record.splitlines())}
+    assert rows.keys() == omniglot.CELLS.keys()
+    for name, cell in omniglot.CELLS.items():
+        assert rows[name]["train"] == omniglot.command(cell, quick=False)
+
+
 def test_every_method_has_a_recipe_on_glyphs(benchmark):
     assert {recipe.method for recipe in benchmark("glyphs").RECIPES.values()} == OWN
 
