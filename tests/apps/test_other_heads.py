@@ -100,6 +100,10 @@ def test_the_optimum_of_a_run_that_has_it_may_be_chosen_again(tmp_path, config, 
     monkeypatch.setattr("bilevel_apps.evaluate.evaluate.best_of", lambda curve, _own: curve[-1])
     evaluated(tmp_path / "run", steps=(1, 5), choose=True)
     assert load_run(tmp_path / "run", "cpu").inner.steps is None
+    assert evaluated(tmp_path / "run")["head"] == "heads at their optimum"
+    evaluated(tmp_path / "run", calibrate=True)
+    evaluated(tmp_path / "run", steps=(1, 5), choose=True)
+    assert evaluated(tmp_path / "run")["head"] == "heads at their optimum, calibrated"
 
 
 def test_heads_that_are_too_sure_are_calibrated(tmp_path, config):

@@ -416,7 +416,8 @@ def _best(run: TrainedRun, report: EvaluationReport) -> ChosenInner:
     best = best_of(report.curve, report.inner).inner
     learned = best.lr == run.trained_inner.lr
     if best.steps is None:
-        return _optimum_of(run)
+        as_trained = run.trained_inner.steps is None and not run.calibrated
+        return ChosenInner() if as_trained else _optimum_of(run)
     return ChosenInner(best.steps, None if learned else best.lr)
 
 
